@@ -1,0 +1,28 @@
+"""The errors a user can meet, each saying what was expected, what came and what to do."""
+
+from collections.abc import Iterable
+
+
+class CutlayerError(Exception):
+    """Base class of the errors raised on purpose by this package."""
+
+
+class ConfigError(CutlayerError, ValueError):
+    """A choice that cannot be carried out: an unknown name, or values that contradict each other."""
+
+
+class RefusedError(CutlayerError):
+    """A message that does not fit the protocol or the epoch's plan; nothing of it was applied."""
+
+
+class DivergedError(CutlayerError):
+    """Training produced a loss, activation or gradient that is not finite."""
+
+
+class StoreFullError(CutlayerError):
+    """The replay store would grow past its byte budget."""
+
+
+def unknown(what: str, name: object, known: Iterable[object]) -> str:
+    """The message for an unknown name, with the names that are known."""
+    return f"unknown {what} {name!r}; known: {', '.join(map(str, known))}"

@@ -1,0 +1,91 @@
+"""What a codec is: a batch of tensors to rows of bytes and back."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A batch in a codec's form: one row of bytes for each sample, so that samples can be kept and drawn singly.
+
+    Attributes:
+        codec: name of the codec that wrote it, and that reads it.
+        shape: shape of one sample, without the batch dimension.
+        rows: uint8 [B, R], the codes of sample b in row b.
+        shared: uint8 [1, S] (one for the batch) or [B, S] (one for each sample): what the codec needs beside
+            the codes, such as a scale. S may be 0.
+    """
+
+    codec: str
+    shape: tuple[int, ...]
+    rows: Tensor
+    shared: Tensor
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and of what is shared."""
+        return self.rows.numel() + self.shared.numel()
+
+
+class Layout(NamedTuple):
+    """Sizes of an encoded batch, known before it is read: bytes a row (R) and bytes shared by a batch (S)."""
+
+    row_bytes: int
+    shared_bytes: int
+
+
+class Codec(ABC):
+    """Writes float tensors [B, *shape] as `Encoded`, and reads them back.
+
+    A codec holds no state: the same tensor and seed give the same bytes on every party. Reading is elementwise in
+    the batch, so a sample decodes to the same bits from the wire and, later, from the replay store.
+    """
+
+    name: str
+
+    @abstractmethod
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """Sizes of an encoded batch of samples of this shape; the receiver checks them before it reads."""
+
+    @abstractmethod
+    def encode(self, values: Tensor, seed: int = 0) -> Encoded:
+        """Encode a floating-point tensor [B, *shape]. `seed` names the draw of codecs that round at random."""
+
+    @abstractmethod
+    def decode(self, encoded: Encoded) -> Tensor:
+        """Decode to float32 [B, *shape], on the device of `encoded.rows`."""
+
+
+def as_rows(codes: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor [B, ...] as uint8 [B, R], without a copy."""
+    rows = codes.shape[0]
+    if codes.numel() == 0:
+        return torch.empty((rows, 0), dtype=torch.uint8, device=codes.device)
+    return codes.contiguous().reshape(rows, -1).view(torch.uint8)
+
+
+def from_rows(rows: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of `as_rows`: uint8 [B, R] as a tensor [B, *shape] of `dtype`, without a copy."""
+    if rows.numel() == 0:
+        return torch.empty((rows.shape[0], *shape), dtype=dtype, device=rows.device)
+    return rows.view(dtype).reshape(rows.shape[0], *shape)
+
+
+def nothing_shared(device: torch.device) -> Tensor:
+    """The `shared` of a codec that needs nothing beside the codes."""
+    return torch.empty((1, 0), dtype=torch.uint8, device=device)
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Values in a sample of this shape."""
+    return math.prod(shape)
