@@ -7,8 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from cutlayer.errors import RefusedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,37 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, encoded: Encoded) -> Tensor:
         """Decode to float32 [B, *shape], on the device of `encoded.rows`."""
+
+    def pack(self, encoded: Encoded) -> list[memoryview]:
+        """The bytes that cross the wire: what is shared by the batch, then the rows. Lossless codecs override it."""
+        return [as_buffer(encoded.shared), as_buffer(encoded.rows)]
+
+    def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
+        """Inverse of `pack`, on the CPU, for `batch` samples of `shape`.
+
+        Raises RefusedError, before anything is allocated, where the length is not the one of the layout.
+        """
+        row_bytes, shared_bytes = self.layout(shape)
+        expected = shared_bytes + batch * row_bytes
+        if len(payload) != expected:
+            raise RefusedError(
+                f"{self.name} payload of {batch} samples of shape {list(shape)}: expected {expected} bytes, "
+                f"got {len(payload)}"
+            )
+        shared = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes)
+        return Encoded(self.name, shape, copy_of(payload[shared_bytes:]).reshape(batch, row_bytes), shared)
+
+
+def as_buffer(codes: Tensor) -> memoryview:
+    """The bytes of a uint8 tensor, without a copy where it is contiguous and on the CPU."""
+    return memoryview(codes.cpu().contiguous().numpy()).cast("B") if codes.numel() else memoryview(b"")
+
+
+def copy_of(payload: memoryview) -> Tensor:
+    """A uint8 tensor that owns a copy of the bytes: aligned for any element type, and writable."""
+    out = np.empty(len(payload), np.uint8)
+    out[:] = np.frombuffer(payload, np.uint8)
+    return torch.from_numpy(out)
 
 
 def as_rows(codes: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""Frames: the bytes that cross between client and server, and what they say.
+
+    magic "CUTL" | version, 1 byte | header length, 4 bytes | payload length, 8 bytes | header | payload
+
+The header (msgpack) holds one message and a description of each tensor in the payload. Every length is checked against
+the bytes that are there before anything is allocated, and unknown names are refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+
+import msgspec
+
+from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.formats import Encoded, get_codec
+
+MAGIC = b"CUTL"
+VERSION = 1
+PREFIX = struct.Struct("<4sBIQ")
+MAX_HEADER_BYTES = 1 << 20
+MAX_DIMENSIONS = 8
+
+
+class Message(msgspec.Struct, frozen=True, tag=str.lower, forbid_unknown_fields=True):
+    """Base of what a frame can say."""
+
+
+class Plan(Message):
+    """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch)."""
+
+    client: int
+    epoch: int
+    exchange: str
+
+
+class Step(Message):
+    """Client to server: ids, labels and activations of one batch."""
+
+    client: int
+    epoch: int
+    step: int
+
+
+class Update(Message):
+    """Server to client: the gradients of the loss with respect to the activations of a step."""
+
+    client: int
+    epoch: int
+    step: int
+
+
+class Evaluate(Message):
+    """Client to server: ids, labels and activations of a batch that is only evaluated."""
+
+    client: int
+    epoch: int
+    step: int
+
+
+class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where and how a tensor lies in the payload."""
+
+    name: str
+    codec: str
+    batch: int
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The message and its tensors, in the order of the payload."""
+
+    message: Plan | Step | Update | Evaluate
+    fields: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A message and its tensors, still encoded."""
+
+    message: Plan | Step | Update | Evaluate
+    tensors: dict[str, Encoded] = dataclass_field(default_factory=dict)
+
+
+_header_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.msgpack.Decoder(Header)
+
+
+def pack(frame: Frame) -> bytes:
+    """A frame as bytes."""
+    fields, buffers = [], []
+    for name, encoded in frame.tensors.items():
+        packed = get_codec(encoded.codec).pack(encoded)
+        fields.append(Field(name, encoded.codec, len(encoded), encoded.shape, sum(map(len, packed))))
+        buffers += packed
+    header = _header_encoder.encode(Header(frame.message, tuple(fields)))
+    payload_bytes = sum(field.nbytes for field in fields)
+    return b"".join([PREFIX.pack(MAGIC, VERSION, len(header), payload_bytes), header, *buffers])
+
+
+def read_header(data: bytes) -> tuple[Header, int]:
+    """The header of a frame and where its payload starts. Raises RefusedError for anything that is not a frame."""
+    if len(data) < PREFIX.size:
+        raise RefusedError(f"frame: expected at least {PREFIX.size} bytes, got {len(data)}")
+    magic, version, header_bytes, payload_bytes = PREFIX.unpack_from(data)
+    if magic != MAGIC:
+        raise RefusedError(f"frame: expected to start with {MAGIC!r}, got {magic!r}")
+    if version != VERSION:
+        raise RefusedError(f"frame: expected version {VERSION}, got {version}; both sides need the same release")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise RefusedError(f"frame: header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    start = PREFIX.size + header_bytes
+    if len(data) != start + payload_bytes:
+        raise RefusedError(f"frame: its lengths say {start + payload_bytes} bytes, got {len(data)}")
+    try:
+        header = _header_decoder.decode(memoryview(data)[PREFIX.size : start])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RefusedError(f"frame: header cannot be read: {error}") from None
+    if any(min(f.nbytes, f.batch, *f.shape, 0) < 0 or len(f.shape) > MAX_DIMENSIONS for f in header.fields):
+        raise RefusedError(f"frame: negative size or more than {MAX_DIMENSIONS} dimensions in {header.fields}")
+    if (declared := sum(f.nbytes for f in header.fields)) != payload_bytes:
+        raise RefusedError(f"frame: fields declare {declared} payload bytes, the frame holds {payload_bytes}")
+    if len({f.name for f in header.fields}) != len(header.fields):
+        raise RefusedError(f"frame: a field comes twice in {[f.name for f in header.fields]}")
+    return header, start
+
+
+def unpack(data: bytes) -> Frame:
+    """The frame in these bytes; its tensors own their memory. Raises RefusedError with field, expected and got."""
+    header, position = read_header(data)
+    view = memoryview(data)
+    tensors = {}
+    for field in header.fields:
+        try:
+            codec = get_codec(field.codec)
+            payload = view[position : position + field.nbytes]
+            tensors[field.name] = codec.unpack(payload, field.batch, field.shape)
+        except (ConfigError, RefusedError) as error:
+            raise RefusedError(f"field {field.name!r}: {error}") from None
+        position += field.nbytes
+    return Frame(header.message, tensors)
+
+
+def sizes(data: bytes) -> Iterator[tuple[str, int]]:
+    """What each byte of a frame is for, as (kind, bytes) pairs that sum to its length.
+
+    Kinds are "activations", "gradients" and "labels" for these tensors, "evaluation" for whole frames of an
+    evaluation, and "control" for the rest: prefix, header, sample ids, plans.
+    """
+    header, _ = read_header(data)
+    if isinstance(header.message, Evaluate):
+        yield "evaluation", len(data)
+        return
+    counted = 0
+    for field in header.fields:
+        if field.name in ("activations", "gradients", "labels"):
+            counted += field.nbytes
+            yield field.name, field.nbytes
+    yield "control", len(data) - counted
