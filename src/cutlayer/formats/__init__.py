@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.formats import floats, integers
-from cutlayer.formats.base import Codec, Encoded, Layout
+from cutlayer.formats.base import Codec, Encoded, Layout, isfinite
 
 FLOAT_CODECS: dict[str, Codec] = {
     codec.name: codec
@@ -67,4 +67,5 @@ __all__ = [
     "encode_exactly",
     "get_codec",
     "get_float_codec",
+    "isfinite",
 ]

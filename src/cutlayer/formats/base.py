@@ -39,6 +39,10 @@ class Encoded:
         """Bytes of codes and of what is shared."""
         return self.rows.numel() + self.shared.numel()
 
+    def to(self, device: torch.device) -> Encoded:
+        """The same on another device, so that decoding happens there and only codes travel."""
+        return Encoded(self.codec, self.shape, self.rows.to(device), self.shared.to(device))
+
 
 class Layout(NamedTuple):
     """Sizes of an encoded batch, known before it is read: bytes a row (R) and bytes shared by a batch (S)."""
@@ -123,3 +127,11 @@ def nothing_shared(device: torch.device) -> Tensor:
 def numel(shape: tuple[int, ...]) -> int:
     """Values in a sample of this shape."""
     return math.prod(shape)
+
+
+def isfinite(values: Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor NaN; faster than `torch.isfinite(values).all()`."""
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
