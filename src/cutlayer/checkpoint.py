@@ -53,7 +53,10 @@ class Checkpoints:
         for name, (module, optimizer) in modules.items():
             tensors, optimizers[name] = _optimizer_state(optimizer)
             tensors |= {f"model.{key}": value for key, value in module.state_dict().items()}
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, new / f"{name}.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+                new / f"{name}.safetensors",
+            )
         written = {}
         for name, store in stores.items():
             written[name] = {"codec": store.codec, "shape": list(store.shape), "version": store.version}
@@ -61,7 +64,13 @@ class Checkpoints:
                 shutil.copytree(previous / name, new / name, copy_function=os.link)
             else:
                 store.save(new / name)
-        content = {"format": FORMAT, "epoch": epoch, "optimizers": optimizers, "stores": written, "state": state}
+        content = {
+            "format": FORMAT,
+            "epoch": epoch,
+            "optimizers": optimizers,
+            "stores": written,
+            "state": state,
+        }
         (new / "state.json").write_text(json.dumps(content))
         for file in new.rglob("*"):
             _flush(file)
@@ -93,8 +102,8 @@ class Checkpoints:
         content = json.loads((checkpoint / "state.json").read_text())
         if content.get("format") != FORMAT:
             raise ConfigError(
-                f"{checkpoint}: expected a checkpoint of format {FORMAT}, got {content.get('format')}; it was written by "
-                "another release"
+                f"{checkpoint}: expected a checkpoint of format {FORMAT}, got {content.get('format')}; it was "
+                "written by another release"
             )
         return content
 

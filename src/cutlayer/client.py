@@ -86,10 +86,15 @@ class Client:
         step, activations = self.pending or (-1, torch.empty(0))
         if frame.message != Update(self.number, self.plan.epoch, step) or list(frame.tensors) != ["gradients"]:
             raise RefusedError(
-                f"client {self.number}: expected the gradients of epoch {self.plan.epoch}, step {step}, got {frame.message}"
+                f"client {self.number}: expected the gradients of epoch {self.plan.epoch}, step {step}, "
+                f"got {frame.message}"
             )
         encoded = frame.tensors["gradients"]
-        if (encoded.codec, len(encoded), encoded.shape) != (self.gradient_codec.name, len(activations), self.cut_shape):
+        if (encoded.codec, len(encoded), encoded.shape) != (
+            self.gradient_codec.name,
+            len(activations),
+            self.cut_shape,
+        ):
             raise RefusedError(
                 f"client {self.number}: expected gradients in {self.gradient_codec.name} of shape "
                 f"{list(activations.shape)}, got {encoded.codec} of shape {[len(encoded), *encoded.shape]}"
@@ -118,15 +123,19 @@ class Client:
         with self.ledger.phase("encode"):
             if not isfinite(activations):
                 raise DivergedError(
-                    f"client {self.number}, epoch {message.epoch}, step {message.step}: activations at the cut are not finite; "
-                    "lower the learning rate, or look for inputs that are not finite"
+                    f"client {self.number}, epoch {message.epoch}, step {message.step}: activations at the cut are not "
+                    "finite; lower the learning rate, or look for inputs that are not finite"
                 )
             name = ("encode", "up", self.number, message.epoch, message.step)
             encoded = self.codec.encode(activations, derive(self.seed, *name))
             return pack(
                 Frame(
                     message,
-                    {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels), "activations": encoded},
+                    {
+                        "ids": encode_exactly(batch.ids),
+                        "labels": encode_exactly(batch.labels),
+                        "activations": encoded,
+                    },
                 )
             )
 
@@ -144,7 +153,17 @@ class Client:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             activations = self.half(sample.inputs.to(self.device))
         self.half.train(was_training)
-        if not isinstance(activations, Tensor) or not activations.is_floating_point() or len(activations) != len(sample.ids):
-            what = f"{activations.dtype} {list(activations.shape)}" if isinstance(activations, Tensor) else type(activations)
-            raise ConfigError(f"expected one floating-point tensor [batch, ...] at the cut, the client half returns {what}")
+        if (
+            not isinstance(activations, Tensor)
+            or not activations.is_floating_point()
+            or len(activations) != len(sample.ids)
+        ):
+            what = (
+                f"{activations.dtype} {list(activations.shape)}"
+                if isinstance(activations, Tensor)
+                else type(activations)
+            )
+            raise ConfigError(
+                f"expected one floating-point tensor [batch, ...] at the cut, the client half returns {what}"
+            )
         return tuple(activations.shape[1:])

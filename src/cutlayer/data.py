@@ -68,9 +68,9 @@ def digits() -> tuple[Images, Images]:
     """Scikit-learn's digits: 1,437 training and 360 test images of 8x8 pixels, a fixed split."""
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    inputs = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(raw.target.astype(np.int64))
+    pixels, targets = load_digits(return_X_y=True)
+    inputs = torch.from_numpy(np.round(pixels * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(targets.astype(np.int64))
     order = torch.randperm(len(labels), generator=generator(0, "digits"))
     train, test = order[:1437], order[1437:]
     return (
@@ -95,14 +95,20 @@ def cifar10(folder: Path) -> tuple[Images, Images]:
                 test_inputs, test_labels = map(torch.from_numpy, parts[5])
                 stats = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
                 return Images(inputs, labels, *stats), Images(test_inputs, test_labels, *stats)
-    _require([folder / "cifar-10-batches-bin" / f"{name}.bin" for name in (*names, "test_batch")], "CIFAR-10", CIFAR10_URL)
+    _require(
+        [folder / "cifar-10-batches-bin" / f"{name}.bin" for name in (*names, "test_batch")],
+        "CIFAR-10",
+        CIFAR10_URL,
+    )
     raise AssertionError("unreachable: no file of the data set is there")
 
 
 def _cifar10_binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
     raw = np.fromfile(file, np.uint8)
     if raw.size == 0 or raw.size % 3073:
-        raise ConfigError(f"{file}: expected records of 3073 bytes, got a file of {raw.size}; get it again: {CIFAR10_URL}")
+        raise ConfigError(
+            f"{file}: expected records of 3073 bytes, got a file of {raw.size}; get it again: {CIFAR10_URL}"
+        )
     records = raw.reshape(-1, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
 
@@ -146,7 +152,9 @@ def fashion_mnist(folder: Path) -> tuple[Images, Images]:
     parts = []
     for inputs, labels in (arrays[:2], arrays[2:]):
         if len(inputs) != len(labels):
-            raise ConfigError(f"{place}: {len(inputs)} images but {len(labels)} labels; get it again: {FASHION_MNIST_URL}")
+            raise ConfigError(
+                f"{place}: {len(inputs)} images but {len(labels)} labels; get it again: {FASHION_MNIST_URL}"
+            )
         padded = pad(torch.from_numpy(inputs).unsqueeze(1), (2, 2, 2, 2))
         parts.append(Images(padded, torch.from_numpy(labels.astype(np.int64)), (0.219,), (0.332,)))
     return parts[0], parts[1]
@@ -281,10 +289,10 @@ class Feed:
         self.dataset: Any = loader.dataset if loader is not None else source
         if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
             raise ConfigError(
-                "expected a map-style data set (with __getitem__ and __len__), whose samples have stable positions; got "
-                f"{type(self.dataset).__name__}. The replay store keeps activations by sample."
+                "expected a map-style data set (with __getitem__ and __len__), whose samples have stable positions; "
+                f"got {type(self.dataset).__name__}. The replay store keeps activations by sample."
             )
-        if len(self.dataset) == 0:
+        if len(self) == 0:
             raise ConfigError("the data set is empty; expected at least one sample")
         if loader is not None and loader.batch_sampler is None:
             raise ConfigError("expected a DataLoader with automatic batching, got one with batch_size=None")
@@ -350,8 +358,10 @@ class Feed:
             with seeded(self.seed, "fetch", self.client, epoch, step):
                 ids, item = next(source)
             if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(isinstance(t, Tensor) for t in item):
+                parts = (
+                    [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else type(item).__name__
+                )
                 raise ConfigError(
-                    "expected a data set of (input, label) pairs that collate to two tensors, got "
-                    f"{type(item).__name__} of {[type(t).__name__ for t in item] if isinstance(item, (tuple, list)) else item}"
+                    f"expected a data set of (input, label) pairs that collate to two tensors, got {parts}"
                 )
             yield ids, item

@@ -1,4 +1,4 @@
-"""Floating-point operations of a half, counted by PyTorch's own counter (matrix products and convolutions, 2 per MAC)."""
+"""FLOPs of a half, counted by PyTorch's own counter: matrix products and convolutions, 2 for a multiply-add."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ def count_flops(
     states change; a half that cannot run so is counted on a copy on the CPU.
     """
     try:
-        return _count(copy.deepcopy(half).to("meta"), torch.empty(batch_shape, dtype=dtype, device="meta"), input_gradient)
+        return _count(
+            copy.deepcopy(half).to("meta"),
+            torch.empty(batch_shape, dtype=dtype, device="meta"),
+            input_gradient,
+        )
     except (NotImplementedError, RuntimeError):
         with torch.random.fork_rng(devices=[]):
             return _count(copy.deepcopy(half).cpu(), torch.zeros(batch_shape, dtype=dtype), input_gradient)

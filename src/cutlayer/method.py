@@ -44,7 +44,7 @@ class Method:
 
     @staticmethod
     def of(schedule: Schedule, codec: str = "fp32") -> Method:
-        """A method from a schedule and one name for both directions: a codec, or "fp8" or "hfp8" for the usual pairs."""
+        """A method from a schedule and one name for both directions: a codec, or the pair "fp8" or "hfp8"."""
         if codec not in PAIRS:
             raise ConfigError(unknown("codec", codec, PAIRS))
         activations, gradients = PAIRS[codec]

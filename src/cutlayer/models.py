@@ -103,19 +103,18 @@ def resnet18(mean: Sequence[float], std: Sequence[float], classes: int = 10, wid
 def cnn(mean: Sequence[float], std: Sequence[float], classes: int = 10, width: float = 1.0) -> nn.Module:
     """A small CNN for the 8x8 digits that takes any image size: three convolutions, one max-pool."""
     narrow, wide = _scaled(16, width), _scaled(32, width)
-    return nn.Sequential(
-        OrderedDict(
-            normalize=Normalize(mean, std),
-            layer1=conv_block(len(mean), narrow),
-            layer2=conv_block(narrow, narrow),
-            layer3=nn.MaxPool2d(2),
-            layer4=conv_block(narrow, wide),
-            layer5=conv_block(wide, wide),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            head=nn.Linear(wide, classes),
-        )
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        normalize=Normalize(mean, std),
+        layer1=conv_block(len(mean), narrow),
+        layer2=conv_block(narrow, narrow),
+        layer3=nn.MaxPool2d(2),
+        layer4=conv_block(narrow, wide),
+        layer5=conv_block(wide, wide),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        head=nn.Linear(wide, classes),
     )
+    return nn.Sequential(layers)
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -130,8 +129,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make_model(name: str, image: Sequence[int], mean: Sequence[float], std: Sequence[float], classes: int = 10,
-               width: float = 1.0) -> nn.Module:
+def make_model(
+    name: str,
+    image: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: int = 10,
+    width: float = 1.0,
+) -> nn.Module:
     """The network of this name for images of shape (C, H, W). Raises ConfigError with the known names."""
     if name not in MODELS:
         raise ConfigError(unknown("model", name, MODELS))

@@ -50,7 +50,8 @@ class ReplayStore:
 
     def __init__(self, capacity: int, options: StoreOptions = StoreOptions()) -> None:
         self.capacity, self.options = capacity, options
-        self.codec, self.shape = "", ()
+        self.codec = ""
+        self.shape: tuple[int, ...] = ()
         self.version = 0
         """Counts the changes, so that a checkpoint knows whether it must write the store again."""
         self._arrays: dict[str, np.ndarray] = {}
@@ -134,9 +135,9 @@ class ReplayStore:
         budget = options.disk_budget_mib if on_disk else options.memory_budget_mib
         if needed > budget * mib:
             raise StoreFullError(
-                f"the replay store for {self.capacity} samples of shape {list(activations.shape)} in {activations.codec} takes "
-                f"{needed / mib:.0f} MiB, the budget {'on disk' if on_disk else 'in memory'} is {budget} MiB; raise it, use "
-                "placement 'auto' or 'disk', a later cut, or a codec with fewer bits"
+                f"the replay store for {self.capacity} samples of shape {list(activations.shape)} in {activations.codec} "
+                f"takes {needed / mib:.0f} MiB, the budget {'on disk' if on_disk else 'in memory'} is {budget} MiB; "
+                "raise it, use placement 'auto' or 'disk', a later cut, or a codec with fewer bits"
             )
         for name, shape in shapes.items():
             if on_disk and name == "rows" and needed > 0:

@@ -69,7 +69,7 @@ class Run:
         records = self.records()[:epochs]
         if len(records) < epochs:
             raise ConfigError(
-                f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}; was it edited?"
+                f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}"
             )
         temporary = self.metrics_file.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))

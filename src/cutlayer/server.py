@@ -1,4 +1,4 @@
-"""6, 7. The server half: loss, backward, update, and the gradients at the cut. Never sees the data or the client half."""
+"""6, 7. The server half: loss, backward, update, gradients at the cut. Never sees the data or the client half."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Server:
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
         self.method, self.seed, self.precision = method, training.seed, training.precision
         self.drop_last = training.drop_last
-        self.codec, self.gradient_codec = get_float_codec(method.activations), get_float_codec(method.gradients)
+        self.codec, self.gradient_codec = (
+            get_float_codec(method.activations),
+            get_float_codec(method.gradients),
+        )
         self.flops = FlopTable(self.half, cut_shape, torch.float32)
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
@@ -95,7 +98,7 @@ class Server:
             raise RefusedError(f"server: expected a step or an evaluation, got {message}")
         if self.exchange is Exchange.NONE or message.epoch != self.state.epoch:
             raise RefusedError(
-                f"client {message.client}: epoch: expected nothing but epoch {self.state.epoch} ({self.exchange}), got {message}"
+                f"client {message.client}: epoch: expected epoch {self.state.epoch} ({self.exchange}), got {message}"
             )
         last, reply = self._last.get(message.client, (-1, None))
         if message.step == last:
@@ -122,7 +125,7 @@ class Server:
         return loss
 
     def evaluate(self) -> dict[str, float]:
-        """Mean loss and metrics over the test activations that are kept, which clients send when theirs have changed."""
+        """Mean loss and metrics over the test activations that are kept; clients send theirs when they change."""
         self.half.eval()
         sums: dict[str, float] = dict.fromkeys(["loss", *self.task.metrics], 0.0)
         batch_size = max(info.batch_size for info in self.clients)
@@ -161,7 +164,10 @@ class Server:
 
     def _train(self, activations: Tensor, labels: Tensor) -> None:
         """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them."""
-        with self.ledger.phase("server"), seeded(self.seed, "server", self.state.epoch, self._steps, device=self.device):
+        with (
+            self.ledger.phase("server"),
+            seeded(self.seed, "server", self.state.epoch, self._steps, device=self.device),
+        ):
             # The half may begin with an operation that works in place, which PyTorch forbids on a leaf with gradients.
             inputs = activations.clone() if activations.requires_grad else activations
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -214,7 +220,12 @@ class Server:
         ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in names[:2])
         require(ids.shape == (len(activations),), "ids", f"{len(activations)} ids", list(ids.shape))
         require(not ids.is_floating_point(), "ids", "whole numbers", ids.dtype)
-        require(bool((ids >= 0).all() and (ids < samples[client]).all()), "ids", f"0 to {samples[client] - 1}", ids.tolist())
+        require(
+            bool((ids >= 0).all() and (ids < samples[client]).all()),
+            "ids",
+            f"0 to {samples[client] - 1}",
+            ids.tolist(),
+        )
         require(len(labels) == len(activations), "labels", f"{len(activations)} labels", list(labels.shape))
         require(not labels.is_floating_point() or isfinite(labels), "labels", "finite values", "infinities or NaN")
         return activations, ids, labels

@@ -114,8 +114,8 @@ def _trace(model: nn.Module, cut: str) -> fx.Graph:
             graphs.append(_ToTheCut(cut).trace(copied))
         except Exception as error:
             raise ConfigError(
-                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the two "
-                "halves as modules of your own and pass Halves(client, server)."
+                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the "
+                "two halves as modules of your own and pass Halves(client, server)."
             ) from error
     if str(graphs[0]) != str(graphs[1]):
         raise ConfigError(
@@ -131,7 +131,9 @@ def _trace(model: nn.Module, cut: str) -> fx.Graph:
 def _cut_node(graph: fx.Graph, cut: str) -> fx.Node:
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == cut]
     if len(calls) != 1:
-        raise ConfigError(f"expected layer {cut!r} to be called once in a forward pass, it is called {len(calls)} times")
+        raise ConfigError(
+            f"expected layer {cut!r} to be called once in a forward pass, it is called {len(calls)} times"
+        )
     return calls[0]
 
 
@@ -170,6 +172,6 @@ def _check_parameters(client: nn.Module, server: nn.Module, cut: str) -> None:
     shared = [name for name, parameter in client.named_parameters() if id(parameter) in theirs]
     if shared:
         raise ConfigError(
-            f"a cut after {cut!r} would leave these parameters in both halves: {', '.join(shared)}; no training could keep "
-            "them equal without sending them. Cut elsewhere, or untie them."
+            f"a cut after {cut!r} would leave these parameters in both halves: {', '.join(shared)}; no training could "
+            "keep them equal without sending them. Cut elsewhere, or untie them."
         )

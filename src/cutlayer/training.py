@@ -99,13 +99,19 @@ def fit(
         StoreFullError: the activations of all samples exceed the replay store's budget.
     """
     ledger = Ledger()
-    feeds = [
-        Feed(train, batch_size=training.batch_size, seed=training.seed, shuffle=training.shuffle,
-             drop_last=training.drop_last, augment=training.augment),
-        Feed(test, batch_size=training.batch_size, seed=training.seed, shuffle=False) if test is not None else None,
-    ]
-    client = Client(0, halves.client, feeds[0], feeds[1], method, training, ledger)
-    info = ClientInfo(len(feeds[0]), len(feeds[1] or ()), max(feed.batch_size for feed in feeds if feed is not None))
+    feed = Feed(
+        train,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        shuffle=training.shuffle,
+        drop_last=training.drop_last,
+        augment=training.augment,
+    )
+    test_feed = None
+    if test is not None:
+        test_feed = Feed(test, batch_size=training.batch_size, seed=training.seed, shuffle=False)
+    client = Client(0, halves.client, feed, test_feed, method, training, ledger)
+    info = ClientInfo(len(feed), len(test_feed or ()), max(f.batch_size for f in (feed, test_feed or feed)))
     server = Server(halves.server, [info], client.cut_shape, method, training, task, ledger)
     wire = InProcessWire(server.receive, ledger)
 
@@ -135,7 +141,7 @@ def fit(
         samples, last = server.samples, epoch + 1 == training.epochs
         changed = changed or exchange is not Exchange.NONE
         scores = {}
-        if feeds[1] is not None and (last or (epoch + 1) % training.evaluate_every == 0):
+        if test_feed is not None and (last or (epoch + 1) % training.evaluate_every == 0):
             scores = evaluate(client, server, wire, changed=changed)
             changed = False
         records.append(EpochRecord(epoch, exchange.value, loss, samples, scores, **ledger.take()))
@@ -172,4 +178,6 @@ def _same_config(folder: Run, config: dict[str, Any]) -> None:
     if before != config:
         different = [key for key in {**before, **config} if before.get(key) != config.get(key)]
         listed = "; ".join(f"{key}: was {before.get(key)}, now {config.get(key)}" for key in different)
-        raise ConfigError(f"{folder.folder} was begun with another config and cannot be resumed with this one: {listed}")
+        raise ConfigError(
+            f"{folder.folder} was begun with another config and cannot be resumed with this one: {listed}"
+        )

@@ -51,6 +51,7 @@ class Layout(NamedTuple):
     shared_bytes: int
 
 
+@dataclass(frozen=True)
 class Codec(ABC):
     """Writes float tensors [B, *shape] as `Encoded`, and reads them back.
 
@@ -94,7 +95,7 @@ class Codec(ABC):
 
 def as_buffer(codes: Tensor) -> memoryview:
     """The bytes of a uint8 tensor, without a copy where it is contiguous and on the CPU."""
-    return memoryview(codes.cpu().contiguous().numpy()).cast("B") if codes.numel() else memoryview(b"")
+    return codes.cpu().contiguous().numpy().data.cast("B") if codes.numel() else memoryview(b"")
 
 
 def copy_of(payload: memoryview) -> Tensor:

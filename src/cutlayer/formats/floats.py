@@ -24,7 +24,6 @@ class PlainFloat(Codec):
         gain: power of two that values are multiplied with before the cast, so exactly undone after it.
     """
 
-    name: str
     dtype: torch.dtype
     largest: float
     gain: float = 1.0
@@ -58,7 +57,6 @@ class ScaledFloat(Codec):
     (arXiv 2209.05433), and the OCP 8-bit Floating Point Specification.
     """
 
-    name: str
     dtype: torch.dtype
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
