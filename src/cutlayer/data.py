@@ -68,9 +68,9 @@ def digits() -> tuple[Images, Images]:
     """Scikit-learn's digits: 1,437 training and 360 test images of 8x8 pixels, a fixed split."""
     from sklearn.datasets import load_digits
 
-    pixels, targets = load_digits(return_X_y=True)
-    inputs = torch.from_numpy(np.round(pixels * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
-    labels = torch.from_numpy(targets.astype(np.int64))
+    raw: Any = load_digits()
+    inputs = torch.from_numpy(np.round(raw.data * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(raw.target.astype(np.int64))
     order = torch.randperm(len(labels), generator=generator(0, "digits"))
     train, test = order[:1437], order[1437:]
     return (

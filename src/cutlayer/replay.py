@@ -134,9 +134,10 @@ class ReplayStore:
         )
         budget = options.disk_budget_mib if on_disk else options.memory_budget_mib
         if needed > budget * mib:
+            place = "on disk" if on_disk else "in memory"
             raise StoreFullError(
                 f"the replay store for {self.capacity} samples of shape {list(activations.shape)} in {activations.codec} "
-                f"takes {needed / mib:.0f} MiB, the budget {'on disk' if on_disk else 'in memory'} is {budget} MiB; "
+                f"takes {needed / mib:.0f} MiB, the budget {place} is {budget} MiB; "
                 "raise it, use placement 'auto' or 'disk', a later cut, or a codec with fewer bits"
             )
         for name, shape in shapes.items():
