@@ -136,7 +136,7 @@ class ReplayStore:
         if needed > budget * mib:
             place = "on disk" if on_disk else "in memory"
             raise StoreFullError(
-                f"the replay store for {self.capacity} samples of shape {list(activations.shape)} in {activations.codec} "
+                f"the replay store of {self.capacity} samples {list(activations.shape)} in {activations.codec} "
                 f"takes {needed / mib:.0f} MiB, the budget {place} is {budget} MiB; "
                 "raise it, use placement 'auto' or 'disk', a later cut, or a codec with fewer bits"
             )
