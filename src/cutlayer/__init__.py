@@ -1,9 +1,9 @@
 """Split learning with loss-based asynchronous exchange and 8-bit floating-point transfers.
 
-    halves = cutlayer.split(network, "layer2")
-    method = cutlayer.Method.of(cutlayer.Drop(threshold=0.05), codec="fp8")
-    result = cutlayer.fit(halves, train_data, test_data, method=method)
-    result.history, result.model
+halves = cutlayer.split(network, "layer2")
+method = cutlayer.Method.of(cutlayer.Drop(threshold=0.05), codec="fp8")
+result = cutlayer.fit(halves, train_data, test_data, method=method)
+result.history, result.model
 """
 
 from cutlayer.data import CropFlip
