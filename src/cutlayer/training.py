@@ -124,6 +124,7 @@ def fit(
     config = config if config is not None else _describe(method, training, task)
     folder = Run(run) if run is not None else None
     records: list[EpochRecord] = []
+    changed = True  # the client half, since the test activations that the server keeps
     if folder is not None and resume and folder.exists():
         _same_config(folder, config)
         found = folder.checkpoints.load(modules, stores)
@@ -131,10 +132,10 @@ def fit(
         records = folder.rewind(epochs)
         if state is not None:
             server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
+            changed = state["changed"]
     elif folder is not None:
         folder.create(config, baseline)
 
-    changed = True
     for epoch in range(len(records), training.epochs):
         exchange = server.exchange
         loss = train_epoch(client, server, wire)
@@ -149,7 +150,7 @@ def fit(
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.
             folder.append(records[-1])
             if last or (epoch + 1) % training.checkpoint_every == 0:
-                folder.checkpoints.save(epoch + 1, modules, stores, vars(server.state))
+                folder.checkpoints.save(epoch + 1, modules, stores, {**vars(server.state), "changed": changed})
         if on_epoch is not None:
             on_epoch(records[-1])
     result = Result(History(records, baseline), halves.merged())
