@@ -1,7 +1,8 @@
 """When to communicate: every schedule, three seeds, 32 and 8 bits; accuracy and bytes of each.
 
     python experiments/schedules/study.py digits     # 100 epochs each, about 15 minutes on one core
-    python experiments/schedules/study.py cifar10    # narrow VGG11 on 10,000 images, one seed; about an hour on one core
+    python experiments/schedules/study.py batch_norm # the client's batch norm in B epochs, on the digits
+    python experiments/schedules/study.py cifar10    # narrow VGG11 on 10,000 images, one seed; hours on one core
 
 Writes results/NAME.jsonl (a line for each run) and results/NAME.md (the table made of it). Runs that are in the file
 already are not run again, so it can be interrupted; delete the file to start afresh.
@@ -54,13 +55,24 @@ def studies() -> dict[str, list[Config]]:
         {"schedule": "drift", "threshold": 0.01, "codec": "fp8"},
         {"schedule": "plateau", "threshold": 0.01, "codec": "fp8"},
     ]
-    return {"digits": first, "cifar10": [dataclasses.replace(vgg, **values) for values in settings]}
+    norms = [
+        dataclasses.replace(small, **values, norm_in_b=norm, seed=seed)
+        for values in ({"schedule": "drop"}, {"schedule": "plateau"}, {"schedule": "periodic", "period": 5})
+        for norm in ("train", "eval")
+        for seed in range(5)
+    ]
+    return {
+        "digits": first,
+        "batch_norm": norms,
+        "cifar10": [dataclasses.replace(vgg, **values) for values in settings],
+    }
 
 
 def key(config: Config) -> str:
     """What tells the runs of a study apart."""
     parameter = {"always": "", "periodic": f"({config.period})"}.get(config.schedule, f"({config.threshold})")
-    return f"{config.schedule}{parameter} {config.codec}"
+    norm = " norm_in_b=eval" if config.norm_in_b == "eval" else ""
+    return f"{config.schedule}{parameter} {config.codec}{norm}"
 
 
 def run(config: Config) -> dict:
