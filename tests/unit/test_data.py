@@ -73,7 +73,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         load("cifar10", str(tmp_path))
     write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip")
-    with pytest.raises(ConfigError, match="t10k-labels-idx1-ubyte.gz: not a gzip file"):
+    with pytest.raises(ConfigError, match=r"t10k-labels-idx1-ubyte\.gz: not a gzip file"):
         load("fashion_mnist", str(tmp_path))
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"))
     with pytest.raises(ConfigError, match="not an idx file of unsigned bytes, or cut short"):
@@ -165,7 +165,7 @@ def test_sources_that_cannot_be_used_are_explained() -> None:
         def __iter__(self):
             yield from ()
 
-    with pytest.raises(ConfigError, match="expected a map-style data set.*got Stream"):
+    with pytest.raises(ConfigError, match=r"expected a map-style data set.*got Stream"):
         Feed(Stream())
     with pytest.raises(ConfigError, match="the data set is empty"):
         Feed(TensorDataset(torch.zeros(0, 2), torch.zeros(0)))

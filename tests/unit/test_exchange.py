@@ -1,5 +1,6 @@
 """What crosses the wire, what is computed, and what the ledger says of it, in each of the three states."""
 
+import itertools
 import math
 
 import pytest
@@ -91,7 +92,7 @@ def test_each_state_sends_and_computes_what_it_needs_and_nothing_else() -> None:
             assert "gradients" not in down
             assert "backward" not in record.flops["client"]
             assert record.flops["server"]["backward"] == SERVER_BACKWARD
-    changed = [not torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False)]
+    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]
     assert changed == [False, False, False, True, False]
     assert history.losses[3] < history.losses[2] < history.losses[1]  # the server goes on learning in C
 

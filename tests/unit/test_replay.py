@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_batches_are_shuffled_across_samples_and_complete() -> None:
 
     assert draw(None) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert draw(None, drop_last=True) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert sorted(sum(draw(1), [])) == list(range(10))
+    assert sorted(itertools.chain(*draw(1))) == list(range(10))
     assert draw(1) == draw(1) != draw(2)
     assert [len(batch) for batch in draw(1)] == [4, 4, 2]
 
