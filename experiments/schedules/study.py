@@ -120,7 +120,7 @@ def table(name: str, lines: list[dict]) -> str:
         f"`python experiments/schedules/study.py {name}`: {config['model']} of width {config['width']}, cut after "
         f"{config['cut']}, {config['epochs']} epochs, batch {config['batch_size']}, "
         f"{config['train_samples'] or 'all'} training samples. torch {where['torch']}, {where['processor']}, one "
-        "thread. ± is the sample standard deviation over the seeds. Bytes are all of training; the reductions are relative "
+        "thread. ± is the sample standard deviation over the seeds. Bytes are all of training; reductions are relative "
         "to plain split learning in 32 bits, traffic counting activations and gradients.\n"
     )
     return about + "\n" + "\n".join(rows) + "\n"
