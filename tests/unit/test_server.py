@@ -69,6 +69,14 @@ def nan(count: int = BATCH) -> torch.Tensor:
         (frame(ids=[0, 1, 2, -1]), r"client 0: ids: expected 0 to 9, got \[0, 1, 2, -1\]"),
         (frame(labels=torch.zeros(3).long()), r"client 0: labels: expected 4 labels, got \[3\]"),
         (frame(labels=torch.full((4,), float("nan"))), "client 0: labels: expected finite values"),
+        (
+            frame(labels=torch.tensor([0, 1, 2, 3])),
+            r"client 0: labels: expected whole numbers from 0 to 2, got \[0, 1, 2, 3\]",
+        ),
+        (frame(labels=torch.tensor([0, 1, 2, -1])), "client 0: labels: expected whole numbers from 0 to 2"),
+        (frame(labels=torch.zeros(4, 1).long()), "client 0: labels: expected whole numbers from 0 to 2"),
+        (frame(labels=torch.ones(4)), r"client 0: labels: expected shape \[3\], got \[\]"),
+        (frame(labels=torch.ones(4, 2)), r"client 0: labels: expected shape \[3\], got \[2\]"),
         (frame(values=nan()), "activations: expected finite values"),
         (frame(tensors=lambda t: {"activations": t["activations"]}), "client 0: fields: expected"),
         (frame(tensors=lambda t: {**t, "weights": t["ids"]}), "client 0: fields: expected"),
@@ -88,6 +96,10 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, m
     assert all(torch.equal(before[name], value) for name, value in server.half.state_dict().items())
     assert server.samples == len(server.store) == len(server.test_store) == 0
     assert server.receive(frame()) is not None  # and the run goes on
+
+
+def test_class_probabilities_are_labels_too() -> None:
+    assert make_server().receive(frame(labels=torch.full((4, 3), 1 / 3))) is not None
 
 
 def test_a_step_that_comes_twice_is_applied_once() -> None:
