@@ -68,6 +68,13 @@ class Codec(ABC):
     def decode(self, encoded: Encoded) -> Tensor:
         """Decode to float32 [B, *shape], on the device of `encoded.rows`."""
 
+    def streams(self, shape: tuple[int, ...]) -> list[slice]:
+        """Columns of the rows that hold bytes of one kind, each byte in one of them: a lossless stage takes them apart."""
+        return [slice(0, self.layout(shape).row_bytes)]
+
+    def check(self, encoded: Encoded) -> None:
+        """Refuse rows that came from outside, have the right size, and yet are none that `encode` can have written."""
+
     def pack(self, encoded: Encoded) -> list[memoryview]:
         """The bytes that cross the wire: what is shared by the batch, then the rows. Lossless codecs override it."""
         return [as_buffer(encoded.shared), as_buffer(encoded.rows)]
@@ -75,7 +82,8 @@ class Codec(ABC):
     def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
         """Inverse of `pack`, on the CPU, for `batch` samples of `shape`.
 
-        Raises RefusedError, before anything is allocated, where the length is not the one of the layout.
+        Raises RefusedError, before anything is allocated, where the length is not the one of the layout, and where
+        the rows do not pass `check`.
         """
         row_bytes, shared_bytes = self.layout(shape)
         expected = shared_bytes + batch * row_bytes
@@ -85,7 +93,10 @@ class Codec(ABC):
                 f"got {len(payload)}"
             )
         shared = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes)
-        return Encoded(self.name, shape, copy_of(payload[shared_bytes:]).reshape(batch, row_bytes), shared)
+        rows = copy_of(payload[shared_bytes:]).reshape(batch, row_bytes)
+        encoded = Encoded(self.name, shape, rows, shared)
+        self.check(encoded)
+        return encoded
 
 
 def as_buffer(codes: Tensor) -> memoryview:
@@ -118,6 +129,11 @@ def from_rows(rows: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
 def nothing_shared(device: torch.device) -> Tensor:
     """The `shared` of a codec that needs nothing beside the codes."""
     return torch.empty((1, 0), dtype=torch.uint8, device=device)
+
+
+def channels(shape: tuple[int, ...]) -> int:
+    """Channels of a sample of this shape: its first dimension, which is dimension 1 of a batch."""
+    return shape[0] if shape else 1
 
 
 def numel(shape: tuple[int, ...]) -> int:

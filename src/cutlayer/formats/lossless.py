@@ -1,0 +1,172 @@
+"""The lossless stage: on the wire only, the bytes of a codec's rows in fewer bytes, near the entropy of the codes.
+
+Each kind of bytes in the rows (`Codec.streams`) is coded for itself: a byte that tells how, then
+
+    0  the bytes as they are: coding did not pay
+    1  compressed length, 8 bytes | Zstandard frame of the bytes
+    2  compressed length of both, 8 bytes | of the first, 8 bytes | Zstandard frame of a bit mask of the bytes that are
+       not 0 | Zstandard frame of these bytes
+
+Codes of activations hardly repeat, so looking for repetitions costs time and bits; Zstandard's Huffman stage does the
+work. The parameters below all but turn the search off, and came out best in `benchmarks/codecs.py`. A Huffman code
+spends a whole bit on a 0, so that mostly-zero streams are better cut in two.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from cutlayer.errors import RefusedError
+from cutlayer.formats.base import Codec, Encoded, Layout, as_buffer, copy_of, numel
+
+STORED, WHOLE, SPLIT = 0, 1, 2
+LENGTH = struct.Struct("<Q")
+# A payload may stand for at most this many times its size, so that a small message cannot claim a large memory; the
+# writer fills up with zero bytes in the rare case.
+MAX_EXPANSION = 1024
+WINDOW_LOG = 17
+
+_thread = threading.local()
+
+
+@dataclass(frozen=True)
+class Lossless(Codec):
+    """Another codec, its rows compressed on the wire; in memory and in the replay store they are that codec's rows."""
+
+    name: str
+    inner: Codec
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """Sizes of an encoded batch of samples of this shape, unpacked."""
+        return self.inner.layout(shape)
+
+    def streams(self, shape: tuple[int, ...]) -> list[slice]:
+        """Those of the inner codec."""
+        return self.inner.streams(shape)
+
+    def encode(self, values: Tensor, seed: int = 0) -> Encoded:
+        """Encode as the inner codec does."""
+        inner = self.inner.encode(values, seed)
+        return Encoded(self.name, inner.shape, inner.rows, inner.shared)
+
+    def decode(self, encoded: Encoded) -> Tensor:
+        """Decode as the inner codec does."""
+        return self.inner.decode(Encoded(self.inner.name, encoded.shape, encoded.rows, encoded.shared))
+
+    def check(self, encoded: Encoded) -> None:
+        """Check as the inner codec does."""
+        self.inner.check(encoded)
+
+    def pack(self, encoded: Encoded) -> list[memoryview]:
+        """What is shared by the batch, then the streams of the rows, compressed."""
+        rows = encoded.rows.cpu().numpy()
+        shared = as_buffer(encoded.shared)
+        packed = [memoryview(shared)]
+        for columns in self.streams(encoded.shape):
+            packed += _compress(np.ascontiguousarray(rows[:, columns]).reshape(-1))
+        short = -(-(rows.size + len(shared)) // MAX_EXPANSION) - sum(map(len, packed))
+        return [*packed, memoryview(bytes(short))] if short > 0 else packed
+
+    def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
+        """Inverse of `pack`. Raises RefusedError where the payload does not hold exactly what the layout says."""
+        row_bytes, shared_bytes = self.layout(shape)
+        declared = shared_bytes + batch * row_bytes
+        if len(payload) < shared_bytes or declared > MAX_EXPANSION * len(payload):
+            raise RefusedError(
+                f"{self.name} payload of {batch} samples of shape {list(shape)}: {declared} bytes can come from no "
+                f"fewer than {max(shared_bytes, -(-declared // MAX_EXPANSION))}, got {len(payload)}"
+            )
+        shared, position = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes), shared_bytes
+        rows = np.empty((batch, row_bytes), np.uint8)
+        for columns in self.streams(shape):
+            part = rows[:, columns]
+            stream, position = _expand(payload, position, part.size, self.name)
+            part[...] = stream.reshape(part.shape)
+        if bytes(payload[position:]).strip(b"\0") or (
+            position < len(payload) and len(payload) > -(-declared // MAX_EXPANSION)
+        ):
+            raise RefusedError(f"{self.name} payload: expected {position} bytes, got {len(payload)}")
+        encoded = Encoded(self.name, shape, torch.from_numpy(rows), shared)
+        self.check(encoded)
+        return encoded
+
+
+def _compress(stream: np.ndarray) -> list[memoryview]:
+    """A stream (uint8 [n]) as how-byte and body."""
+    compressor = _context("compressor")
+    stored = [memoryview(bytes([STORED])), memoryview(stream)]
+    if stream.size == 0:
+        return stored[:1]
+    present = stream != 0
+    if 2 * int(np.count_nonzero(present)) < stream.size:
+        mask = compressor.compress(np.packbits(present, bitorder="little"))
+        rest = compressor.compress(stream[present])
+        head = bytes([SPLIT]) + LENGTH.pack(len(mask) + len(rest)) + LENGTH.pack(len(mask))
+        packed = [memoryview(head), memoryview(mask), memoryview(rest)]
+    else:
+        whole = compressor.compress(stream)
+        packed = [memoryview(bytes([WHOLE]) + LENGTH.pack(len(whole))), memoryview(whole)]
+    return packed if sum(map(len, packed)) < 1 + stream.size else stored
+
+
+def _expand(payload: memoryview, position: int, size: int, name: str) -> tuple[np.ndarray, int]:
+    """The stream of `size` bytes that begins at `position` of the payload, and where the next begins."""
+    how = _take(payload, position, 1, name)[0]
+    position += 1
+    if how == STORED:
+        return np.frombuffer(_take(payload, position, size, name), np.uint8), position + size
+    if how not in (WHOLE, SPLIT):
+        raise RefusedError(f"{name} payload: expected a stream of kind {STORED}, {WHOLE} or {SPLIT}, got {how}")
+    (length,) = LENGTH.unpack(_take(payload, position, LENGTH.size, name))
+    position += LENGTH.size
+    if how == WHOLE:
+        return _inflate(_take(payload, position, length, name), size, name), position + length
+    (mask_length,) = LENGTH.unpack(_take(payload, position, LENGTH.size, name))
+    position += LENGTH.size
+    body = _take(payload, position, length, name)
+    if mask_length > length:
+        raise RefusedError(f"{name} payload: expected a mask of at most {length} bytes, got {mask_length}")
+    mask = _inflate(body[:mask_length], -(-size // 8), name)
+    present = np.unpackbits(mask, count=size, bitorder="little").view(bool)
+    stream = np.zeros(size, np.uint8)
+    stream[present] = _inflate(body[mask_length:], int(np.count_nonzero(present)), name)
+    return stream, position + length
+
+
+def _inflate(frame: memoryview, size: int, name: str) -> np.ndarray:
+    """The `size` bytes of a Zstandard frame; its own claim is checked before it is believed."""
+    try:
+        claimed = zstandard.frame_content_size(frame)
+        if claimed != size:
+            raise RefusedError(f"{name} payload: expected a stream of {size} bytes, the compressed one claims {claimed}")
+        content = _context("decompressor").decompress(frame, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise RefusedError(f"{name} payload: compressed bytes cannot be read: {error}") from None
+    if len(content) != size:
+        raise RefusedError(f"{name} payload: expected a stream of {size} bytes, got {len(content)}")
+    return np.frombuffer(content, np.uint8)
+
+
+def _take(payload: memoryview, position: int, size: int, name: str) -> memoryview:
+    """`size` bytes of the payload at `position`, or RefusedError."""
+    if position + size > len(payload):
+        raise RefusedError(f"{name} payload: expected at least {position + size} bytes, got {len(payload)}")
+    return payload[position : position + size]
+
+
+def _context(kind: str) -> zstandard.ZstdCompressor | zstandard.ZstdDecompressor:
+    """This thread's compressor or decompressor: they are costly to make, and not to be shared by threads."""
+    if not hasattr(_thread, kind):
+        parameters = zstandard.ZstdCompressionParameters(
+            window_log=WINDOW_LOG, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0, strategy=1
+        )
+        _thread.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        _thread.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG)
+    return getattr(_thread, kind)
