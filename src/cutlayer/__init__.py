@@ -1,0 +1,49 @@
+"""Split learning with loss-based asynchronous exchange and 8-bit floating-point transfers.
+
+halves = cutlayer.split(network, "layer2")
+method = cutlayer.Method.of(cutlayer.Drop(threshold=0.05), codec="fp8")
+result = cutlayer.fit(halves, train_data, test_data, method=method)
+result.history, result.model
+"""
+
+from cutlayer.data import CropFlip
+from cutlayer.errors import ConfigError, CutlayerError, DivergedError, RefusedError, StoreFullError
+from cutlayer.history import EpochRecord, History
+from cutlayer.method import Method, Task, Training, accuracy
+from cutlayer.optim import CustomOptimizer, Optimizer
+from cutlayer.replay import StoreOptions
+from cutlayer.run import Run
+from cutlayer.schedule import Always, Drift, Drop, Exchange, Periodic, Plateau, Schedule
+from cutlayer.split import Halves, cut_points, split
+from cutlayer.training import Result, fit
+
+__all__ = [
+    "Always",
+    "ConfigError",
+    "CropFlip",
+    "CustomOptimizer",
+    "CutlayerError",
+    "DivergedError",
+    "Drift",
+    "Drop",
+    "EpochRecord",
+    "Exchange",
+    "Halves",
+    "History",
+    "Method",
+    "Optimizer",
+    "Periodic",
+    "Plateau",
+    "RefusedError",
+    "Result",
+    "Run",
+    "Schedule",
+    "StoreFullError",
+    "StoreOptions",
+    "Task",
+    "Training",
+    "accuracy",
+    "cut_points",
+    "fit",
+    "split",
+]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cutlayer.formats.base import Codec, Encoded, Layout
+from cutlayer.formats.base import Codec, Encoded, Layout, isfinite
 from cutlayer.formats.integers import narrowest
 from cutlayer.formats.specs import (
     FLOAT_FORMATS,
@@ -39,4 +39,5 @@ __all__ = [
     "get_codec",
     "get_float_codec",
     "get_pair",
+    "isfinite",
 ]

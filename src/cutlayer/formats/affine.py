@@ -8,11 +8,12 @@ Integer-Arithmetic-Only Inference" (arXiv 1712.05877), section 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from cutlayer.formats.base import Codec, Encoded, Layout, channels, numel
+from cutlayer.formats.base import Codec, Encoded, Layout, channels, numel, read_float32
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
 from cutlayer.formats.elements import known_false, noise_for
 from cutlayer.formats.floats import by_channel
@@ -26,7 +27,6 @@ class AffineInteger(Codec):
     and the receiver refuses it.
     """
 
-    name: str
     bits: int
     stochastic: bool = False
 
@@ -39,7 +39,7 @@ class AffineInteger(Codec):
         ends = [0]
         for plane in planes_of(self.bits):
             ends.append(ends[-1] + -(-numel(shape) * plane // 8))
-        return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+        return [slice(start, stop) for start, stop in pairwise(ends)]
 
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
@@ -62,7 +62,7 @@ class AffineInteger(Codec):
     def decode(self, encoded: Encoded) -> Tensor:
         """Decode to float32 [B, *shape]."""
         count, groups, shared = numel(encoded.shape), channels(encoded.shape), encoded.shared
-        steps = shared[:, : 4 * groups].contiguous().view(torch.float32).unsqueeze(2)
+        steps = read_float32(shared[:, : 4 * groups]).unsqueeze(2)
         zeros = shared[:, 4 * groups :].to(torch.float32).unsqueeze(2)
         codes = by_channel(unpack_bits(encoded.rows, count, self.bits).reshape(len(encoded), *encoded.shape))
         return codes.to(torch.float32).sub_(zeros).mul_(steps).reshape(len(encoded), *encoded.shape)

@@ -39,6 +39,10 @@ class Encoded:
         """Bytes of codes and of what is shared."""
         return self.rows.numel() + self.shared.numel()
 
+    def to(self, device: torch.device) -> Encoded:
+        """The same on another device, so that decoding happens there and only codes travel."""
+        return Encoded(self.codec, self.shape, self.rows.to(device), self.shared.to(device))
+
 
 class Layout(NamedTuple):
     """Sizes of an encoded batch, known before it is read: bytes a row (R) and bytes shared by a batch (S)."""
@@ -47,6 +51,7 @@ class Layout(NamedTuple):
     shared_bytes: int
 
 
+@dataclass(frozen=True)
 class Codec(ABC):
     """Writes float tensors [B, *shape] as `Encoded`, and reads them back.
 
@@ -69,10 +74,10 @@ class Codec(ABC):
         """Decode to float32 [B, *shape], on the device of `encoded.rows`."""
 
     def streams(self, shape: tuple[int, ...]) -> list[slice]:
-        """Columns of the rows that hold bytes of one kind, each byte in one of them: a lossless stage takes them apart."""
+        """Columns of the rows, taken apart by the lossless stage: each holds bytes of one kind, each byte is in one."""
         return [slice(0, self.layout(shape).row_bytes)]
 
-    def check(self, encoded: Encoded) -> None:
+    def check(self, encoded: Encoded) -> None:  # noqa: B027 (most codecs give every row a meaning)
         """Refuse rows that came from outside, have the right size, and yet are none that `encode` can have written."""
 
     def pack(self, encoded: Encoded) -> list[memoryview]:
@@ -101,7 +106,7 @@ class Codec(ABC):
 
 def as_buffer(codes: Tensor) -> memoryview:
     """The bytes of a uint8 tensor, without a copy where it is contiguous and on the CPU."""
-    return memoryview(codes.cpu().contiguous().numpy()).cast("B") if codes.numel() else memoryview(b"")
+    return codes.cpu().contiguous().numpy().data.cast("B") if codes.numel() else memoryview(b"")
 
 
 def copy_of(payload: memoryview) -> Tensor:
@@ -115,7 +120,8 @@ def as_rows(codes: Tensor) -> Tensor:
     """The bytes of a contiguous tensor [B, ...] as uint8 [B, R], without a copy."""
     rows = codes.shape[0]
     if codes.numel() == 0:
-        return torch.empty((rows, 0), dtype=torch.uint8, device=codes.device)
+        row_bytes = numel(tuple(codes.shape[1:])) * codes.dtype.itemsize
+        return torch.empty((rows, row_bytes), dtype=torch.uint8, device=codes.device)
     return codes.contiguous().reshape(rows, -1).view(torch.uint8)
 
 
@@ -131,6 +137,11 @@ def nothing_shared(device: torch.device) -> Tensor:
     return torch.empty((1, 0), dtype=torch.uint8, device=device)
 
 
+def read_float32(shared: Tensor) -> Tensor:
+    """Columns of `shared`, uint8 [B, 4 n], as float32 [B, n]."""
+    return shared.reshape(-1).view(torch.float32).reshape(len(shared), shared.shape[1] // 4)
+
+
 def channels(shape: tuple[int, ...]) -> int:
     """Channels of a sample of this shape: its first dimension, which is dimension 1 of a batch."""
     return shape[0] if shape else 1
@@ -139,3 +150,11 @@ def channels(shape: tuple[int, ...]) -> int:
 def numel(shape: tuple[int, ...]) -> int:
     """Values in a sample of this shape."""
     return math.prod(shape)
+
+
+def isfinite(values: Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor NaN; faster than `torch.isfinite(values).all()`."""
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -1,8 +1,8 @@
 """Block formats: small floats that share a scale with the few values beside them.
 
-A sample is flattened and cut into blocks; the last block may be short. A row is the scales of its blocks, a byte each,
-then the elements, tightly packed. Sources: OCP Microscaling Formats (MX) Specification v1.0 (2023), section 6.3; NVIDIA,
-"Pretraining Large Language Models with NVFP4" (arXiv 2509.25149), appendix on quantization.
+A sample is flattened and cut into blocks; the last block may be short. A row is the scales of its blocks, a byte
+each, then the elements, tightly packed. Sources: OCP Microscaling Formats (MX) Specification v1.0 (2023), section 6.3;
+NVIDIA, "Pretraining Large Language Models with NVFP4" (arXiv 2509.25149), appendix on quantization.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from cutlayer.formats.base import Codec, Encoded, Layout, nothing_shared, numel
+from cutlayer.formats.base import Codec, Encoded, Layout, nothing_shared, numel, read_float32
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
 from cutlayer.formats.elements import CHUNK, E4M3, Element, dequantize, known_false, noise_for, powers_of_two, quantize
+from cutlayer.formats.floats import tensor_peak
 
 E8M0_NAN = 0xFF
 
@@ -25,7 +27,6 @@ E8M0_NAN = 0xFF
 class BlockFloat(Codec):
     """Blocks of `block` elements with a scale of one byte. What a scale means is up to the subclass."""
 
-    name: str
     element: Element
     block: int
     stochastic: bool = False
@@ -43,7 +44,7 @@ class BlockFloat(Codec):
         ends = [0, self.blocks(shape)]
         for plane in planes_of(self.element.bits):
             ends.append(ends[-1] + -(-numel(shape) * plane // 8))
-        return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+        return [slice(start, stop) for start, stop in pairwise(ends)]
 
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
@@ -111,11 +112,11 @@ class MX(BlockFloat):
 
     def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale codes and the powers of two they stand for."""
-        peaks, has_nan = _peaks(blocks)
+        peaks, nan = _peaks(blocks)
         _, exponents = torch.frexp(peaks)  # peak = mantissa in [1/2, 1) times 2^exponent
         exponents = (exponents - 1 - self.element.highest).clamp_(-127, 127)
         exponents.masked_fill_(peaks == 0, -127)
-        codes = (exponents + 127).to(torch.uint8).masked_fill_(has_nan, E8M0_NAN)
+        codes = (exponents + 127).to(torch.uint8).masked_fill_(nan, E8M0_NAN)
         return codes, powers_of_two(codes)
 
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class NVFP4(BlockFloat):
 
     def tensor_scale(self, values: Tensor) -> tuple[Tensor | None, Tensor]:
         """float32 scalar, and its four bytes."""
-        peak = _peaks(values.reshape(1, 1, -1))[0].reshape(()) if values.numel() else torch.zeros((), device=values.device)
+        peak, _ = tensor_peak(values)
         # No smaller than the smallest normal number: divisors stay normal, and zeros divide to zeros.
         scale = (peak / (self.element.largest * E4M3.largest)).clamp_(min=2.0**-126)
         return scale, scale.reshape(1, 1).view(torch.uint8)
@@ -145,20 +146,22 @@ class NVFP4(BlockFloat):
     def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale codes, and the product of the scales of block and tensor."""
         assert tensor_scale is not None
-        peaks, has_nan = _peaks(blocks)
-        codes = quantize(peaks / self.element.largest / tensor_scale, E4M3).masked_fill_(has_nan, 0x7F)
+        peaks, nan = _peaks(blocks)
+        codes = quantize(peaks / self.element.largest / tensor_scale, E4M3).masked_fill_(nan, 0x7F)
         divisors = dequantize(codes, E4M3) * tensor_scale
         return codes, divisors.masked_fill_(divisors == 0, torch.inf)
 
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
         """Product of the scales of block and tensor."""
-        return dequantize(scales, E4M3) * shared.contiguous().view(torch.float32)
+        return dequantize(scales, E4M3) * read_float32(shared)
 
 
 def _peaks(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Largest finite magnitude along the last dimension, and whether there is a NaN."""
     if blocks.shape[-1] == 0:
-        return blocks.new_zeros(blocks.shape[:-1]), torch.zeros(blocks.shape[:-1], dtype=torch.bool, device=blocks.device)
+        return blocks.new_zeros(blocks.shape[:-1]), torch.zeros(
+            blocks.shape[:-1], dtype=torch.bool, device=blocks.device
+        )
     low, high = torch.aminmax(blocks, dim=-1)
     peaks = torch.maximum(-low, high)
     if known_false(~torch.isfinite(peaks).all()):

@@ -1,9 +1,9 @@
 """Element formats: small floats of four to eight bits, and their conversion to and from codes.
 
-One rule serves all of them. A magnitude with exponent e is a multiple of 2^(e - mantissa bits), e being no less than the
-exponent of the smallest normal number; so it is rounded to that quantum, and the count of quanta plus the exponent is the
-code. Rounding is to nearest, ties to even, or stochastic; magnitudes past the largest saturate; NaN stays NaN where the
-format has one.
+One rule serves all of them. A magnitude with exponent e is a multiple of 2^(e - mantissa bits), e being no less than
+the exponent of the smallest normal number; so it is rounded to that quantum, and the count of quanta plus the exponent
+is the code. Rounding is to nearest, ties to even, or stochastic; magnitudes past the largest saturate; NaN stays NaN
+where the format has one.
 
 Sources: OCP 8-bit Floating Point Specification; OCP Microscaling Formats (MX) Specification v1.0; Sun et al., "Hybrid
 8-bit Floating Point (HFP8) Training and Inference for Deep Neural Networks", NeurIPS 2019.
@@ -56,12 +56,11 @@ E2M3 = Element(6, 3, 0, 7.5)
 E3M2 = Element(6, 2, -2, 28.0)
 E2M1 = Element(4, 1, 0, 6.0)
 
-# PyTorch's own cast, for the formats it has. E4M3 serves HFP8 too: the same codes for values 2^4 times as large, but
-# for -0 and NaN; what overflows to NaN there, 480 / 2^4 = 30, has the very code of HFP8's largest value.
+# PyTorch's own casts and the power of two that goes before; its e4m3fnuz is HFP8's format with bias 8 in place of 11.
 _NATIVE = {
     E4M3: (torch.float8_e4m3fn, 1.0),
     E5M2: (torch.float8_e5m2, 1.0),
-    E4M3_HFP8: (torch.float8_e4m3fn, 16.0),
+    E4M3_HFP8: (torch.float8_e4m3fnuz, 8.0),
 }
 
 
@@ -143,7 +142,7 @@ def powers_of_two(codes: Tensor) -> Tensor:
 
 
 def uniform_bits(seed: int, draw: int, count: int) -> np.ndarray:
-    """int32 [count] of uniform bits named by `seed` and `draw`: the same on every machine (Philox 4x64, counter-based)."""
+    """int32 [count] of uniform bits named by `seed` and `draw`: the same on every machine (Philox)."""
     stream = np.random.Philox(key=np.array([seed & (2**64 - 1), draw], dtype=np.uint64))
     return stream.random_raw(-(-count // 2)).view(np.int32)[:count]
 

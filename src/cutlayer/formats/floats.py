@@ -12,11 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cutlayer.formats.base import Codec, Encoded, Layout, as_rows, channels, from_rows, nothing_shared, numel
+from cutlayer.formats.base import (
+    Codec,
+    Encoded,
+    Layout,
+    as_rows,
+    channels,
+    from_rows,
+    nothing_shared,
+    numel,
+    read_float32,
+)
 from cutlayer.formats.elements import (
-    E4M3,
-    E4M3_HFP8,
-    E5M2,
     Element,
     dequantize,
     known_false,
@@ -30,7 +37,6 @@ from cutlayer.formats.elements import (
 class PlainFloat(Codec):
     """A float format of PyTorch with two bytes or more."""
 
-    name: str
     dtype: torch.dtype
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
@@ -60,7 +66,6 @@ class PlainFloat(Codec):
 class FixedFloat8(Codec):
     """An 8-bit float format after multiplication by a fixed power of two, `gain`, so exactly undone."""
 
-    name: str
     element: Element
     gain: float = 1.0
     stochastic: bool = False
@@ -91,7 +96,6 @@ class ScaledFloat8(Codec):
     Source of the formats: Micikevicius et al., "FP8 Formats for Deep Learning", 2022 (arXiv 2209.05433).
     """
 
-    name: str
     element: Element
     by_channel: bool = False
     stochastic: bool = False
@@ -124,9 +128,9 @@ class ScaledFloat8(Codec):
             values = dequantize(rows, self.element).reshape(len(rows), *encoded.shape)
             values = by_channel(values).mul_(powers_of_two(shared).unsqueeze(2))
         elif len(shared) == 1 and rows.device.type == "cpu":
-            values = dequantize(rows, self.element, float(shared.contiguous().view(torch.float32)))
+            values = dequantize(rows, self.element, float(read_float32(shared)))
         else:
-            values = dequantize(rows, self.element).mul_(shared.contiguous().view(torch.float32))
+            values = dequantize(rows, self.element).mul_(read_float32(shared))
         return values.reshape(len(rows), *encoded.shape)
 
 
@@ -138,7 +142,7 @@ def by_channel(values: Tensor) -> Tensor:
 
 
 def tensor_peak(values: Tensor) -> tuple[Tensor, bool]:
-    """Largest finite magnitude (float32, no dimensions; 0 if there is none), and whether all values are known finite."""
+    """Largest finite magnitude (float32 scalar; 0 if there is none), and whether all values are known to be finite."""
     if values.numel() == 0:
         return torch.zeros((), device=values.device), True
     low, high = torch.aminmax(values)

@@ -14,7 +14,6 @@ from cutlayer.formats.base import Codec, Encoded, Layout, as_rows, from_rows, no
 class Integers(Codec):
     """Whole numbers of one width; decodes to int64."""
 
-    name: str
     dtype: torch.dtype
 
     def layout(self, shape: tuple[int, ...]) -> Layout:

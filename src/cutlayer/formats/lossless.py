@@ -24,7 +24,7 @@ import zstandard
 from torch import Tensor
 
 from cutlayer.errors import RefusedError
-from cutlayer.formats.base import Codec, Encoded, Layout, as_buffer, copy_of, numel
+from cutlayer.formats.base import Codec, Encoded, Layout, as_buffer, copy_of
 
 STORED, WHOLE, SPLIT = 0, 1, 2
 LENGTH = struct.Struct("<Q")
@@ -40,7 +40,6 @@ _thread = threading.local()
 class Lossless(Codec):
     """Another codec, its rows compressed on the wire; in memory and in the replay store they are that codec's rows."""
 
-    name: str
     inner: Codec
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
@@ -100,18 +99,18 @@ class Lossless(Codec):
 
 def _compress(stream: np.ndarray) -> list[memoryview]:
     """A stream (uint8 [n]) as how-byte and body."""
-    compressor = _context("compressor")
-    stored = [memoryview(bytes([STORED])), memoryview(stream)]
+    compressor = _compressor()
+    stored = [memoryview(bytes([STORED])), stream.data]
     if stream.size == 0:
         return stored[:1]
     present = stream != 0
     if 2 * int(np.count_nonzero(present)) < stream.size:
-        mask = compressor.compress(np.packbits(present, bitorder="little"))
-        rest = compressor.compress(stream[present])
+        mask = compressor.compress(np.packbits(present, bitorder="little").data)
+        rest = compressor.compress(stream[present].data)
         head = bytes([SPLIT]) + LENGTH.pack(len(mask) + len(rest)) + LENGTH.pack(len(mask))
         packed = [memoryview(head), memoryview(mask), memoryview(rest)]
     else:
-        whole = compressor.compress(stream)
+        whole = compressor.compress(stream.data)
         packed = [memoryview(bytes([WHOLE]) + LENGTH.pack(len(whole))), memoryview(whole)]
     return packed if sum(map(len, packed)) < 1 + stream.size else stored
 
@@ -145,8 +144,8 @@ def _inflate(frame: memoryview, size: int, name: str) -> np.ndarray:
     try:
         claimed = zstandard.frame_content_size(frame)
         if claimed != size:
-            raise RefusedError(f"{name} payload: expected a stream of {size} bytes, the compressed one claims {claimed}")
-        content = _context("decompressor").decompress(frame, max_output_size=size)
+            raise RefusedError(f"{name} payload: expected a stream of {size} bytes, its frame claims {claimed}")
+        content = _decompressor().decompress(frame, max_output_size=size)
     except zstandard.ZstdError as error:
         raise RefusedError(f"{name} payload: compressed bytes cannot be read: {error}") from None
     if len(content) != size:
@@ -161,12 +160,18 @@ def _take(payload: memoryview, position: int, size: int, name: str) -> memoryvie
     return payload[position : position + size]
 
 
-def _context(kind: str) -> zstandard.ZstdCompressor | zstandard.ZstdDecompressor:
-    """This thread's compressor or decompressor: they are costly to make, and not to be shared by threads."""
-    if not hasattr(_thread, kind):
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's compressor: costly to make, and not to be shared by threads."""
+    if not hasattr(_thread, "compressor"):
         parameters = zstandard.ZstdCompressionParameters(
             window_log=WINDOW_LOG, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0, strategy=1
         )
         _thread.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    return _thread.compressor
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's decompressor."""
+    if not hasattr(_thread, "decompressor"):
         _thread.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG)
-    return getattr(_thread, kind)
+    return _thread.decompressor

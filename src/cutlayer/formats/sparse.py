@@ -1,8 +1,8 @@
 """Sparsification: the k largest values of each sample, or k of them at random, in another codec's form.
 
-A row says which values are there, in as few bits as a layout of fixed size allows, then holds them. Sources: top-k as in
-Aji and Heafield, "Sparse Communication for Distributed Gradient Descent" (arXiv 1704.05021); randomized top-k in Zheng et
-al., "Reducing Communication for Split Learning by Randomized Top-k Sparsification" (arXiv 2305.18469); the coding of
+A row says which values are there, in as few bits as a layout of fixed size allows, then holds them. Sources: top-k in
+Aji and Heafield, "Sparse Communication for Distributed Gradient Descent" (arXiv 1704.05021); randomized top-k in Zheng
+et al., "Reducing Communication for Split Learning by Randomized Top-k Sparsification" (arXiv 2305.18469); the coding of
 positions in Elias, "Efficient storage and retrieval by content and address of static files" (J. ACM 21, 1974).
 """
 
@@ -27,13 +27,12 @@ class TopK(Codec):
     Attributes:
         inner: codec of the kept values, which come to it as one channel [B, 1, k], in the order of their positions.
         fraction: part of the values that is kept; k is rounded up.
-        chance: 0 keeps the k largest magnitudes (of equal ones the first). Above 0, each of the k places goes, with this
-            chance, to one of the others instead, drawn evenly (`randtopk`): their activations and weights keep learning.
+        chance: 0 keeps the k largest magnitudes (of equal ones the first). Above 0, each of the k places goes, with
+            this chance, to one of the others instead, drawn evenly (`randtopk`), so that these too keep learning.
 
     Where the sparse form would not be smaller than `inner` alone, the rows are those of `inner`.
     """
 
-    name: str
     inner: Codec
     fraction: float
     chance: float = 0.0
@@ -93,7 +92,7 @@ class TopK(Codec):
 
 
 def largest(magnitudes: Tensor, k: int) -> Tensor:
-    """Mask of the k largest of each row of [B, n], the first of equal ones; the same on every device. NaN is largest."""
+    """Mask of the k largest in each row of [B, n], of equal ones the first: the same on all devices. NaN is largest."""
     magnitudes = magnitudes.masked_fill(magnitudes.isnan(), torch.inf)
     threshold = magnitudes.topk(k, dim=1).values[:, -1:]
     above, equal = magnitudes > threshold, magnitudes == threshold

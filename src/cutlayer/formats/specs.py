@@ -75,9 +75,7 @@ FLOAT_FORMATS: dict[str, Format] = {
     "mxfp6_e2m3": _mx(elements.E2M3),
     "mxfp6_e3m2": _mx(elements.E3M2),
     "mxfp4": _mx(elements.E2M1),
-    "nvfp4": Format(
-        lambda name, chosen: NVFP4(name, elements.E2M1, 16, "stochastic" in chosen), ("stochastic",)
-    ),
+    "nvfp4": Format(lambda name, chosen: NVFP4(name, elements.E2M1, 16, "stochastic" in chosen), ("stochastic",)),
     "int8": _affine(8),
     "int4": _affine(4),
 }
@@ -174,4 +172,3 @@ def _sparse(written: str, inner: Codec, spec: str) -> Codec:
         raise ConfigError(f"{spec!r}: values kept by {written!r} have no channels; leave ':channel' out")
     head = f"randtopk{fraction:g},{chance:g}" if match[1] else f"topk{fraction:g}"
     return TopK(f"{head}>{inner.name}", inner, float(f"{fraction:g}"), float(f"{chance:g}"))
-

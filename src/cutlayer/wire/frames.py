@@ -25,11 +25,7 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
 
 
-class Message(msgspec.Struct, frozen=True, tag=str.lower, forbid_unknown_fields=True):
-    """Base of what a frame can say."""
-
-
-class Plan(Message):
+class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):
     """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch)."""
 
     client: int
@@ -37,7 +33,7 @@ class Plan(Message):
     exchange: str
 
 
-class Step(Message):
+class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True):
     """Client to server: ids, labels and activations of one batch."""
 
     client: int
@@ -45,7 +41,7 @@ class Step(Message):
     step: int
 
 
-class Update(Message):
+class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True):
     """Server to client: the gradients of the loss with respect to the activations of a step."""
 
     client: int
@@ -53,12 +49,15 @@ class Update(Message):
     step: int
 
 
-class Evaluate(Message):
+class Evaluate(msgspec.Struct, frozen=True, tag="evaluate", forbid_unknown_fields=True):
     """Client to server: ids, labels and activations of a batch that is only evaluated."""
 
     client: int
     epoch: int
     step: int
+
+
+Message = Plan | Step | Update | Evaluate
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -74,7 +73,7 @@ class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The message and its tensors, in the order of the payload."""
 
-    message: Plan | Step | Update | Evaluate
+    message: Message
     fields: tuple[Field, ...] = ()
 
 
@@ -82,7 +81,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class Frame:
     """A message and its tensors, still encoded."""
 
-    message: Plan | Step | Update | Evaluate
+    message: Message
     tensors: dict[str, Encoded] = dataclass_field(default_factory=dict)
 
 

@@ -1,0 +1,139 @@
+"""Checkpoints: safetensors, .npy and JSON in a folder that is there as a whole or not at all. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cutlayer.errors import ConfigError
+from cutlayer.replay import ReplayStore
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints in a folder, one subfolder for each epoch; `save` keeps the newest and deletes the others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = sorted(self.folder.glob("epoch-*"))
+        return found[-1] if found else None
+
+    def save(
+        self,
+        epoch: int,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: dict[str, ReplayStore],
+        state: dict[str, Any],
+    ) -> None:
+        """Write a checkpoint after this many epochs.
+
+        Args:
+            epoch: epochs done.
+            modules: each half and its optimizer, by name.
+            stores: replay stores by name. One that has not changed since the last checkpoint is linked, not copied.
+            state: whatever else there is to know, as JSON values.
+        """
+        previous = self.latest()
+        known = self._state(previous)["stores"] if previous is not None else {}
+        new = self.folder / f"writing-{epoch:06d}"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        optimizers = {}
+        for name, (module, optimizer) in modules.items():
+            tensors, optimizers[name] = _optimizer_state(optimizer)
+            tensors |= {f"model.{key}": value for key, value in module.state_dict().items()}
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+                new / f"{name}.safetensors",
+            )
+        written = {}
+        for name, store in stores.items():
+            written[name] = {"codec": store.codec, "shape": list(store.shape), "version": store.version}
+            if previous is not None and written[name] == known.get(name):
+                shutil.copytree(previous / name, new / name, copy_function=os.link)
+            else:
+                store.save(new / name)
+        content = {
+            "format": FORMAT,
+            "epoch": epoch,
+            "optimizers": optimizers,
+            "stores": written,
+            "state": state,
+        }
+        (new / "state.json").write_text(json.dumps(content))
+        for file in new.rglob("*"):
+            _flush(file)
+        new.rename(self.folder / f"epoch-{epoch:06d}")
+        _flush(self.folder)
+        for old in [*self.folder.glob("epoch-*"), *self.folder.glob("writing-*")]:
+            if old.name != f"epoch-{epoch:06d}":
+                shutil.rmtree(old)
+
+    def load(
+        self, modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]], stores: dict[str, ReplayStore]
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Bring modules, optimizers and stores to the newest checkpoint; return (epochs done, state), or None."""
+        latest = self.latest()
+        if latest is None:
+            return None
+        content = self._state(latest)
+        for name, (module, optimizer) in modules.items():
+            tensors = load_file(latest / f"{name}.safetensors")
+            _load_optimizer(optimizer, tensors, content["optimizers"][name])
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            module.load_state_dict(weights)
+        for name, store in stores.items():
+            about = content["stores"][name]
+            store.load(latest / name, about["codec"], tuple(about["shape"]), about["version"])
+        return content["epoch"], content["state"]
+
+    def _state(self, checkpoint: Path) -> dict[str, Any]:
+        content = json.loads((checkpoint / "state.json").read_text())
+        if content.get("format") != FORMAT:
+            raise ConfigError(
+                f"{checkpoint}: expected a checkpoint of format {FORMAT}, got {content.get('format')}; it was "
+                "written by another release"
+            )
+        return content
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name and the rest as JSON values."""
+    state = optimizer.state_dict()
+    tensors, rest = {}, {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                rest.setdefault(str(index), {})[key] = value
+    return tensors, {"groups": state["param_groups"], "rest": rest}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in about["rest"].items()}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk, so that a loss of power leaves it whole."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,173 @@
+"""The command line: `cutlayer train RECIPE`, `cutlayer train --resume RUN`, `cutlayer compare RUN ...`, `demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+
+from cutlayer.config import Config
+from cutlayer.errors import ConfigError, CutlayerError, unknown
+from cutlayer.recipes import RECIPES
+from cutlayer.report import ProgressView, comparison
+from cutlayer.run import Run
+from cutlayer.training import Result, fit
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments:
+    """A recipe, with whatever is changed in it, and the folder to write to."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: str | None = None
+    """Folder for the run; by default a new one under ./runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeArguments:
+    """Go on with a run that was interrupted."""
+
+    resume: str
+    """Folder of the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareArguments:
+    """Print a table of runs, finished or not."""
+
+    runs: tyro.conf.Positional[list[str]]
+    """Folders of the runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoArguments:
+    """Train the digits CNN twice with the same seed: plain split learning in 32 bits, and the method."""
+
+    run_dir: str | None = None
+    """Folder for the two runs; by default a new one under ./runs."""
+    epochs: int = 100
+    """Length of each run."""
+    seed: int = 0
+    """Seed of both runs."""
+
+
+def train(arguments: Sequence[str], console: Console) -> None:
+    """Train a recipe, or go on with a run."""
+    if any(argument.split("=")[0] == "--resume" for argument in arguments):
+        folder = Run(tyro.cli(ResumeArguments, prog="cutlayer train", args=arguments).resume)
+        config = Config.from_dict(folder.read_config()["config"])
+        run_config(config, folder.folder, console, resume=True)
+    else:
+        kind = tyro.extras.subcommand_type_from_defaults(
+            {name: TrainArguments(recipe()) for name, recipe in RECIPES.items()},
+            {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
+        )
+        chosen = tyro.cli(kind, prog="cutlayer train", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
+        folder = Run(chosen.run_dir or new_folder(chosen.config.data))
+        run_config(chosen.config, folder.folder, console)
+    console.print(comparison({folder.folder.name: folder.history()}))
+    console.print(f"run folder: {folder.folder}")
+
+
+def run_config(
+    config: Config, folder: Path, console: Console, *, title: str | None = None, resume: bool = False
+) -> Result:
+    """Carry out a config in a run folder."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    train_data, test_data = config.datasets()
+    done = Run(folder).records() if resume else []
+    with ProgressView(title or config.schedule, config.epochs, console, done) as view:
+        return fit(
+            config.halves(train_data),
+            train_data,
+            test_data,
+            method=config.method(),
+            training=config.training(),
+            run=folder,
+            resume=resume,
+            on_epoch=view,
+            config=config.as_dict(),
+        )
+
+
+def demo(arguments: Sequence[str], console: Console) -> None:
+    """Plain split learning beside the method, on the digits."""
+    chosen = tyro.cli(DemoArguments, prog="cutlayer demo", args=arguments)
+    folder = Path(chosen.run_dir or new_folder("demo"))
+    method = dataclasses.replace(RECIPES["digits"](), epochs=chosen.epochs, seed=chosen.seed, threads=1)
+    plain = dataclasses.replace(method, schedule="always", codec="fp32")
+    console.print(
+        f"Small CNN on scikit-learn's digits, cut after {method.cut}, {method.epochs} epochs, seed {method.seed}:\n"
+        f"plain split learning in 32 bits, then asynchronous exchange ({method.schedule}, threshold "
+        f"{method.threshold}) in 8 bits.",
+        soft_wrap=True,
+    )
+    histories = {}
+    for title, config in (("plain split learning", plain), ("cutlayer", method)):
+        run = folder / title.split()[0]
+        run_config(config, run, console, title=title)
+        histories[title] = Run(run).history()
+    console.print(comparison(histories))
+    console.print(f"run folders: {folder}/plain, {folder}/cutlayer")
+
+
+def compare(arguments: Sequence[str], console: Console) -> None:
+    """Print a table of runs."""
+    chosen = tyro.cli(CompareArguments, prog="cutlayer compare", args=arguments)
+    if not chosen.runs:
+        raise ConfigError("expected the folders of one or more runs")
+    console.print(comparison({folder: Run(folder).history() for folder in chosen.runs}))
+
+
+def new_folder(name: str) -> Path:
+    """A folder under ./runs that does not exist yet."""
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+COMMANDS = {"train": train, "compare": compare, "demo": demo}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 1 for a run that failed, 2 for a wrong call."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console, errors = Console(), Console(stderr=True)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.print("usage: cutlayer COMMAND ...   (cutlayer COMMAND --help explains it)\n", highlight=False)
+        for name, command in COMMANDS.items():
+            console.print(f"  {name:10}{command.__doc__}", highlight=False)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in COMMANDS:
+            raise ConfigError(unknown("command", arguments[0], COMMANDS))
+        COMMANDS[arguments[0]](arguments[1:], console)
+    except ConfigError as error:
+        errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except CutlayerError as error:
+        errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        return 1
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        errors.print("interrupted; go on with: cutlayer train --resume RUN", highlight=False)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

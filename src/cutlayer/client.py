@@ -1,0 +1,169 @@
+"""3, 9. The client half: forward, and in an A epoch backward and update. Holds the data; never sees the server half."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.data import Batch, Feed
+from cutlayer.errors import ConfigError, DivergedError, RefusedError
+from cutlayer.flops import FlopTable
+from cutlayer.formats import encode_exactly, get_float_codec, isfinite
+from cutlayer.ledger import Ledger
+from cutlayer.method import Method, Training
+from cutlayer.optim import ScheduledOptimizer
+from cutlayer.schedule import Exchange
+from cutlayer.seeds import derive, seeded
+from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+
+
+class Client:
+    """One client: its half, its data, its optimizer.
+
+    Args:
+        number: the client's number, from 0.
+        half: from a batch of inputs to the activations at the cut.
+        train, test: its batches for training and, if it has any, for evaluation.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        half: nn.Module,
+        train: Feed,
+        test: Feed | None,
+        method: Method,
+        training: Training,
+        ledger: Ledger,
+    ) -> None:
+        self.number, self.train, self.test = number, train, test
+        self.device = torch.device(training.device)
+        self.half = half.to(self.device)
+        self.optimizer = ScheduledOptimizer(training.client, self.half.parameters(), training.epochs)
+        self.method, self.seed, self.ledger = method, training.seed, ledger
+        self.codec = get_float_codec(method.activations)
+        self.gradient_codec = get_float_codec(method.gradients)
+        sample = train.sample()
+        self.flops = FlopTable(self.half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)
+        self.cut_shape = self._cut_shape(sample)
+        self.plan = Plan(number, -1, "")
+        self.pending: tuple[int, Tensor] | None = None
+
+    def begin(self, data: bytes) -> None:
+        """Take the server's plan for an epoch that exchanges something."""
+        plan = unpack(data).message
+        if not isinstance(plan, Plan) or plan.client != self.number or plan.exchange not in ("A", "B"):
+            raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
+        self.plan, self.pending = plan, None
+        self.half.train(self.exchange is Exchange.BOTH or self.method.norm_in_b == "train")
+        self.optimizer.begin(plan.epoch)
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the epoch under way exchanges."""
+        return Exchange(self.plan.exchange)
+
+    def batches(self) -> Iterator[Batch]:
+        """The training batches of the epoch under way."""
+        return self._timed(self.train.epoch(self.plan.epoch))
+
+    def forward(self, step: int, batch: Batch) -> bytes:
+        """The activations of a batch, with ids and labels, as a frame. Only an A epoch builds a graph."""
+        learns = self.exchange is Exchange.BOTH
+        with self.ledger.phase("client forward"):
+            name = ("client", self.number, self.plan.epoch, step)
+            with torch.set_grad_enabled(learns), seeded(self.seed, *name, device=self.device):
+                activations = self.half(batch.inputs.to(self.device, non_blocking=True))
+        self.pending = (step, activations) if learns else None
+        self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
+        return self._frame(Step(self.number, self.plan.epoch, step), batch, activations)
+
+    def backward(self, data: bytes) -> None:
+        """Finish the step that waits for these gradients: backward and update."""
+        frame = unpack(data)
+        step, activations = self.pending or (-1, torch.empty(0))
+        if frame.message != Update(self.number, self.plan.epoch, step) or list(frame.tensors) != ["gradients"]:
+            raise RefusedError(
+                f"client {self.number}: expected the gradients of epoch {self.plan.epoch}, step {step}, "
+                f"got {frame.message}"
+            )
+        encoded = frame.tensors["gradients"]
+        if (encoded.codec, len(encoded), encoded.shape) != (
+            self.gradient_codec.name,
+            len(activations),
+            self.cut_shape,
+        ):
+            raise RefusedError(
+                f"client {self.number}: expected gradients in {self.gradient_codec.name} of shape "
+                f"{list(activations.shape)}, got {encoded.codec} of shape {[len(encoded), *encoded.shape]}"
+            )
+        with self.ledger.phase("decode"):
+            gradients = self.gradient_codec.decode(encoded.to(self.device))
+        with self.ledger.phase("client backward"):
+            self.optimizer.zero_grad()
+            activations.backward(gradients)
+            self.optimizer.step()
+        self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
+        self.pending = None
+
+    def evaluation_frames(self) -> Iterator[bytes]:
+        """The activations of the test data, batch by batch, as frames."""
+        if self.test is None:
+            return
+        self.half.eval()
+        for step, batch in enumerate(self._timed(self.test.epoch(0))):
+            with self.ledger.phase("evaluation"), torch.no_grad():
+                activations = self.half(batch.inputs.to(self.device))
+            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids))[0])
+            yield self._frame(Evaluate(self.number, self.plan.epoch, step), batch, activations)
+
+    def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
+        with self.ledger.phase("encode"):
+            if not isfinite(activations):
+                raise DivergedError(
+                    f"client {self.number}, epoch {message.epoch}, step {message.step}: activations at the cut are not "
+                    "finite; lower the learning rate, or look for inputs that are not finite"
+                )
+            name = ("encode", "up", self.number, message.epoch, message.step)
+            encoded = self.codec.encode(activations, derive(self.seed, *name))
+            return pack(
+                Frame(
+                    message,
+                    {
+                        "ids": encode_exactly(batch.ids),
+                        "labels": encode_exactly(batch.labels),
+                        "activations": encoded,
+                    },
+                )
+            )
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            with self.ledger.phase("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _cut_shape(self, sample: Batch) -> tuple[int, ...]:
+        was_training = self.half.training
+        self.half.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            activations = self.half(sample.inputs.to(self.device))
+        self.half.train(was_training)
+        if (
+            not isinstance(activations, Tensor)
+            or not activations.is_floating_point()
+            or len(activations) != len(sample.ids)
+        ):
+            what = (
+                f"{activations.dtype} {list(activations.shape)}"
+                if isinstance(activations, Tensor)
+                else type(activations)
+            )
+            raise ConfigError(
+                f"expected one floating-point tensor [batch, ...] at the cut, the client half returns {what}"
+            )
+        return tuple(activations.shape[1:])

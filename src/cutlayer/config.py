@@ -1,0 +1,142 @@
+"""A run's choices as one value: what recipes return, the command line overrides and config.json holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import torch
+
+from cutlayer import data
+from cutlayer.data import CropFlip, Images
+from cutlayer.errors import ConfigError, unknown
+from cutlayer.formats import PAIRS
+from cutlayer.method import Method, Training
+from cutlayer.models import make_model
+from cutlayer.optim import Optimizer
+from cutlayer.replay import StoreOptions
+from cutlayer.schedule import make_schedule
+from cutlayer.seeds import seeded
+from cutlayer.split import Halves, split
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result."""
+
+    data: Literal["digits", "cifar10", "fashion_mnist"] = "digits"
+    """Data set."""
+    data_dir: str | None = None
+    """Folder with the data set's files; by default the environment variable CUTLAYER_DATA, or ./data."""
+    train_samples: int | None = None
+    """Train on the first so many samples only."""
+    test_samples: int | None = None
+    """Evaluate on the first so many samples only."""
+
+    model: Literal["cnn", "vgg11", "vgg13", "resnet18"] = "cnn"
+    """Network."""
+    width: float = 1.0
+    """What the network's channels are multiplied with."""
+    cut: str = "layer3"
+    """Name of the layer to cut after; a wrong name lists the possible ones."""
+
+    schedule: Literal["always", "drift", "drop", "plateau", "periodic"] = "drop"
+    """When to communicate: "always" is plain split learning; see docs/schedules.md."""
+    threshold: float = 0.05
+    """For drift, drop and plateau: the change of the training loss that counts."""
+    warmup: int = 1
+    """Epochs at the start that exchange both ways, whatever the schedule says (the first always does)."""
+    period: int = 10
+    """For periodic: epochs in a cycle of A, B, C, C, ..."""
+    codec: str = "fp8"
+    """Number format in both directions: a codec's name, or a pair: "fp8" (E4M3 up, E5M2 down), "hfp8"."""
+    activations: str | None = None
+    """Codec of the activations, in place of that of the pair."""
+    gradients: str | None = None
+    """Codec of the gradients, in place of that of the pair."""
+    norm_in_b: Literal["train", "eval"] = "train"
+    """Mode of the client's batch norm in B epochs; see docs/batch-norm.md."""
+
+    epochs: int = 100
+    """Length of the run."""
+    batch_size: int = 64
+    """Samples in a batch."""
+    augment: bool = False
+    """Random crop with padding 4 and horizontal flip, on the client."""
+    client: Optimizer = field(default_factory=Optimizer)
+    """Optimizer of the client half."""
+    server: Optimizer = field(default_factory=Optimizer)
+    """Optimizer of the server half."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the server half: "bf16" runs it under autocast."""
+
+    store: StoreOptions = field(default_factory=StoreOptions)
+    """The server's store of activations."""
+    evaluate_every: int = 1
+    """Epochs between evaluations."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Device of both halves: cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """PyTorch's threads on the CPU; part of what fixes a result to the bit. None leaves them alone."""
+
+    def method(self) -> Method:
+        """When to communicate and in what form."""
+        if self.codec not in PAIRS:
+            raise ConfigError(unknown("codec", self.codec, PAIRS))
+        activations, gradients = PAIRS[self.codec]
+        return Method(
+            make_schedule(self.schedule, warmup=self.warmup, threshold=self.threshold, period=self.period),
+            self.activations or activations,
+            self.gradients or gradients,
+            self.norm_in_b,
+            self.store,
+        )
+
+    def training(self) -> Training:
+        """How the halves are trained."""
+        return Training(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            client=self.client,
+            server=self.server,
+            augment=CropFlip() if self.augment else None,
+            evaluate_every=self.evaluate_every,
+            checkpoint_every=self.checkpoint_every,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+        )
+
+    def datasets(self) -> tuple[Images, Images]:
+        """Training and test data."""
+        train, test = data.load(self.data, self.data_dir)
+        return train.first(self.train_samples), test.first(self.test_samples)
+
+    def network(self, train: Images) -> torch.nn.Module:
+        """The uncut network with its initial weights, which follow from the seed."""
+        with seeded(self.seed, "model"):
+            return make_model(self.model, train.inputs.shape[1:], train.mean, train.std, train.classes, self.width)
+
+    def halves(self, train: Images) -> Halves:
+        """The network in two."""
+        return split(self.network(train), self.cut)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as JSON values."""
+        return msgspec.to_builtins(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Config:
+        """Inverse of `as_dict`. Raises ConfigError for a field that is unknown or of the wrong type."""
+        try:
+            config = msgspec.convert(values, Config)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"config: {error}") from None
+        if extra := set(values) - set(config.as_dict()):
+            raise ConfigError(unknown("config field", sorted(extra)[0], config.as_dict()))
+        return config

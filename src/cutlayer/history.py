@@ -1,0 +1,109 @@
+"""What a run measured: a record for each epoch, and the figures that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cutlayer.schedule import Exchange
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        epoch: from 0.
+        exchange: "A", "B" or "C".
+        loss: mean training loss over the epoch's samples.
+        samples: samples trained on.
+        test: loss and metrics on the test data; empty where the epoch was not evaluated.
+        bytes: by direction ("up", "down") and kind, see `ledger.Ledger`.
+        flops: by party ("client", "server") and pass ("forward", "backward", "evaluation").
+        seconds: by phase.
+    """
+
+    epoch: int
+    exchange: str
+    loss: float
+    samples: int
+    test: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, dict[str, int]] = field(default_factory=dict)
+    flops: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What an epoch of plain split learning in 32 bits costs: what the reductions of a run are relative to.
+
+    Attributes:
+        exchanged_bytes: activations and gradients, one of each for every sample.
+        client_flops: forward and backward of the client half.
+    """
+
+    exchanged_bytes: int
+    client_flops: int
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of a run, and totals over them. Evaluation is counted apart from training throughout."""
+
+    epochs: Sequence[EpochRecord]
+    baseline: Baseline
+
+    @property
+    def exchanges(self) -> str:
+        """The states of the epochs, such as "AABCC"."""
+        return "".join(record.exchange for record in self.epochs)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss by epoch."""
+        return [record.loss for record in self.epochs]
+
+    def test(self, metric: str = "accuracy") -> float | None:
+        """The newest value of a test metric ("loss" among them); None if there was no evaluation."""
+        return next((r.test[metric] for r in reversed(self.epochs) if metric in r.test), None)
+
+    def count(self, exchange: Exchange) -> int:
+        """Epochs with this exchange."""
+        return self.exchanges.count(exchange.value)
+
+    def bytes(self, direction: str | None = None, kinds: Sequence[str] | None = None) -> int:
+        """Bytes of training in a direction (both for None), of these kinds (all but "evaluation" for None)."""
+        return sum(
+            size
+            for record in self.epochs
+            for way, sizes in record.bytes.items()
+            for kind, size in sizes.items()
+            if direction in (None, way) and (kind in kinds if kinds is not None else kind != "evaluation")
+        )
+
+    def flops(self, party: str) -> int:
+        """FLOPs of a party's training."""
+        return sum(n for record in self.epochs for what, n in record.flops[party].items() if what != "evaluation")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all phases."""
+        return sum(sum(record.seconds.values()) for record in self.epochs)
+
+    @property
+    def traffic_reduction(self) -> float:
+        """Activations and gradients of plain 32-bit split learning over as many epochs, divided by those of the run.
+
+        Scales count; labels, ids and headers, which plain split learning sends as well, do not.
+        """
+        return len(self.epochs) * self.baseline.exchanged_bytes / self.bytes(kinds=("activations", "gradients"))
+
+    @property
+    def client_flops_reduction(self) -> float:
+        """Client FLOPs of plain split learning over as many epochs, divided by those of the run."""
+        return len(self.epochs) * self.baseline.client_flops / max(1, self.flops("client"))

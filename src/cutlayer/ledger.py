@@ -1,0 +1,69 @@
+"""What a run costs: bytes of real frames, FLOPs of passes that ran, seconds by phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from cutlayer.wire import frames
+
+Direction = Literal["up", "down"]
+TRAINING_KINDS = ("activations", "gradients", "labels", "control", "weights")
+
+
+class Ledger:
+    """Costs of one epoch, to be read with `take`.
+
+    Bytes are counted by direction ("up": client to server) and kind (see `frames.sizes`), FLOPs by party and pass,
+    seconds by phase. A phase inside another is not counted twice: while it lasts, the outer one stands still. On CUDA
+    the seconds of a phase are those the host spent in it.
+    """
+
+    def __init__(self) -> None:
+        self._phases: list[str] = []
+        self._mark = time.perf_counter()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._bytes: dict[str, dict[str, int]] = {"up": defaultdict(int), "down": defaultdict(int)}
+        self._flops: dict[str, dict[str, int]] = {"client": defaultdict(int), "server": defaultdict(int)}
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def frame(self, direction: Direction, data: bytes) -> None:
+        """Count a frame that crosses the wire."""
+        for kind, size in frames.sizes(data):
+            self._bytes[direction][kind] += size
+
+    def flops(self, party: Literal["client", "server"], what: str, count: int) -> None:
+        """Count FLOPs of a pass ("forward", "backward", "evaluation")."""
+        self._flops[party][what] += count
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the time inside the block to this phase."""
+        self._charge()
+        self._phases.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._phases.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._phases:
+            self._seconds[self._phases[-1]] += now - self._mark
+        self._mark = now
+
+    def take(self) -> dict[str, Any]:
+        """The costs since the last call, as plain dictionaries; counting starts again from zero."""
+        costs = {
+            "bytes": {direction: dict(sorted(kinds.items())) for direction, kinds in self._bytes.items()},
+            "flops": {party: dict(sorted(passes.items())) for party, passes in self._flops.items()},
+            "seconds": {name: round(spent, 6) for name, spent in self._seconds.items()},
+        }
+        self._clear()
+        return costs

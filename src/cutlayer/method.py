@@ -1,0 +1,113 @@
+"""The choices that make a run: what is exchanged, how it is trained, what is to be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cutlayer.data import Augment
+from cutlayer.errors import ConfigError, unknown
+from cutlayer.formats import PAIRS, get_float_codec
+from cutlayer.optim import Optimizer, OptimizerSpec
+from cutlayer.replay import StoreOptions
+from cutlayer.schedule import Always, Schedule
+
+
+@dataclass(frozen=True)
+class Method:
+    """When to communicate and in what form. The default is plain split learning in 32 bits.
+
+    Attributes:
+        schedule: which epochs exchange activations and gradients, activations only, or nothing.
+        activations, gradients: names of the codecs for the two directions.
+        norm_in_b: how the client's batch norm behaves in forward-only epochs: "train" normalizes by the batch and
+            updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone.
+        store: where the server keeps activations.
+    """
+
+    schedule: Schedule = field(default_factory=Always)
+    activations: str = "fp32"
+    gradients: str = "fp32"
+    norm_in_b: Literal["train", "eval"] = "train"
+    store: StoreOptions = field(default_factory=StoreOptions)
+
+    def __post_init__(self) -> None:
+        get_float_codec(self.activations)
+        get_float_codec(self.gradients)
+        if self.norm_in_b not in ("train", "eval"):
+            raise ConfigError(unknown("norm_in_b", self.norm_in_b, ("train", "eval")))
+
+    @staticmethod
+    def of(schedule: Schedule, codec: str = "fp32") -> Method:
+        """A method from a schedule and one name for both directions: a codec, or the pair "fp8" or "hfp8"."""
+        if codec not in PAIRS:
+            raise ConfigError(unknown("codec", codec, PAIRS))
+        activations, gradients = PAIRS[codec]
+        return Method(schedule, activations, gradients)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the two halves are trained.
+
+    Attributes:
+        epochs: length of the run.
+        batch_size: samples in a batch (of a `Dataset`; a `DataLoader` brings its own).
+        client, server: optimizer of each half.
+        augment: applied by the client to each training batch; see `data.CropFlip`.
+        shuffle, drop_last: as in `DataLoader`, for a `Dataset`.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        checkpoint_every: epochs between checkpoints, where there is a run folder; the last epoch always has one.
+        seed: of everything random; the same seed gives the same bits on the same machine and threads.
+        device: of both halves, such as "cpu" or "cuda".
+        precision: "fp32", or "bf16" to run the server half under autocast.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    client: OptimizerSpec = field(default_factory=Optimizer)
+    server: OptimizerSpec = field(default_factory=Optimizer)
+    augment: Augment | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(unknown("precision", self.precision, ("fp32", "bf16")))
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ConfigError(f"unknown device {self.device!r}; expected such as cpu, cuda or cuda:1") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device {self.device!r}: this PyTorch sees no CUDA device; use cpu")
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Share of the batch whose largest output is the label's, as a scalar. outputs [B, classes], labels [B]."""
+    return (outputs.argmax(1) == labels).float().mean()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned.
+
+    Attributes:
+        loss: from outputs and labels of a batch to their mean loss.
+        metrics: by name, from outputs and labels of a batch to a mean over its samples.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})

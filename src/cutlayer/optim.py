@@ -1,0 +1,119 @@
+"""The optimizer of a half and its learning rate, as values that can be written to a config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from cutlayer.errors import ConfigError
+
+
+class OptimizerSpec(Protocol):
+    """What `fit` needs to know of a half's optimizer: how to make it, and its learning rate by epoch."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new optimizer for these parameters."""
+        ...
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What the initial learning rate is multiplied with in this epoch (from 0) of `epochs`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD, Adam or AdamW with a constant, stepped or cosine learning rate.
+
+    The rate follows the epoch's number, whatever the epoch exchanges, so both halves stay on the same curve.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Algorithm."""
+    lr: float = 0.05
+    """Initial learning rate."""
+    momentum: float = 0.9
+    """Momentum, for SGD."""
+    nesterov: bool = False
+    """Nesterov momentum, for SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay (L2 for SGD and Adam, decoupled for AdamW)."""
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    """How the learning rate falls."""
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
+    """For "step": the fractions of the run at which the rate falls (0.3, 0.6, 0.8 is 60, 120, 160 of 200 epochs)."""
+    decay: float = 0.2
+    """For "step": what the rate is multiplied with at each milestone."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ("sgd", "adam", "adamw"):
+            raise ConfigError(f"unknown optimizer {self.name!r}; known: sgd, adam, adamw")
+        if self.schedule not in ("constant", "step", "cosine"):
+            raise ConfigError(f"unknown learning-rate schedule {self.schedule!r}; known: constant, step, cosine")
+        if not self.lr > 0:
+            raise ConfigError(f"lr must be above 0, got {self.lr}")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new optimizer for these parameters."""
+        if self.name == "sgd":
+            return torch.optim.SGD(
+                parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            )
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What the initial learning rate is multiplied with in this epoch (from 0) of `epochs`."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        return self.decay ** sum(epoch >= round(milestone * epochs) for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class CustomOptimizer:
+    """An optimizer of the user's own.
+
+    Attributes:
+        make: from parameters to a `torch.optim.Optimizer`.
+        rate: what its initial learning rates are multiplied with, from the epoch (from 0) and the number of epochs.
+    """
+
+    make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    rate: Callable[[int, int], float] = lambda epoch, epochs: 1.0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new optimizer for these parameters."""
+        return self.make(parameters)
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """What the initial learning rate is multiplied with in this epoch (from 0) of `epochs`."""
+        return self.rate(epoch, epochs)
+
+
+class ScheduledOptimizer:
+    """A half's optimizer together with its learning rate: `begin(epoch)`, then `zero_grad` and `step` as usual."""
+
+    def __init__(self, spec: OptimizerSpec, parameters: Iterable[nn.Parameter], epochs: int) -> None:
+        self.spec, self.epochs = spec, epochs
+        self.optimizer = spec.build(parameters)
+        self.initial = [group["lr"] for group in self.optimizer.param_groups]
+
+    def begin(self, epoch: int) -> None:
+        """Set the learning rate of this epoch."""
+        factor = self.spec.factor(epoch, self.epochs)
+        for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
+            group["lr"] = initial * factor
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Update the weights."""
+        self.optimizer.step()

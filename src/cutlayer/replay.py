@@ -1,0 +1,172 @@
+"""7. The replay store: each sample's newest activation, encoded, with its label."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutlayer.errors import ConfigError, RefusedError, StoreFullError
+from cutlayer.formats import Encoded
+
+Placement = Literal["auto", "memory", "disk"]
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Where the replay store lies and how large it may grow."""
+
+    placement: Placement = "auto"
+    """"memory", "disk" (a memory-mapped file), or "auto": in memory as long as the budget allows, then on disk."""
+    memory_budget_mib: int = 4096
+    """Largest store in memory. Beyond it "memory" is an error and "auto" goes to disk."""
+    disk_budget_mib: int = 65536
+    """Largest store on disk; beyond it is an error."""
+    folder: str | None = None
+    """Folder for the file; the system's temporary folder by default. The file vanishes with the process."""
+
+    def __post_init__(self) -> None:
+        if self.placement not in ("auto", "memory", "disk"):
+            raise ConfigError(f"unknown store placement {self.placement!r}; known: auto, memory, disk")
+
+
+class ReplayStore:
+    """Activations and labels of `capacity` samples, each in the row of its id.
+
+    Rows keep the codec's bytes, not floats, so 8-bit activations take a quarter of the memory of 32-bit ones, and a
+    sample decodes to the bits that it decoded to when it arrived. Memory is taken at the first `put`, when the size of
+    a row is known.
+
+    Args:
+        capacity: number of samples; ids go from 0 to capacity - 1.
+        options: placement and budgets.
+    """
+
+    def __init__(self, capacity: int, options: StoreOptions = StoreOptions()) -> None:
+        self.capacity, self.options = capacity, options
+        self.codec = ""
+        self.shape: tuple[int, ...] = ()
+        self.version = 0
+        """Counts the changes, so that a checkpoint knows whether it must write the store again."""
+        self._arrays: dict[str, np.ndarray] = {}
+        self._present = np.zeros(capacity, bool)
+        self._label_dtype = torch.int64
+
+    def __len__(self) -> int:
+        """Samples that are there."""
+        return int(self._present.sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the store takes, in memory or on disk."""
+        return sum(array.nbytes for array in self._arrays.values()) + self._present.nbytes
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the rows lie in a memory-mapped file."""
+        return isinstance(self._arrays.get("rows"), np.memmap)
+
+    def put(self, ids: Tensor, activations: Encoded, labels: Tensor) -> None:
+        """Keep a batch in place of what was kept of these samples.
+
+        Args:
+            ids: int64 [B], from 0 to capacity - 1.
+            activations: B encoded samples, of the codec and shape of all the others.
+            labels: [B, ...].
+
+        Raises:
+            StoreFullError: at the first call, when the store for all samples would be larger than the budget.
+            RefusedError: ids out of range, or another codec or shape than before.
+        """
+        index = ids.numpy()
+        if index.size and (index.min() < 0 or index.max() >= self.capacity):
+            raise RefusedError(f"expected sample ids from 0 to {self.capacity - 1}, got {index.min()} to {index.max()}")
+        arrays = {
+            "rows": activations.rows.cpu().numpy(),
+            "shared": activations.shared.expand(len(ids), -1).cpu().numpy(),
+            "labels": labels.cpu().numpy(),
+        }
+        if not self._arrays:
+            self._allocate(activations, labels, arrays)
+        if (activations.codec, activations.shape) != (self.codec, self.shape):
+            raise RefusedError(
+                f"expected activations in {self.codec} of shape {list(self.shape)}, got {activations.codec} of shape "
+                f"{list(activations.shape)}"
+            )
+        for name, values in arrays.items():
+            self._arrays[name][index] = values
+        self._present[index] = True
+        self.version += 1
+
+    def get(self, ids: Tensor) -> tuple[Encoded, Tensor]:
+        """The encoded activations and the labels of these samples, which must be there."""
+        index = ids.numpy()
+        rows, shared, labels = (torch.from_numpy(self._arrays[name][index]) for name in ("rows", "shared", "labels"))
+        return Encoded(self.codec, self.shape, rows, shared), labels
+
+    def batches(
+        self, batch_size: int, shuffle: torch.Generator | None = None, *, drop_last: bool = False
+    ) -> Iterator[tuple[Encoded, Tensor]]:
+        """All samples once, in batches: shuffled across the whole store, or in the order of their ids for None.
+
+        `drop_last` leaves out a last batch that is smaller, unless it is the only one.
+        """
+        present = torch.from_numpy(np.flatnonzero(self._present))
+        if shuffle is not None:
+            present = present[torch.randperm(len(present), generator=shuffle)]
+        for ids in present.split(batch_size):
+            if drop_last and len(ids) < min(batch_size, len(present)):
+                return
+            yield self.get(ids)
+
+    def _allocate(self, activations: Encoded, labels: Tensor, arrays: dict[str, np.ndarray]) -> None:
+        shapes = {name: (self.capacity, *values.shape[1:]) for name, values in arrays.items()}
+        needed = sum(int(np.prod(shape)) * arrays[name].itemsize for name, shape in shapes.items())
+        options, mib = self.options, 1 << 20
+        on_disk = options.placement == "disk" or (
+            options.placement == "auto" and needed > options.memory_budget_mib * mib
+        )
+        budget = options.disk_budget_mib if on_disk else options.memory_budget_mib
+        if needed > budget * mib:
+            place = "on disk" if on_disk else "in memory"
+            raise StoreFullError(
+                f"the replay store of {self.capacity} samples {list(activations.shape)} in {activations.codec} "
+                f"takes {needed / mib:.0f} MiB, the budget {place} is {budget} MiB; "
+                "raise it, use placement 'auto' or 'disk', a later cut, or a codec with fewer bits"
+            )
+        for name, shape in shapes.items():
+            if on_disk and name == "rows" and needed > 0:
+                with tempfile.TemporaryFile(dir=options.folder, prefix="cutlayer-store-") as file:
+                    file.truncate(max(1, int(np.prod(shape))))
+                    self._arrays[name] = np.memmap(file, np.uint8, "r+", shape=shape)
+            else:
+                self._arrays[name] = np.zeros(shape, arrays[name].dtype)
+        self.codec, self.shape = activations.codec, activations.shape
+
+    # --- checkpoints ---
+
+    def save(self, folder: Path) -> None:
+        """Write the store's arrays into a folder as .npy files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in {**self._arrays, "present": self._present}.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+    def load(self, folder: Path, codec: str, shape: tuple[int, ...], version: int) -> None:
+        """Read back what `save` wrote; codec, shape and version are the store's own at that time."""
+        arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy")}
+        present = arrays.pop("present")
+        if len(present) != self.capacity:
+            raise ConfigError(f"{folder}: the store holds {len(present)} samples, the data set has {self.capacity}")
+        if arrays:
+            empty = Encoded(codec, tuple(shape), torch.empty(0), torch.empty(0))
+            self._allocate(empty, torch.empty(0), arrays)
+            for name, array in arrays.items():
+                self._arrays[name][:] = array
+        self._present[:] = present
+        self.version = version

@@ -1,0 +1,113 @@
+"""What a person sees: progress while a run goes on, and a table of runs at their end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cutlayer.history import EpochRecord, History
+from cutlayer.schedule import Exchange
+
+
+def human_bytes(count: float) -> str:
+    """Bytes with a binary unit, such as "2.8 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+class ProgressView:
+    """Shows a run as it goes: a bar that moves on a terminal, otherwise a line now and then.
+
+    Use as a context manager, and pass it as `on_epoch`.
+
+    Args:
+        title: what to call the run.
+        epochs: its length.
+        done: epochs that a resumed run has behind it.
+        every: seconds between lines where the output is not a terminal.
+    """
+
+    def __init__(
+        self, title: str, epochs: int, console: Console, done: Sequence[EpochRecord] = (), every: float = 5.0
+    ) -> None:
+        self.title, self.epochs, self.console, self.every = title, epochs, console, every
+        self.bytes = sum(_training_bytes(record) for record in done)
+        self.accuracy = next((_score(r) for r in reversed(done) if r.test), "")
+        self.started, self.first, self.printed = time.monotonic(), len(done), 0.0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.progress.add_task(title, total=epochs, completed=len(done), line="")
+
+    def __enter__(self) -> ProgressView:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.console.is_terminal:
+            self.progress.stop()
+
+    def __call__(self, record: EpochRecord) -> None:
+        """Show this epoch."""
+        self.bytes += _training_bytes(record)
+        self.accuracy = _score(record) if record.test else self.accuracy
+        done = record.epoch + 1
+        line = (
+            f"epoch {done:>{len(str(self.epochs))}}/{self.epochs}  {record.exchange}  loss {record.loss:.4f}  "
+            f"{self.accuracy}  {human_bytes(self.bytes)} so far"
+        )
+        self.progress.update(self.task, completed=done, line=line)
+        now = time.monotonic()
+        if not self.console.is_terminal and (now - self.printed > self.every or done == self.epochs):
+            self.printed = now
+            left = (now - self.started) / (done - self.first) * (self.epochs - done)
+            self.console.print(f"{self.title}: {line}, {left:.0f} s left", highlight=False, soft_wrap=True)
+
+
+def _training_bytes(record: EpochRecord) -> int:
+    return sum(n for kinds in record.bytes.values() for kind, n in kinds.items() if kind != "evaluation")
+
+
+def _score(record: EpochRecord) -> str:
+    name = next((name for name in record.test if name != "loss"), "loss")
+    return f"{name} {record.test[name]:.4f}"
+
+
+def comparison(histories: dict[str, History]) -> Table:
+    """A table with a column for each run."""
+    table = Table(title=None)
+    table.add_column("")
+    for name in histories:
+        table.add_column(name, justify="right")
+
+    metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
+    runs = list(histories.values())
+    for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:
+        values = [history.test(metric) for history in runs]
+        table.add_row(f"test {metric}", *("" if v is None else f"{v:.4f}" for v in values))
+    rows = {
+        "epochs A / B / C": lambda h: " / ".join(str(h.count(exchange)) for exchange in Exchange),
+        "sent up": lambda h: human_bytes(h.bytes("up")),
+        "sent down": lambda h: human_bytes(h.bytes("down")),
+        "evaluation traffic": lambda h: human_bytes(h.bytes(kinds=("evaluation",))),
+        "client GFLOPs": lambda h: f"{h.flops('client') / 1e9:.1f}",
+        "server GFLOPs": lambda h: f"{h.flops('server') / 1e9:.1f}",
+        "seconds": lambda h: f"{h.seconds:.1f}",
+        "activations and gradients reduced": lambda h: f"{h.traffic_reduction:.2f}x",
+        "client FLOPs reduced": lambda h: f"{h.client_flops_reduction:.2f}x",
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(history) for history in runs))
+    return table

@@ -1,0 +1,34 @@
+"""Randomness by name: every draw is seeded by what it is for, so nothing random needs to be stored or kept in step.
+
+The order of the samples in an epoch, the augmentation of a batch, the dropout of a half: each takes its seed from the
+run's seed and its own name, such as ("order", client, epoch). Two processes therefore draw what one would, and a run
+that resumes draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, *name: str | int) -> int:
+    """A seed in [0, 2^63) for the draw of this name."""
+    digest = hashlib.blake2b(repr((seed, *name)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, *name: str | int) -> torch.Generator:
+    """A CPU generator for the draw of this name."""
+    return torch.Generator().manual_seed(derive(seed, *name))
+
+
+@contextmanager
+def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed PyTorch's global generators (CPU, and `device` if it is CUDA) inside the block; restore them after it."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(seed, *name))
+        yield

@@ -1,0 +1,231 @@
+"""6, 7. The server half: loss, backward, update, gradients at the cut. Never sees the data or the client half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.errors import DivergedError, RefusedError
+from cutlayer.flops import FlopTable
+from cutlayer.formats import Encoded, get_codec, get_float_codec, isfinite
+from cutlayer.ledger import Ledger
+from cutlayer.method import Method, Task, Training
+from cutlayer.optim import ScheduledOptimizer
+from cutlayer.replay import ReplayStore
+from cutlayer.schedule import Exchange, State
+from cutlayer.seeds import derive, generator, seeded
+from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """What the server knows of a client: numbers of training and test samples and the largest batch it sends."""
+
+    samples: int
+    test_samples: int
+    batch_size: int
+
+
+class Server:
+    """The server: its half, its optimizer, the schedule's state and the activations it keeps.
+
+    Args:
+        half: from the activations at the cut to the outputs.
+        clients: what is known of each client, by number.
+        cut_shape: shape of one sample's activations.
+    """
+
+    def __init__(
+        self,
+        half: nn.Module,
+        clients: list[ClientInfo],
+        cut_shape: tuple[int, ...],
+        method: Method,
+        training: Training,
+        task: Task,
+        ledger: Ledger,
+    ) -> None:
+        self.device = torch.device(training.device)
+        self.half = half.to(self.device)
+        self.optimizer = ScheduledOptimizer(training.server, self.half.parameters(), training.epochs)
+        self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
+        self.method, self.seed, self.precision = method, training.seed, training.precision
+        self.drop_last = training.drop_last
+        self.codec, self.gradient_codec = (
+            get_float_codec(method.activations),
+            get_float_codec(method.gradients),
+        )
+        self.flops = FlopTable(self.half, cut_shape, torch.float32)
+        self.state: State = method.schedule.start()
+        # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
+        self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
+        self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients))]
+        self.store = ReplayStore(sum(info.samples for info in clients), method.store)
+        self.test_store = ReplayStore(sum(info.test_samples for info in clients), method.store)
+        self._begin_sums()
+
+    # --- an epoch -----------------------------------------------------------------------------------------------
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the epoch under way exchanges."""
+        return self.state.exchange
+
+    def begin(self) -> None:
+        """Begin the epoch that the schedule's state names."""
+        self.half.train()
+        self.optimizer.begin(self.state.epoch)
+        self._begin_sums()
+
+    def plan(self, client: int) -> bytes:
+        """The frame that tells a client what this epoch exchanges."""
+        return pack(Frame(Plan(client, self.state.epoch, self.exchange.value)))
+
+    def receive(self, data: bytes) -> bytes | None:
+        """Take one frame from a client; return the reply, if there is one.
+
+        Raises RefusedError, with nothing applied, for a frame that does not fit the protocol or the epoch's plan. A
+        step that comes a second time gets the reply of the first.
+        """
+        frame = unpack(data)
+        message = frame.message
+        if isinstance(message, Evaluate):
+            self._keep(frame, self.test_store, self.test_offsets, [info.test_samples for info in self.clients])
+            return None
+        if not isinstance(message, Step):
+            raise RefusedError(f"server: expected a step or an evaluation, got {message}")
+        if self.exchange is Exchange.NONE or message.epoch != self.state.epoch:
+            raise RefusedError(
+                f"client {message.client}: epoch: expected epoch {self.state.epoch} ({self.exchange}), got {message}"
+            )
+        last, reply = self._last.get(message.client, (-1, None))
+        if message.step == last:
+            return reply
+        if message.step != last + 1:
+            raise RefusedError(f"client {message.client}: step: expected {last + 1}, got {message.step}")
+        reply = self._step(frame, message)
+        self._last[message.client] = (message.step, reply)
+        return reply
+
+    def replay(self) -> None:
+        """Train on the activations that are kept, freshly shuffled, for one epoch."""
+        batch_size = max(info.batch_size for info in self.clients)
+        shuffle = generator(self.seed, "replay", self.state.epoch)
+        for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=self.drop_last):
+            with self.ledger.phase("decode"):
+                activations = self.codec.decode(encoded.to(self.device))
+            self._train(activations, labels.to(self.device))
+
+    def finish(self) -> float:
+        """End the epoch: its mean training loss; the schedule moves on to the next one."""
+        loss = self._loss_sum.item() / max(1, self.samples)
+        self.state = self.method.schedule.next(self.state, loss)
+        return loss
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss and metrics over the test activations that are kept; clients send theirs when they change."""
+        self.half.eval()
+        sums: dict[str, float] = dict.fromkeys(["loss", *self.task.metrics], 0.0)
+        batch_size = max(info.batch_size for info in self.clients)
+        with self.ledger.phase("evaluation"), torch.no_grad():
+            for encoded, labels in self.test_store.batches(batch_size):
+                labels = labels.to(self.device)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    outputs = self.half(self.codec.decode(encoded.to(self.device)))
+                outputs = outputs.float()
+                scores = {"loss": self.task.loss, **self.task.metrics}
+                for name, score in scores.items():
+                    sums[name] += score(outputs, labels).item() * len(labels)
+                self.ledger.flops("server", "evaluation", self.flops(len(labels))[0])
+        return {name: value / len(self.test_store) for name, value in sums.items()} if len(self.test_store) else {}
+
+    # --- a step -------------------------------------------------------------------------------------------------
+
+    def _step(self, frame: Frame, message: Step) -> bytes | None:
+        encoded, ids, labels = self._checked(frame, [info.samples for info in self.clients])
+        with self.ledger.phase("decode"):
+            activations = self._decoded(encoded, message)
+        if self.exchange is Exchange.ACTIVATIONS:
+            with self.ledger.phase("store"):
+                self.store.put(ids + self.offsets[message.client], encoded, labels)
+            self._train(activations, labels.to(self.device))
+            return None
+        activations.requires_grad_()
+        self._train(activations, labels.to(self.device))
+        with self.ledger.phase("encode"):
+            gradients = activations.grad
+            if gradients is None or not isfinite(gradients):
+                raise DivergedError(f"{message}: gradients at the cut are not finite; lower the learning rate")
+            name = ("encode", "down", message.client, message.epoch, message.step)
+            encoded = self.gradient_codec.encode(gradients, derive(self.seed, *name))
+            return pack(Frame(Update(message.client, message.epoch, message.step), {"gradients": encoded}))
+
+    def _train(self, activations: Tensor, labels: Tensor) -> None:
+        """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them."""
+        with (
+            self.ledger.phase("server"),
+            seeded(self.seed, "server", self.state.epoch, self._steps, device=self.device),
+        ):
+            # The half may begin with an operation that works in place, which PyTorch forbids on a leaf with gradients.
+            inputs = activations.clone() if activations.requires_grad else activations
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                outputs = self.half(inputs)
+            loss = self.task.loss(outputs.float(), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self._loss_sum += loss.detach().double() * len(labels)
+        self.samples += len(labels)
+        self._steps += 1
+        forward, backward = self.flops(len(labels), input_gradient=activations.requires_grad)
+        self.ledger.flops("server", "forward", forward)
+        self.ledger.flops("server", "backward", backward)
+
+    def _begin_sums(self) -> None:
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.samples = self._steps = 0
+        self._last: dict[int, tuple[int, bytes | None]] = {}
+
+    # --- what comes in ------------------------------------------------------------------------------------------
+
+    def _keep(self, frame: Frame, store: ReplayStore, offsets: list[int], samples: list[int]) -> None:
+        encoded, ids, labels = self._checked(frame, samples)
+        self._decoded(encoded, frame.message)
+        store.put(ids + offsets[frame.message.client], encoded, labels)
+
+    def _decoded(self, encoded: Encoded, message: object) -> Tensor:
+        activations = self.codec.decode(encoded.to(self.device))
+        if not isfinite(activations):
+            raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
+        return activations
+
+    def _checked(self, frame: Frame, samples: list[int]) -> tuple[Encoded, Tensor, Tensor]:
+        """Activations, ids and labels of a frame, which fit this run."""
+        client = frame.message.client
+        if not 0 <= client < len(self.clients):
+            raise RefusedError(f"client: expected a number below {len(self.clients)}, got {client}")
+
+        def require(ok: bool, field: str, expected: object, got: object) -> None:
+            if not ok:
+                raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
+
+        names = ["ids", "labels", "activations"]
+        require(list(frame.tensors) == names, "fields", names, list(frame.tensors))
+        activations, size = frame.tensors["activations"], self.clients[client].batch_size
+        require(activations.codec == self.codec.name, "codec", self.codec.name, activations.codec)
+        require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
+        require(0 < len(activations) <= size, "batch size", f"1 to {size}", len(activations))
+        ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in names[:2])
+        require(ids.shape == (len(activations),), "ids", f"{len(activations)} ids", list(ids.shape))
+        require(not ids.is_floating_point(), "ids", "whole numbers", ids.dtype)
+        require(
+            bool((ids >= 0).all() and (ids < samples[client]).all()),
+            "ids",
+            f"0 to {samples[client] - 1}",
+            ids.tolist(),
+        )
+        require(len(labels) == len(activations), "labels", f"{len(activations)} labels", list(labels.shape))
+        require(not labels.is_floating_point() or isfinite(labels), "labels", "finite values", "infinities or NaN")
+        return activations, ids, labels

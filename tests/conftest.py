@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutlayer.data import Images
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir() -> Path:
+    """The folder with the real CIFAR-10; tests that need it say so when it is not there."""
+    folder = os.environ.get("CUTLAYER_DATA")
+    if not folder or not (Path(folder) / "cifar-10-batches-bin").is_dir():
+        pytest.skip("needs CIFAR-10: set CUTLAYER_DATA to the folder that holds cifar-10-batches-bin")
+    return Path(folder)
+
+
+def noise_images(count: int = 96, size: int = 32, channels: int = 3, seed: int = 0) -> Images:
+    """Random images of random classes: enough to compare two computations."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(0, 256, (count, channels, size, size), generator=draw, dtype=torch.uint8)
+    labels = torch.randint(0, 10, (count,), generator=draw)
+    return Images(inputs, labels, (0.5,) * channels, (0.25,) * channels)

@@ -1,0 +1,60 @@
+"""Split, unquantized, always exchanging: the same bits as the same network trained uncut."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from cutlayer import CropFlip, Method, Optimizer, Training, fit, split
+from cutlayer.data import Feed, Images
+from cutlayer.models import make_model
+from cutlayer.seeds import seeded
+from tests.conftest import noise_images
+
+EPOCHS = 3
+
+
+def train_uncut(
+    model: torch.nn.Module, data: Images, training: Training
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """An ordinary training loop, written without anything of the split but the order and augmentation of the batches."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    feed = Feed(data, batch_size=training.batch_size, seed=training.seed, augment=training.augment)
+    losses = []
+    for epoch in range(EPOCHS):
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * 0.2 ** sum(epoch >= milestone for milestone in (1, 2))
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in feed.epoch(epoch):
+            loss = cross_entropy(model(batch.inputs), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach().double() * len(batch.labels)
+        losses.append(total.item() / len(data))
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"), [("vgg11", "layer4"), ("vgg11", "layer5.1"), ("resnet18", "layer1"), ("resnet18", "layer2.0")]
+)
+def test_split_training_equals_uncut_training_bit_for_bit(name: str, cut: str) -> None:
+    data = noise_images(count=80)
+    with seeded(1, "model"):
+        model = make_model(name, (3, 32, 32), data.mean, data.std, width=0.125)
+    optimizer = Optimizer(lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1 / 3, 2 / 3), decay=0.2)
+    training = Training(
+        epochs=EPOCHS, batch_size=32, client=optimizer, server=optimizer, augment=CropFlip(padding=4, flip=True), seed=7
+    )
+    expected_losses, expected_weights = train_uncut(copy.deepcopy(model), data, training)
+
+    result = fit(split(model, cut), data, method=Method(), training=training)
+
+    assert result.history.losses == expected_losses
+    weights = result.model.state_dict()
+    assert list(weights) == list(expected_weights)
+    different = [key for key in weights if not torch.equal(weights[key], expected_weights[key])]
+    assert different == []
+    assert not torch.equal(weights["head.weight"], model.state_dict()["head.weight"])
