@@ -56,9 +56,10 @@ class BlockFloat(Codec):
         count, blocks = flat.shape[1], self.blocks(shape)
         for part in self._parts(flat):
             samples = flat[part]
-            scales, divisors = self.scales(self._blocked(samples), tensor_scale)
-            scaled = (self._blocked(samples) / divisors.unsqueeze(2)).flatten(1)[:, :count]
-            codes = quantize(scaled.nan_to_num_(0.0), self.element, noise=None if noise is None else noise[part])
+            cut = self._blocked(samples)
+            scales, divisors = self.scales(cut, tensor_scale)
+            scaled = cut.nan_to_num(0.0).div_(divisors.unsqueeze(2)).flatten(1)[:, :count]
+            codes = quantize(scaled, self.element, noise=None if noise is None else noise[part])
             rows[part, :blocks] = scales
             rows[part, blocks:] = pack_bits(codes, self.element.bits)
         return Encoded(self.name, shape, rows, shared)
@@ -82,7 +83,7 @@ class BlockFloat(Codec):
 
     @abstractmethod
     def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scale codes (uint8 [B, blocks]) of float32 [B, blocks, block], and what their values are divided by."""
+        """The scale codes (uint8 [B, blocks]) of float32 [B, blocks, block], and the divisors of its values (inf: none)."""
 
     @abstractmethod
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class MX(BlockFloat):
         exponents = (exponents - 1 - self.element.highest).clamp_(-127, 127)
         exponents.masked_fill_(peaks == 0, -127)
         codes = (exponents + 127).to(torch.uint8).masked_fill_(nan, E8M0_NAN)
-        return codes, powers_of_two(codes)
+        return codes, powers_of_two(codes).masked_fill_(nan, torch.inf)
 
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
         """Powers of two; NaN for the code 0xFF."""
@@ -149,7 +150,7 @@ class NVFP4(BlockFloat):
         peaks, nan = _peaks(blocks)
         codes = quantize(peaks / self.element.largest / tensor_scale, E4M3).masked_fill_(nan, 0x7F)
         divisors = dequantize(codes, E4M3) * tensor_scale
-        return codes, divisors.masked_fill_(divisors == 0, torch.inf)
+        return codes, divisors.masked_fill_((divisors == 0) | nan, torch.inf)
 
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
         """Product of the scales of block and tensor."""
@@ -163,7 +164,7 @@ def _peaks(blocks: Tensor) -> tuple[Tensor, Tensor]:
             blocks.shape[:-1], dtype=torch.bool, device=blocks.device
         )
     low, high = torch.aminmax(blocks, dim=-1)
-    peaks = torch.maximum(-low, high)
+    peaks = torch.maximum(-low, high).abs_()  # no -0
     if known_false(~torch.isfinite(peaks).all()):
         return peaks, torch.zeros_like(peaks, dtype=torch.bool)
     return blocks.abs().masked_fill(~blocks.isfinite(), 0.0).amax(-1), blocks.isnan().any(-1)

@@ -66,7 +66,7 @@ class TopK(Codec):
         if (k := self.kept(shape)) is None:
             dense = self.inner.encode(values, seed)
             return Encoded(self.name, shape, dense.rows, dense.shared)
-        flat = values.detach().reshape(len(values), -1)
+        flat = values.detach().reshape(len(values), numel(shape))
         mask = largest(flat.abs(), k)
         if self.chance > 0:
             mask = _exchanged(mask, k, self.chance, seed)
@@ -79,7 +79,8 @@ class TopK(Codec):
         if (k := self.kept(shape)) is None:
             return self.inner.decode(Encoded(self.inner.name, shape, rows, encoded.shared))
         start = position_bytes(numel(shape), k)
-        inner = self.inner.decode(Encoded(self.inner.name, (1, k), rows[:, start:].contiguous(), encoded.shared))
+        kept = rows[:, start:].clone(memory_format=torch.contiguous_format)  # aligned for any element type
+        inner = self.inner.decode(Encoded(self.inner.name, (1, k), kept, encoded.shared))
         mask = unpack_positions(rows[:, :start], numel(shape), k)
         values = torch.zeros((len(rows), numel(shape)), dtype=torch.float32, device=rows.device)
         return values.masked_scatter_(mask, inner).reshape(len(rows), *shape)
