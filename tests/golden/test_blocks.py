@@ -34,7 +34,7 @@ def finite_peak(block: list[float]) -> float:
 
 
 def mx_block(block: list[float], name: str) -> tuple[int, list[int], list[float]]:
-    """Scale code, element codes and values of a block (OCP MX v1.0, 6.3), with this package's choices for NaN and inf."""
+    """Scale code, element codes and values of a block (OCP MX v1.0, 6.3), with our choices for NaN and infinity."""
     dtype, _, emax, largest = MX[name]
     peak = finite_peak(block)
     exponent = -127 if peak == 0 else max(-127, min(127, math.frexp(peak)[1] - 1 - emax))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cutlayer.formats.base import Codec, Encoded, Layout, isfinite
+from cutlayer.formats.feedback import ErrorFeedback
 from cutlayer.formats.integers import narrowest
 from cutlayer.formats.specs import (
     FLOAT_FORMATS,
@@ -34,6 +35,7 @@ __all__ = [
     "PAIRS",
     "Codec",
     "Encoded",
+    "ErrorFeedback",
     "Layout",
     "encode_exactly",
     "get_codec",

@@ -83,7 +83,7 @@ class BlockFloat(Codec):
 
     @abstractmethod
     def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scale codes (uint8 [B, blocks]) of float32 [B, blocks, block], and the divisors of its values (inf: none)."""
+        """Scale codes (uint8 [B, blocks]) of float32 [B, blocks, block], and what values are divided by (or inf)."""
 
     @abstractmethod
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
