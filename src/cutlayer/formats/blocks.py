@@ -98,7 +98,7 @@ class BlockFloat(Codec):
     def _parts(self, flat: Tensor) -> Iterator[slice]:
         """Slices of the batch of about a chunk of values each, so that the work stays in the cache."""
         step = max(1, CHUNK // max(1, flat.shape[1])) if flat.device.type == "cpu" else max(1, len(flat))
-        for start in range(0, len(flat), step):
+        for start in range(0, len(flat) if flat.numel() else 0, step):
             yield slice(start, start + step)
 
 

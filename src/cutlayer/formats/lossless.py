@@ -1,15 +1,14 @@
 """The lossless stage: on the wire only, the bytes of a codec's rows in fewer bytes, near the entropy of the codes.
 
-Each kind of bytes in the rows (`Codec.streams`) is coded for itself: a byte that tells how, then
+Each kind of bytes in the rows (`Codec.streams`) is a stream, coded for itself: a byte that tells how, then
 
     0  the bytes as they are: coding did not pay
     1  compressed length, 8 bytes | Zstandard frame of the bytes
-    2  compressed length of both, 8 bytes | of the first, 8 bytes | Zstandard frame of a bit mask of the bytes that are
-       not 0 | Zstandard frame of these bytes
+    2  stream of a bit mask of the bytes that are not 0 | stream of these bytes, which is not of kind 2
 
 Codes of activations hardly repeat, so looking for repetitions costs time and bits; Zstandard's Huffman stage does the
 work. The parameters below all but turn the search off, and came out best in `benchmarks/codecs.py`. A Huffman code
-spends a whole bit on a 0, so that mostly-zero streams are better cut in two.
+spends a whole bit on a 0, so that mostly-zero streams, the masks of others among them, are better cut in two.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from cutlayer.errors import RefusedError
 from cutlayer.formats.base import Codec, Encoded, Layout, as_buffer, copy_of
 
 STORED, WHOLE, SPLIT = 0, 1, 2
+SMALLEST_SPLIT = 64  # bytes; a mask is an eighth of that, so that streams nest only a few times
 LENGTH = struct.Struct("<Q")
 # A payload may stand for at most this many times its size, so that a small message cannot claim a large memory; the
 # writer fills up with zero bytes in the rare case.
@@ -97,46 +97,39 @@ class Lossless(Codec):
         return encoded
 
 
-def _compress(stream: np.ndarray) -> list[memoryview]:
+def _compress(stream: np.ndarray, may_split: bool = True) -> list[memoryview]:
     """A stream (uint8 [n]) as how-byte and body."""
-    compressor = _compressor()
-    stored = [memoryview(bytes([STORED])), stream.data]
     if stream.size == 0:
-        return stored[:1]
+        return [memoryview(bytes([STORED]))]
     present = stream != 0
-    if 2 * int(np.count_nonzero(present)) < stream.size:
-        mask = compressor.compress(np.packbits(present, bitorder="little").data)
-        rest = compressor.compress(stream[present].data)
-        head = bytes([SPLIT]) + LENGTH.pack(len(mask) + len(rest)) + LENGTH.pack(len(mask))
-        packed = [memoryview(head), memoryview(mask), memoryview(rest)]
+    if may_split and stream.size >= SMALLEST_SPLIT and 2 * int(np.count_nonzero(present)) < stream.size:
+        mask = _compress(np.packbits(present, bitorder="little"))
+        packed = [memoryview(bytes([SPLIT])), *mask, *_compress(stream[present], may_split=False)]
     else:
-        whole = compressor.compress(stream.data)
+        whole = _compressor().compress(stream.data)
         packed = [memoryview(bytes([WHOLE]) + LENGTH.pack(len(whole))), memoryview(whole)]
-    return packed if sum(map(len, packed)) < 1 + stream.size else stored
+    stored = [memoryview(bytes([STORED])), stream.data]
+    return min(packed, stored, key=lambda parts: sum(map(len, parts)))
 
 
-def _expand(payload: memoryview, position: int, size: int, name: str) -> tuple[np.ndarray, int]:
+def _expand(payload: memoryview, position: int, size: int, name: str, may_split: bool = True) -> tuple[np.ndarray, int]:
     """The stream of `size` bytes that begins at `position` of the payload, and where the next begins."""
     how = _take(payload, position, 1, name)[0]
     position += 1
     if how == STORED:
         return np.frombuffer(_take(payload, position, size, name), np.uint8), position + size
-    if how not in (WHOLE, SPLIT):
-        raise RefusedError(f"{name} payload: expected a stream of kind {STORED}, {WHOLE} or {SPLIT}, got {how}")
-    (length,) = LENGTH.unpack(_take(payload, position, LENGTH.size, name))
-    position += LENGTH.size
     if how == WHOLE:
+        (length,) = LENGTH.unpack(_take(payload, position, LENGTH.size, name))
+        position += LENGTH.size
         return _inflate(_take(payload, position, length, name), size, name), position + length
-    (mask_length,) = LENGTH.unpack(_take(payload, position, LENGTH.size, name))
-    position += LENGTH.size
-    body = _take(payload, position, length, name)
-    if mask_length > length:
-        raise RefusedError(f"{name} payload: expected a mask of at most {length} bytes, got {mask_length}")
-    mask = _inflate(body[:mask_length], -(-size // 8), name)
+    if how != SPLIT or not may_split or size < SMALLEST_SPLIT:
+        raise RefusedError(f"{name} payload: expected a stream of kind {STORED}, {WHOLE} or {SPLIT}, got {how}")
+    mask, position = _expand(payload, position, -(-size // 8), name)
     present = np.unpackbits(mask, count=size, bitorder="little").view(bool)
+    rest, position = _expand(payload, position, int(np.count_nonzero(present)), name, may_split=False)
     stream = np.zeros(size, np.uint8)
-    stream[present] = _inflate(body[mask_length:], int(np.count_nonzero(present)), name)
-    return stream, position + length
+    stream[present] = rest
+    return stream, position
 
 
 def _inflate(frame: memoryview, size: int, name: str) -> np.ndarray:

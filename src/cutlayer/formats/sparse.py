@@ -152,7 +152,8 @@ def unpack_positions(packed: Tensor, count: int, k: int) -> Tensor:
         split = packed_bytes(k * low, 1)
         unary = unpack_bits(packed[:, split:], (count >> low) + k + 1, 1).bool()
         _refuse_unless(bool((unary.sum(1) == k).all()), k)
-        highs = unary.nonzero()[:, 1].reshape(batch, k) - torch.arange(k, device=packed.device)
+        ranks = torch.arange(batch * k, device=packed.device) % k
+        highs = (unary.nonzero()[:, 1] - ranks).reshape(batch, k)
         bits = unpack_bits(packed[:, :split], k * low, 1).reshape(batch, k, low).long()
         positions = (highs << low) + (bits << torch.arange(low, device=packed.device)).sum(2)
         _refuse_unless(bool((positions < count).all()), k)
