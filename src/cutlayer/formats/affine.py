@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cutlayer.formats.base import Codec, Encoded, Layout, channels, numel, read_float32
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
-from cutlayer.formats.elements import known_false, noise_for
+from cutlayer.formats.elements import noise_for
 from cutlayer.formats.floats import by_channel
+from cutlayer.formats.scratch import known_false
 
 
 @dataclass(frozen=True)

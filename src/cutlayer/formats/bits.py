@@ -49,6 +49,9 @@ def _pack(codes: Tensor, width: int) -> Tensor:
         return codes
     if tail := -codes.shape[1] % per_byte:
         codes = torch.nn.functional.pad(codes, (0, tail))
+    if width == 4 and codes.is_contiguous() and codes.numel():
+        pairs = codes.view(torch.int16)
+        return (pairs >> 4).bitwise_or_(pairs).to(torch.uint8)
     packed = codes[:, ::per_byte].clone()
     for place in range(1, per_byte):
         packed |= codes[:, place::per_byte] << (place * width)
@@ -59,6 +62,9 @@ def _unpack(packed: Tensor, count: int, width: int) -> Tensor:
     per_byte = 8 // width
     if per_byte == 1:
         return packed.clone()
+    if width == 4 and packed.numel():
+        pairs = packed.to(torch.int16)
+        return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)[:, :count]
     codes = packed.new_empty((packed.shape[0], packed.shape[1], per_byte))
     for place in range(per_byte):
         codes[..., place] = (packed >> (place * width)) & ((1 << width) - 1)

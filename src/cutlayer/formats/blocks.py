@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cutlayer.formats.base import Codec, Encoded, Layout, nothing_shared, numel, read_float32
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
-from cutlayer.formats.elements import CHUNK, E4M3, Element, dequantize, known_false, noise_for, powers_of_two, quantize
+from cutlayer.formats.elements import E4M3, Element, dequantize, noise_for, powers_of_two, quantize, round_into
 from cutlayer.formats.floats import tensor_peak
+from cutlayer.formats.scratch import CHUNK, known_false, scratch
 
 E8M0_NAN = 0xFF
 
@@ -55,13 +56,16 @@ class BlockFloat(Codec):
         noise = noise_for(flat, seed) if self.stochastic else None
         count, blocks = flat.shape[1], self.blocks(shape)
         for part in self._parts(flat):
-            samples = flat[part]
-            cut = self._blocked(samples)
-            scales, divisors = self.scales(cut, tensor_scale)
-            scaled = cut.nan_to_num(0.0).div_(divisors.unsqueeze(2)).flatten(1)[:, :count]
-            codes = quantize(scaled, self.element, noise=None if noise is None else noise[part])
+            cut = self._blocked(flat[part])
+            scales, divisors, finite = self.scales(cut, tensor_scale)
+            scaled = scratch(0, cut.numel(), torch.float32, cut.device).view(cut.shape)
+            torch.div(cut if finite else cut.nan_to_num(0.0), divisors.unsqueeze(2), out=scaled)
+            scaled.clamp_(-self.element.largest, self.element.largest)
+            codes = scratch(3, cut.numel(), torch.uint8, cut.device)
+            draw = None if noise is None else self._blocked(noise[part]).reshape(-1)
+            round_into(codes, scaled.view(-1), self.element, draw)
             rows[part, :blocks] = scales
-            rows[part, blocks:] = pack_bits(codes, self.element.bits)
+            rows[part, blocks:] = pack_bits(codes.view(len(cut), -1)[:, :count], self.element.bits)
         return Encoded(self.name, shape, rows, shared)
 
     def decode(self, encoded: Encoded) -> Tensor:
@@ -72,9 +76,12 @@ class BlockFloat(Codec):
         for part in self._parts(values):
             shared = encoded.shared if len(encoded.shared) == 1 else encoded.shared[part]
             codes = unpack_bits(rows[part, blocks:], count, self.element.bits)
-            scaled = self._blocked(dequantize(codes, self.element))
-            scales = self.multipliers(rows[part, :blocks], shared)
-            values[part] = scaled.mul_(scales.unsqueeze(2)).flatten(1)[:, :count]
+            scales = self.multipliers(rows[part, :blocks], shared).unsqueeze(2)
+            if count % self.block == 0:
+                dequantize(codes, self.element, out=values[part])
+                self._blocked(values[part]).mul_(scales)
+            else:
+                values[part] = self._blocked(dequantize(codes, self.element)).mul_(scales).flatten(1)[:, :count]
         return values.reshape(len(rows), *encoded.shape)
 
     def tensor_scale(self, values: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -82,8 +89,10 @@ class BlockFloat(Codec):
         return None, nothing_shared(values.device)
 
     @abstractmethod
-    def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale codes (uint8 [B, blocks]) of float32 [B, blocks, block], and what values are divided by (or inf)."""
+    def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+        """Of float32 [B, blocks, block]: the scale codes (uint8 [B, blocks]), what the values of each block are divided
+        by (inf: they become 0), and whether all values are known to be finite.
+        """
 
     @abstractmethod
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
@@ -111,14 +120,13 @@ class MX(BlockFloat):
     infinities saturate and are left out of the maximum; a block of zeros has the smallest scale.
     """
 
-    def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor, bool]:
         """Scale codes and the powers of two they stand for."""
-        peaks, nan = _peaks(blocks)
-        _, exponents = torch.frexp(peaks)  # peak = mantissa in [1/2, 1) times 2^exponent
-        exponents = (exponents - 1 - self.element.highest).clamp_(-127, 127)
-        exponents.masked_fill_(peaks == 0, -127)
-        codes = (exponents + 127).to(torch.uint8).masked_fill_(nan, E8M0_NAN)
-        return codes, powers_of_two(codes).masked_fill_(nan, torch.inf)
+        peaks, nan, finite = _peaks(blocks)
+        # The exponent bits of a float32 are floor(log2) + 127, or 0 for subnormals, far below the smallest scale.
+        exponents = (peaks.view(torch.int32) >> 23).sub_(self.element.highest).clamp_(0, 254)
+        codes = exponents.to(torch.uint8).masked_fill_(nan, E8M0_NAN)
+        return codes, powers_of_two(codes).masked_fill_(nan, torch.inf), finite
 
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
         """Powers of two; NaN for the code 0xFF."""
@@ -144,27 +152,26 @@ class NVFP4(BlockFloat):
         scale = (peak / (self.element.largest * E4M3.largest)).clamp_(min=2.0**-126)
         return scale, scale.reshape(1, 1).view(torch.uint8)
 
-    def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    def scales(self, blocks: Tensor, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor, bool]:
         """Scale codes, and the product of the scales of block and tensor."""
         assert tensor_scale is not None
-        peaks, nan = _peaks(blocks)
+        peaks, nan, finite = _peaks(blocks)
         codes = quantize(peaks / self.element.largest / tensor_scale, E4M3).masked_fill_(nan, 0x7F)
         divisors = dequantize(codes, E4M3) * tensor_scale
-        return codes, divisors.masked_fill_((divisors == 0) | nan, torch.inf)
+        return codes, divisors.masked_fill_((divisors == 0) | nan, torch.inf), finite
 
     def multipliers(self, scales: Tensor, shared: Tensor) -> Tensor:
         """Product of the scales of block and tensor."""
         return dequantize(scales, E4M3) * read_float32(shared)
 
 
-def _peaks(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest finite magnitude along the last dimension, and whether there is a NaN."""
-    if blocks.shape[-1] == 0:
-        return blocks.new_zeros(blocks.shape[:-1]), torch.zeros(
-            blocks.shape[:-1], dtype=torch.bool, device=blocks.device
-        )
-    low, high = torch.aminmax(blocks, dim=-1)
-    peaks = torch.maximum(-low, high).abs_()  # no -0
-    if known_false(~torch.isfinite(peaks).all()):
-        return peaks, torch.zeros_like(peaks, dtype=torch.bool)
-    return blocks.abs().masked_fill(~blocks.isfinite(), 0.0).amax(-1), blocks.isnan().any(-1)
+def _peaks(blocks: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Largest finite magnitude of each block, whether it has a NaN, and whether all values are known to be finite."""
+    if blocks.numel() == 0:
+        nothing = blocks.new_zeros(blocks.shape[:-1])
+        return nothing, nothing.bool(), True
+    magnitudes = scratch(0, blocks.numel(), torch.float32, blocks.device).view(blocks.shape)
+    peaks = torch.abs(blocks, out=magnitudes).amax(-1)
+    if known_false(~torch.isfinite(peaks.amax())):
+        return peaks, torch.zeros_like(peaks, dtype=torch.bool), True
+    return magnitudes.masked_fill(~blocks.isfinite(), 0.0).amax(-1), blocks.isnan().any(-1), False

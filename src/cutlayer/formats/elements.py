@@ -11,16 +11,13 @@ Sources: OCP 8-bit Floating Point Specification; OCP Microscaling Formats (MX) S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Values converted at a time on the CPU: a chunk and its scratch stay in the second-level cache, while the cost of the
-# calls stays small beside the work (measured from 2^12 to 2^18).
-CHUNK = 1 << 17
+from cutlayer.formats.scratch import chunks, known_false, scratch
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,7 @@ _NATIVE = {
 
 
 def quantize(
-    values: Tensor,
-    element: Element,
-    gain: float | Tensor = 1.0,
-    noise: Tensor | None = None,
-    bounded: bool = False,
+    values: Tensor, element: Element, gain: float | Tensor = 1.0, noise: Tensor | None = None, bounded: bool = False
 ) -> Tensor:
     """Codes (uint8) of float32 `values` times `gain`, a power of two (a tensor of no dimensions, or a number).
 
@@ -81,56 +74,57 @@ def quantize(
             equal to the fraction of the quantum that is cut off, so unbiased.
         bounded: the caller knows that values times gain are finite and in range, so that nothing saturates.
     """
-    values = values.contiguous()
+    values = values.detach().contiguous()
     codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
-    dtype, native_gain = _NATIVE.get(element, (None, 1.0)) if noise is None else (None, 1.0)
-    limit = element.largest * native_gain
-    draws = _flat_split(noise.contiguous()) if noise is not None else None
-    with torch.no_grad():
-        for number, (part, out, scratch) in enumerate(_chunks(values, codes, dtype=torch.float32)):
-            scaled = torch.mul(part, gain, out=scratch)
-            if native_gain != 1.0:
-                scaled.mul_(native_gain)
-            if not bounded:
-                scaled.clamp_(-limit, limit)
-            if dtype is not None:
-                out.view(dtype).copy_(scaled)
-            else:
-                out.copy_(_nearest(scaled, element) if draws is None else _stochastic(scaled, element, draws[number]))
-        if not element.negative_zero:
-            codes.masked_fill_(codes == 0x80, 0)
-        if element.nan is not None and not bounded:
-            codes.masked_fill_(values.isnan(), element.nan)
+    draws = chunks(noise.contiguous()) if noise is not None else None
+    for number, (part, out) in enumerate(zip(chunks(values), chunks(codes), strict=True)):
+        scaled = torch.mul(part, gain, out=scratch(0, part.numel(), torch.float32, part.device))
+        if not bounded:
+            scaled.clamp_(-element.largest, element.largest)
+        round_into(out, scaled, element, draws[number] if draws is not None else None)
+    if element.nan is not None and not bounded and not (values.numel() and known_false(values.max().isnan())):
+        codes.masked_fill_(values.isnan(), element.nan)
     return codes
 
 
-def dequantize(codes: Tensor, element: Element, gain: float = 1.0) -> Tensor:
-    """Float32 values of `codes` (uint8) times `gain`, in the shape of `codes`.
+def round_into(codes: Tensor, values: Tensor, element: Element, noise: Tensor | None = None) -> None:
+    """Write the codes of a flat chunk of values within the range; the chunk and slots 1 and 2 serve as scratch."""
+    if noise is not None:
+        _stochastic(codes, values, element, noise)
+    elif element in _NATIVE:
+        dtype, gain = _NATIVE[element]
+        codes.view(dtype).copy_(values if gain == 1.0 else values.mul_(gain))
+    else:
+        _nearest(codes, values, element)
+
+
+def dequantize(codes: Tensor, element: Element, gain: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """Float32 values of `codes` (uint8) times `gain`, in the shape of `codes`; written to `out` (contiguous) if given.
 
     The bits of a code, moved to the place they have in float16, are that value times a power of two, subnormals
     included; so the hardware's float16 conversion does the work.
     """
     codes = codes.contiguous()
-    values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+    values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device) if out is None else out
     to_top = 8 - element.bits
     shift = 10 - element.mantissa - to_top
     keep = ((1 << (element.bits - 1)) - 1) << (10 - element.mantissa) | 0x8000
     factors = [2.0 ** (element.lowest + 14), gain]
     if 2.0**-126 <= abs(factors[0] * gain) < 2.0**128:  # one multiplication, where that rounds as two do
         factors = [factors[0] * gain]
-    with torch.no_grad():
-        for part, out, half in _chunks(codes, values, dtype=torch.int16):
-            # Sign extension puts the sign bit where float16 has it; the copies of it in between are cut out.
-            half.copy_((part << to_top if to_top else part).view(torch.int8))
-            half.mul_(1 << shift)
-            if shift < 8:
-                half.bitwise_and_(keep - 0x10000)
-            out.copy_(half.view(torch.float16))
-            for factor in factors:
-                if factor != 1.0:
-                    out.mul_(factor)
-        if (nans := _nan_codes(codes, element)) is not None:
-            values.masked_fill_(nans, torch.nan)
+    for part, target in zip(chunks(codes), chunks(values), strict=True):
+        half = scratch(0, part.numel(), torch.int16, part.device)
+        # Sign extension puts the sign bit where float16 has it; the copies of it in between are cut out.
+        half.copy_((part << to_top if to_top else part).view(torch.int8))
+        half.mul_(1 << shift)
+        if shift < 8:
+            half.bitwise_and_(keep - 0x10000)
+        target.copy_(half.view(torch.float16))
+        for factor in factors:
+            if factor != 1.0:
+                target.mul_(factor)
+    if (nans := _nan_codes(codes, element)) is not None:
+        values.masked_fill_(nans, torch.nan)
     return values
 
 
@@ -152,37 +146,44 @@ def noise_for(values: Tensor, seed: int, draw: int = 0) -> Tensor:
     return torch.from_numpy(uniform_bits(seed, draw, values.numel())).reshape(values.shape).to(values.device)
 
 
-def _nearest(values: Tensor, element: Element) -> Tensor:
-    """Codes of values within the range, to nearest even, as int32 of which the low 8 bits count."""
+def _nearest(codes: Tensor, values: Tensor, element: Element) -> None:
+    """To nearest, ties to even."""
     width = 23 - element.mantissa
-    magnitudes = values.abs()
-    magic = _exponents(magnitudes, element)
-    magic += width << 23
+    magnitudes, powers = _parts(values, element)
+    powers.add_(width << 23)
     # The sum of a magnitude and 2^width times its power of two has one quantum as its last bit: hardware rounds it.
-    sums = magnitudes.add_(magic.view(torch.float32)).view(torch.int32)
-    codes = (sums >> width).add_(sums).sub_((127 + width + element.lowest) << element.mantissa)
-    return codes.bitwise_and_((1 << (element.bits - 1)) - 1).bitwise_or_(_signs(values, element))
+    magnitudes.view(torch.float32).add_(powers.view(torch.float32))
+    torch.bitwise_right_shift(magnitudes, width, out=powers)
+    magnitudes.add_(powers).sub_((127 + width + element.lowest) << element.mantissa)
+    _write(codes, magnitudes, values, element)
 
 
-def _stochastic(values: Tensor, element: Element, noise: Tensor) -> Tensor:
-    """Codes of values within the range, rounded up where noise exceeds what is missing to the next code."""
+def _stochastic(codes: Tensor, values: Tensor, element: Element, noise: Tensor) -> None:
+    """Up where noise exceeds what is missing to the next code."""
     width = 23 - element.mantissa
-    magnitudes = values.abs()
-    exponents = _exponents(magnitudes, element)
+    magnitudes, powers = _parts(values, element)
     # Fixed point with `width` bits after the point, the point standing at the quantum.
-    fixed = magnitudes.mul_(((277 << 23) - exponents).view(torch.float32)).to(torch.int32)
-    quanta = (fixed + (noise & ((1 << width) - 1))) >> width
-    codes = quanta.add_((exponents >> width).sub_((127 + element.lowest) << element.mantissa))
-    return codes.bitwise_and_((1 << (element.bits - 1)) - 1).bitwise_or_(_signs(values, element))
+    units = torch.sub(150 << 23, powers).add_(127 << 23).view(torch.float32)
+    fixed = magnitudes.view(torch.float32).mul_(units).to(torch.int32)
+    quanta = fixed.add_(noise & ((1 << width) - 1)).bitwise_right_shift_(width)
+    quanta.add_(powers.bitwise_right_shift_(width)).sub_((127 + element.lowest) << element.mantissa)
+    _write(codes, quanta, values, element)
 
 
-def _exponents(magnitudes: Tensor, element: Element) -> Tensor:
-    """The exponent bits of float32 magnitudes, as int32, no lower than those of the smallest normal number."""
-    return (magnitudes.view(torch.int32) & 0x7F800000).clamp_(min=(127 + element.lowest) << 23)
+def _parts(values: Tensor, element: Element) -> tuple[Tensor, Tensor]:
+    """Bits of the magnitudes, and of their powers of two, none below the smallest normal number; both as int32."""
+    bits, count = values.view(torch.int32), values.numel()
+    magnitudes = torch.bitwise_and(bits, 0x7FFFFFFF, out=scratch(1, count, torch.int32, values.device))
+    powers = torch.bitwise_and(magnitudes, 0x7F800000, out=scratch(2, count, torch.int32, values.device))
+    return magnitudes, powers.clamp_(min=(127 + element.lowest) << 23)
 
 
-def _signs(values: Tensor, element: Element) -> Tensor:
-    return (values.view(torch.int32) >> 31).bitwise_and_(1 << (element.bits - 1))
+def _write(codes: Tensor, magnitudes: Tensor, values: Tensor, element: Element) -> None:
+    """Codes from the low bits of those of the magnitudes, and the signs of the values."""
+    signs = values.view(torch.int32).bitwise_right_shift_(31).bitwise_and_(1 << (element.bits - 1))
+    codes.copy_(magnitudes.bitwise_or_(signs))
+    if not element.negative_zero:
+        codes.masked_fill_(codes == 0x80, 0)
 
 
 def _nan_codes(codes: Tensor, element: Element) -> Tensor | None:
@@ -193,23 +194,3 @@ def _nan_codes(codes: Tensor, element: Element) -> Tensor | None:
         quick = (codes.max() == 0xFF) | (codes.view(torch.int8).max() == 0x7F)
         return None if known_false(quick) else (codes & 0x7F) == 0x7F
     return None if known_false(codes.view(torch.int8).min() == -0x80) else codes == 0x80
-
-
-def known_false(condition: Tensor) -> bool:
-    """Whether a condition is known to be false without waiting for a device: on the CPU, where it is."""
-    return condition.device.type == "cpu" and not bool(condition)
-
-
-def _flat_split(values: Tensor) -> tuple[Tensor, ...]:
-    """A contiguous tensor in chunks that fit the cache; on other devices in one."""
-    flat = values.reshape(-1)
-    return flat.split(CHUNK) if values.device.type == "cpu" else (flat,)
-
-
-def _chunks(source: Tensor, target: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(source, target, scratch) chunk by chunk; the scratch, of `dtype`, is one buffer for all."""
-    scratch = torch.empty(
-        min(CHUNK, source.numel()) if source.device.type == "cpu" else source.numel(), dtype=dtype, device=source.device
-    )
-    for part, out in zip(_flat_split(source), _flat_split(target), strict=True):
-        yield part, out, scratch[: part.numel()]

@@ -23,14 +23,8 @@ from cutlayer.formats.base import (
     numel,
     read_float32,
 )
-from cutlayer.formats.elements import (
-    Element,
-    dequantize,
-    known_false,
-    noise_for,
-    powers_of_two,
-    quantize,
-)
+from cutlayer.formats.elements import Element, dequantize, noise_for, powers_of_two, quantize
+from cutlayer.formats.scratch import known_false
 
 
 @dataclass(frozen=True)
