@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from cutlayer.errors import RefusedError
 from cutlayer.formats.base import Codec, Encoded, Layout, numel
 from cutlayer.formats.bits import pack_bits, packed_bytes, unpack_bits
 from cutlayer.formats.elements import uniform_bits
+from cutlayer.formats.scratch import known_false
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class TopK(Codec):
             dense = self.inner.encode(values, seed)
             return Encoded(self.name, shape, dense.rows, dense.shared)
         flat = values.detach().reshape(len(values), numel(shape))
-        mask = largest(flat.abs(), k)
+        mask = largest(flat.abs().to(torch.float32), k)
         if self.chance > 0:
             mask = _exchanged(mask, k, self.chance, seed)
         inner = self.inner.encode(flat[mask].reshape(len(flat), 1, k), seed)
@@ -95,9 +97,17 @@ class TopK(Codec):
 def largest(magnitudes: Tensor, k: int) -> Tensor:
     """Mask of the k largest in each row of [B, n], of equal ones the first: the same on all devices. NaN is largest."""
     magnitudes = magnitudes.masked_fill(magnitudes.isnan(), torch.inf)
-    threshold = magnitudes.topk(k, dim=1).values[:, -1:]
-    above, equal = magnitudes > threshold, magnitudes == threshold
-    return above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    if magnitudes.device.type == "cpu":  # NumPy's selection is vectorized
+        place = magnitudes.shape[1] - k
+        threshold = torch.from_numpy(np.partition(magnitudes.numpy(), place, axis=1)[:, place : place + 1])
+    else:
+        threshold = magnitudes.topk(k, dim=1).values[:, -1:]
+    mask = magnitudes >= threshold
+    if not known_false((mask.sum(1) > k).any()):
+        equal = magnitudes == threshold
+        spare = k - (mask & ~equal).sum(1, keepdim=True)
+        mask &= ~equal | (equal.cumsum(1) <= spare)
+    return mask
 
 
 def _exchanged(mask: Tensor, k: int, chance: float, seed: int) -> Tensor:
