@@ -98,9 +98,9 @@ def fuzz(count: int, seed: int = 0) -> collections.Counter[str]:
             continue
         damaged = damage(payload, draw)
         if number % 8 == 1:
-            batch = draw.choice([0, 1, batch + 1, 2**20, 2**40])
+            batch = draw.choice([-1, 0, 1, batch + 1, 2**20, 2**40, 2**70])
         elif number % 8 == 2:
-            shape = draw.choice([*SHAPES, (2**20,), (2**20, 2**20), (0, 2**40)])
+            shape = draw.choice([*SHAPES, (2**20,), (2**20, 2**20), (0, 2**40), (0, 2**70), (0, -1)])
         elif number % 8 == 3:
             codec = draw.choice(right)[0]
         start = time.perf_counter()

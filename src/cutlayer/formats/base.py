@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cutlayer.errors import RefusedError
 
+MAX_VALUES = 1 << 48
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -90,6 +92,7 @@ class Codec(ABC):
         Raises RefusedError, before anything is allocated, where the length is not the one of the layout, and where
         the rows do not pass `check`.
         """
+        refuse_absurd(batch, shape)
         row_bytes, shared_bytes = self.layout(shape)
         expected = shared_bytes + batch * row_bytes
         if len(payload) != expected:
@@ -102,6 +105,13 @@ class Codec(ABC):
         encoded = Encoded(self.name, shape, rows, shared)
         self.check(encoded)
         return encoded
+
+
+def refuse_absurd(batch: int, shape: tuple[int, ...]) -> None:
+    """Refuse sizes that no tensor has, even one with no values: they come from outside and would overflow."""
+    sizes = (batch, *shape)
+    if min(sizes) < 0 or math.prod(max(1, size) for size in sizes) > MAX_VALUES:
+        raise RefusedError(f"tensor of shape {list(sizes)}: expected at most 2^48 values and no negative size")
 
 
 def as_buffer(codes: Tensor) -> memoryview:

@@ -23,7 +23,7 @@ import zstandard
 from torch import Tensor
 
 from cutlayer.errors import RefusedError
-from cutlayer.formats.base import Codec, Encoded, Layout, as_buffer, copy_of
+from cutlayer.formats.base import Codec, Encoded, Layout, as_buffer, copy_of, refuse_absurd
 
 STORED, WHOLE, SPLIT = 0, 1, 2
 SMALLEST_SPLIT = 64  # bytes; a mask is an eighth of that, so that streams nest only a few times
@@ -75,6 +75,7 @@ class Lossless(Codec):
 
     def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
         """Inverse of `pack`. Raises RefusedError where the payload does not hold exactly what the layout says."""
+        refuse_absurd(batch, shape)
         row_bytes, shared_bytes = self.layout(shape)
         declared = shared_bytes + batch * row_bytes
         if len(payload) < shared_bytes or declared > MAX_EXPANSION * len(payload):

@@ -114,13 +114,19 @@ def _exchanged(mask: Tensor, k: int, chance: float, seed: int) -> Tensor:
     """The mask with about chance * k of its entries, drawn evenly, given to others, drawn evenly."""
     batch, count = mask.shape
     draws = torch.from_numpy(uniform_bits(seed, 1, batch * count + batch * k)).to(mask.device)
-    order, coins = draws[: batch * count].reshape(batch, count), draws[batch * count :].reshape(batch, k)
+    coins = draws[batch * count :].reshape(batch, k)
     moved = (coins < round((2 * chance - 1) * 2**31)).sum(1, keepdim=True).clamp_(max=count - k)
-    # Everyone draws a number; of the chosen the `moved` lowest leave, of the others the `moved` lowest come in.
-    places = order.long()
-    ranks_in = torch.where(mask, places, 2**40).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    ranks_out = torch.where(mask, 2**40, places).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return (mask & (ranks_in >= moved)) | (~mask & (ranks_out < moved))
+    most = int(moved.max()) if batch else 0
+    if most == 0:
+        return mask
+    # Everyone draws a number, all different; of the chosen the `moved` lowest leave, of the others as many come in.
+    lots = (draws[: batch * count].reshape(batch, count).long() << 31) + torch.arange(count, device=mask.device)
+    never = torch.iinfo(torch.int64).max
+    leaving = lots.masked_fill(~mask, never).topk(most, largest=False).indices
+    coming = lots.masked_fill_(mask, never).topk(most, largest=False).indices
+    taken = torch.arange(most, device=mask.device) < moved
+    mask = mask.scatter(1, leaving, mask.gather(1, leaving) & ~taken)
+    return mask.scatter_(1, coming, mask.gather(1, coming) | taken)
 
 
 def low_bits(count: int, k: int) -> int | None:
