@@ -61,7 +61,7 @@ class Checkpoints:
         for name, store in stores.items():
             written[name] = {"codec": store.codec, "shape": list(store.shape), "version": store.version}
             if previous is not None and written[name] == known.get(name):
-                shutil.copytree(previous / name, new / name, copy_function=os.link)
+                shutil.copytree(previous / name, new / name, copy_function=_link)
             else:
                 store.save(new / name)
         content = {
@@ -128,6 +128,14 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name; copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _flush(path: Path) -> None:

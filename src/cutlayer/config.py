@@ -128,7 +128,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON values."""
-        return msgspec.to_builtins(self)
+        return msgspec.json.decode(msgspec.json.encode(self))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:

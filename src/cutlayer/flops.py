@@ -21,15 +21,16 @@ def count_flops(
     The passes run on a copy that holds no data (device "meta"), so neither weights, running statistics nor random
     states change; a half that cannot run so is counted on a copy on the CPU.
     """
+    half = copy.deepcopy(half)
+    for module in half.modules():  # a user's hooks are meant for real passes
+        module._forward_hooks.clear()
+        module._backward_hooks.clear()
     try:
-        return _count(
-            copy.deepcopy(half).to("meta"),
-            torch.empty(batch_shape, dtype=dtype, device="meta"),
-            input_gradient,
-        )
+        inputs = torch.empty(batch_shape, dtype=dtype, device="meta")
+        return _count(copy.deepcopy(half).to("meta"), inputs, input_gradient)
     except (NotImplementedError, RuntimeError):
         with torch.random.fork_rng(devices=[]):
-            return _count(copy.deepcopy(half).cpu(), torch.zeros(batch_shape, dtype=dtype), input_gradient)
+            return _count(half.cpu(), torch.zeros(batch_shape, dtype=dtype), input_gradient)
 
 
 def _count(half: nn.Module, inputs: torch.Tensor, input_gradient: bool) -> tuple[int, int]:

@@ -26,7 +26,8 @@ class Method:
         schedule: which epochs exchange activations and gradients, activations only, or nothing.
         activations, gradients: names of the codecs for the two directions.
         norm_in_b: how the client's batch norm behaves in forward-only epochs: "train" normalizes by the batch and
-            updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone.
+            updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone (it puts
+            the whole client half into eval mode, dropout included).
         store: where the server keeps activations.
     """
 
@@ -107,7 +108,11 @@ class Task:
     Attributes:
         loss: from outputs and labels of a batch to their mean loss.
         metrics: by name, from outputs and labels of a batch to a mean over its samples.
+        classes: if given, labels are whole numbers from 0 to classes - 1, and the server refuses others before they
+            reach the loss (float labels must then be probabilities [B, classes]). With cross-entropy on outputs
+            [B, classes] it is taken from the outputs.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
+    classes: int | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from cutlayer.errors import DivergedError, RefusedError
 from cutlayer.flops import FlopTable
@@ -58,6 +59,7 @@ class Server:
             get_float_codec(method.gradients),
         )
         self.flops = FlopTable(self.half, cut_shape, torch.float32)
+        self.classes = task.classes if task.classes is not None else self._classes()
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
@@ -228,4 +230,22 @@ class Server:
         )
         require(len(labels) == len(activations), "labels", f"{len(activations)} labels", list(labels.shape))
         require(not labels.is_floating_point() or isfinite(labels), "labels", "finite values", "infinities or NaN")
+        if self.classes is not None:
+            if labels.is_floating_point():  # class probabilities
+                require(
+                    labels.shape[1:] == (self.classes,), "labels", f"shape {[self.classes]}", list(labels.shape[1:])
+                )
+            else:
+                valid = labels.dim() == 1 and bool((labels >= 0).all() and (labels < self.classes).all())
+                require(valid, "labels", f"whole numbers from 0 to {self.classes - 1}", labels.tolist())
         return activations, ids, labels
+
+    def _classes(self) -> int | None:
+        """The number of classes, where the loss is cross-entropy on outputs [B, classes]; otherwise None."""
+        if self.task.loss is not cross_entropy:
+            return None
+        training = self.half.training
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = self.half.eval()(torch.zeros(1, *self.cut_shape, device=self.device))
+        self.half.train(training)
+        return outputs.shape[1] if outputs.dim() == 2 else None

@@ -1,6 +1,6 @@
 """A run that kills its own process (SIGKILL) at a given training step; started by test_resume.py as a process.
 
-    python -m tests.integration.killed_run RUN_FOLDER STEP       # STEP -1: not at all
+python -m tests.integration.killed_run RUN_FOLDER STEP       # STEP -1: not at all
 """
 
 import os

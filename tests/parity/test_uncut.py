@@ -18,7 +18,7 @@ EPOCHS = 3
 def train_uncut(
     model: torch.nn.Module, data: Images, training: Training
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """An ordinary training loop, written without anything of the split but the order and augmentation of the batches."""
+    """An ordinary training loop, with nothing of the split but the order and the augmentation of the batches."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     feed = Feed(data, batch_size=training.batch_size, seed=training.seed, augment=training.augment)
     losses = []

@@ -1,0 +1,110 @@
+"""The command line, as processes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from cutlayer.config import Config
+from cutlayer.data import DATASETS
+from cutlayer.errors import ConfigError
+from cutlayer.models import MODELS
+from cutlayer.recipes import RECIPES
+from cutlayer.schedule import SCHEDULES
+
+
+def cutlayer(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "cutlayer.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
+SMALL = ["--train-samples", "128", "--test-samples", "64", "--epochs", "4", "--width", "0.25"]
+
+
+def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
+    first = cutlayer(
+        "train", "digits", *SMALL, "--run-dir", "one", "--schedule", "periodic", "--period", "3", cwd=tmp_path
+    )
+    assert first.returncode == 0, first.stderr
+    assert "epoch 4/4  A" in first.stdout
+    assert re.search(r"epochs A / B / C\W+2 / 1 / 1", first.stdout)
+    config = json.loads((tmp_path / "one" / "config.json").read_text())["config"]
+    assert (config["schedule"], config["period"], config["train_samples"]) == ("periodic", 3, 128)
+    assert (tmp_path / "one" / "model.safetensors").is_file()
+
+    again = cutlayer("train", "digits", *SMALL, "--run-dir", "one", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "holds a run already; resume it, or choose another folder" in again.stderr
+
+    done = cutlayer("train", "--resume", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()) == 4
+
+    table = cutlayer("compare", "one", "one", cwd=tmp_path)
+    assert table.returncode == 0
+    assert "activations and gradients reduced" in table.stdout
+
+    for arguments, message in (
+        (["train", "digits", "--cut", "conv9"], "no layer 'conv9' to cut at; possible cuts: layer1, layer1.0"),
+        (["train", "digits", "--codec", "fp5"], "unknown codec 'fp5'; known: fp32"),
+        (["train", "digits", "--model", "vgg11"], "vgg11 is built for 32x32 images, these are 8x8"),
+        (["train", "cifar10_small", "--data-dir", "nowhere"], "missing: nowhere/cifar-10-batches-bin/data_batch_1.bin"),
+        (["train", "digits", "--train-samples", "9999"], "expected a number of samples from 1 to 1437, got 9999"),
+        (["train", "--resume", "nowhere"], "nowhere holds no run"),
+        (["compare", "nowhere"], "nowhere holds no run"),
+        (["fly"], "unknown command 'fly'; known: train, compare, demo"),
+    ):
+        wrong = cutlayer(*arguments, cwd=tmp_path)
+        assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False), wrong.stderr
+        assert message in wrong.stderr
+    for arguments in (["train", "cifar100"], ["train", "digits", "--schedule", "weekly"]):
+        wrong = cutlayer(*arguments, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert "digits" in wrong.stderr or "plateau" in wrong.stderr  # the valid names
+
+
+def test_the_demo_in_short(tmp_path: Path) -> None:
+    shown = cutlayer("demo", "--epochs", "5", "--run-dir", "demo", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(
+        r"plain split learning: epoch 5/5  A  loss \d\.\d+  accuracy 0\.\d+  [\d.]+ MiB so far", shown.stdout
+    )
+    for row in ("test accuracy", "epochs A / B / C", "sent up", "sent down", "client GFLOPs", "seconds"):
+        assert row in shown.stdout
+    plain, method = (
+        json.loads((tmp_path / "demo" / r / "config.json").read_text())["config"] for r in ("plain", "cutlayer")
+    )
+    assert (plain["schedule"], plain["codec"], plain["seed"]) == ("always", "fp32", method["seed"])
+
+
+def test_help_explains_every_field(tmp_path: Path) -> None:
+    shown = cutlayer("train", "digits", "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for field in Config().as_dict():
+        assert f"--{field.replace('_', '-')}" in shown.stdout
+    for text in ("What the network's channels are multiplied with", "--client.milestones", "--store.placement"):
+        assert text in shown.stdout
+
+
+def test_the_choices_of_the_config_are_those_there_are() -> None:
+    hints = get_type_hints(Config)
+    for field, known in (("data", DATASETS), ("model", MODELS), ("schedule", SCHEDULES)):
+        assert get_args(hints[field]) == tuple(known)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_config_that_survives_json_and_can_be_carried_out(name: str) -> None:
+    config = RECIPES[name]()
+    assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+    config.method()
+    config.training()
+    with pytest.raises(ConfigError, match="unknown config field 'colour'; known: data"):
+        Config.from_dict({**config.as_dict(), "colour": 1})
+    with pytest.raises(ConfigError, match="Expected `int`, got `str`"):
+        Config.from_dict({**config.as_dict(), "epochs": "many"})

@@ -1,0 +1,138 @@
+"""What the server refuses, names, and does not apply; and steps that come twice."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from cutlayer import Method, Periodic, RefusedError, Task, Training
+from cutlayer.formats import Encoded, encode_exactly, get_float_codec
+from cutlayer.ledger import Ledger
+from cutlayer.server import ClientInfo, Server
+from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
+
+CUT, BATCH, SAMPLES = 6, 4, 10
+
+
+def make_server(codec: str = "fp32") -> Server:
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Linear(CUT, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    method = Method(Periodic(period=3), codec, codec)
+    server = Server(half, [ClientInfo(SAMPLES, 4, BATCH)], (CUT,), method, Training(epochs=9), Task(), Ledger())
+    server.begin()
+    return server
+
+
+def frame(
+    message: Message | None = None,
+    values: torch.Tensor | None = None,
+    codec: str = "fp32",
+    ids: list[int] | None = None,
+    labels: torch.Tensor | None = None,
+    tensors: Callable[[dict[str, Encoded]], dict[str, Encoded]] = lambda tensors: tensors,
+) -> bytes:
+    if values is None:
+        values = torch.randn(BATCH, CUT, generator=torch.Generator().manual_seed(1))
+    content = {
+        "ids": encode_exactly(torch.tensor(ids if ids is not None else list(range(len(values))))),
+        "labels": encode_exactly(labels if labels is not None else torch.arange(len(values)) % 3),
+        "activations": get_float_codec(codec).encode(values),
+    }
+    return pack(Frame(message or Step(0, 0, 0), tensors(content)))
+
+
+def nan(count: int = BATCH) -> torch.Tensor:
+    values = torch.zeros(count, CUT)
+    values[1, 2] = float("nan")
+    return values
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (frame(Step(1, 0, 0)), "client: expected a number below 1, got 1"),
+        (frame(Step(-1, 0, 0)), "client: expected a number below 1, got -1"),
+        (frame(Step(0, 3, 0)), r"client 0: epoch: expected epoch 0 \(A\), got Step\(client=0, epoch=3, step=0\)"),
+        (frame(Step(0, 0, 2)), "client 0: step: expected 0, got 2"),
+        (frame(codec="fp16"), "client 0: codec: expected fp32, got fp16"),
+        (frame(values=torch.zeros(BATCH, CUT + 1)), r"client 0: shape: expected \[6\], got \[7\]"),
+        (frame(values=torch.zeros(BATCH, 2, 3)), r"client 0: shape: expected \[6\], got \[2, 3\]"),
+        (frame(values=torch.zeros(BATCH + 1, CUT)), "client 0: batch size: expected 1 to 4, got 5"),
+        (
+            frame(values=torch.zeros(0, CUT), labels=torch.zeros(0).long()),
+            "client 0: batch size: expected 1 to 4, got 0",
+        ),
+        (frame(ids=[0, 1, 2]), r"client 0: ids: expected 4 ids, got \[3\]"),
+        (frame(ids=[0, 1, 2, SAMPLES]), r"client 0: ids: expected 0 to 9, got \[0, 1, 2, 10\]"),
+        (frame(ids=[0, 1, 2, -1]), r"client 0: ids: expected 0 to 9, got \[0, 1, 2, -1\]"),
+        (frame(labels=torch.zeros(3).long()), r"client 0: labels: expected 4 labels, got \[3\]"),
+        (frame(labels=torch.full((4,), float("nan"))), "client 0: labels: expected finite values"),
+        (
+            frame(labels=torch.tensor([0, 1, 2, 3])),
+            r"client 0: labels: expected whole numbers from 0 to 2, got \[0, 1, 2, 3\]",
+        ),
+        (frame(labels=torch.tensor([0, 1, 2, -1])), "client 0: labels: expected whole numbers from 0 to 2"),
+        (frame(labels=torch.zeros(4, 1).long()), "client 0: labels: expected whole numbers from 0 to 2"),
+        (frame(labels=torch.ones(4)), r"client 0: labels: expected shape \[3\], got \[\]"),
+        (frame(labels=torch.ones(4, 2)), r"client 0: labels: expected shape \[3\], got \[2\]"),
+        (frame(values=nan()), "activations: expected finite values"),
+        (frame(tensors=lambda t: {"activations": t["activations"]}), "client 0: fields: expected"),
+        (frame(tensors=lambda t: {**t, "weights": t["ids"]}), "client 0: fields: expected"),
+        (frame(Update(0, 0, 0)), "expected a step or an evaluation, got Update"),
+        (pack(Frame(Plan(0, 0, "A"))), "expected a step or an evaluation, got Plan"),
+        (frame(Evaluate(0, 0, 0), ids=[0, 1, 2, 4]), r"client 0: ids: expected 0 to 3, got"),
+        (frame(Evaluate(7, 0, 0)), "client: expected a number below 1, got 7"),
+        (frame(Evaluate(0, 0, 0), values=nan()), "activations: expected finite values"),
+        (b"", "expected at least 17 bytes, got 0"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, message: str) -> None:
+    server = make_server()
+    before = copy.deepcopy(server.half.state_dict())
+    with pytest.raises(RefusedError, match=message):
+        server.receive(data)
+    assert all(torch.equal(before[name], value) for name, value in server.half.state_dict().items())
+    assert server.samples == len(server.store) == len(server.test_store) == 0
+    assert server.receive(frame()) is not None  # and the run goes on
+
+
+def test_class_probabilities_are_labels_too() -> None:
+    assert make_server().receive(frame(labels=torch.full((4, 3), 1 / 3))) is not None
+
+
+def test_a_step_that_comes_twice_is_applied_once() -> None:
+    once, twice = make_server(), make_server()
+    first, second = frame(Step(0, 0, 0)), frame(Step(0, 0, 1), values=torch.ones(3, CUT))
+    replies = [once.receive(first), once.receive(second)]
+    again = [twice.receive(first), twice.receive(first), twice.receive(second), twice.receive(second)]
+    assert again == [replies[0], replies[0], replies[1], replies[1]]
+    assert once.finish() == twice.finish()
+    for name, value in once.half.state_dict().items():
+        assert torch.equal(value, twice.half.state_dict()[name])
+    with pytest.raises(RefusedError, match="epoch: expected epoch 1"):
+        twice.receive(second)
+
+
+def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
+    server = make_server("fp8_e4m3")
+    assert unpack(server.receive(frame(codec="fp8_e4m3")) or b"").message == Update(0, 0, 0)
+    assert len(server.store) == 0
+    server.finish()
+    server.begin()
+    assert unpack(server.plan(0)).message == Plan(0, 1, "B")
+    values = torch.randn(BATCH, CUT)
+    assert server.receive(frame(Step(0, 1, 0), values, "fp8_e4m3", ids=[9, 0, 3, 5])) is None
+    kept, labels = server.store.get(torch.tensor([0, 9]))
+    codec = get_float_codec("fp8_e4m3")
+    assert torch.equal(codec.decode(kept), codec.decode(codec.encode(values))[[1, 0]])
+    assert labels.tolist() == [1, 0]
+    server.finish()
+    server.begin()
+    with pytest.raises(RefusedError, match=r"expected epoch 2 \(C\)"):
+        server.receive(frame(Step(0, 2, 0), codec="fp8_e4m3"))
+    before = copy.deepcopy(server.half.state_dict())
+    server.replay()
+    assert server.samples == BATCH
+    assert not torch.equal(before["0.weight"], server.half.state_dict()["0.weight"])
