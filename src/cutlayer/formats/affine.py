@@ -17,7 +17,7 @@ from cutlayer.formats.base import Codec, Encoded, Layout, channels, numel, read_
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
 from cutlayer.formats.elements import noise_for
 from cutlayer.formats.floats import by_channel
-from cutlayer.formats.scratch import known_false
+from cutlayer.formats.scratch import batch_parts, known_false, scratch
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,26 @@ class AffineInteger(Codec):
         shape = tuple(values.shape[1:])
         batch, top = values.shape[0], (1 << self.bits) - 1
         grouped = by_channel(values.detach().to(torch.float32))
-        low, high = _ranges(grouped)
+        low, high, nan, finite = _ranges(grouped)
         # Halves before the difference, which could overflow; a step is a normal number, so that its inverse is finite.
         steps = ((high * 0.5 - low * 0.5) / (top * 0.5)).clamp_(min=2.0**-126)
         zeros = (-low / steps).round_().clamp_(0, top)
-        scaled = (grouped / steps.reshape(1, -1, 1)).nan_to_num_(0.0).add_(zeros.reshape(1, -1, 1))
-        if self.stochastic:
-            noise = noise_for(grouped, seed).bitwise_and_((1 << 24) - 1)
-            scaled = scaled.add_(noise.to(torch.float32).mul_(2.0**-24)).floor_()
-        codes = scaled.round_().clamp_(0, top).to(torch.uint8).reshape(batch, numel(shape))
-        steps.masked_fill_(grouped.isnan().any(2).any(0), torch.nan)
+        rows = torch.empty((batch, self.layout(shape).row_bytes), dtype=torch.uint8, device=values.device)
+        noise = noise_for(grouped, seed) if self.stochastic else None
+        for part in batch_parts(grouped):
+            cut = grouped[part]
+            scaled = scratch(0, cut.numel(), torch.float32, cut.device).view(cut.shape)
+            torch.div(cut, steps.unsqueeze(1), out=scaled)
+            if not finite:
+                scaled.nan_to_num_(0.0)
+            scaled.add_(zeros.unsqueeze(1))
+            if noise is not None:
+                scaled.add_((noise[part] & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)).floor_()
+            codes = scratch(3, cut.numel(), torch.uint8, cut.device).copy_(scaled.round_().clamp_(0, top).view(-1))
+            rows[part] = pack_bits(codes.view(len(cut), numel(shape)), self.bits)
+        steps.masked_fill_(nan, torch.nan)
         shared = torch.cat([steps.view(torch.uint8), zeros.to(torch.uint8)]).reshape(1, -1)
-        return Encoded(self.name, shape, pack_bits(codes, self.bits), shared)
+        return Encoded(self.name, shape, rows, shared)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Decode to float32 [B, *shape]."""
@@ -69,13 +77,17 @@ class AffineInteger(Codec):
         return codes.to(torch.float32).sub_(zeros).mul_(steps).reshape(len(encoded), *encoded.shape)
 
 
-def _ranges(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest finite value of each channel of [B, C, n], and 0 between them."""
+def _ranges(grouped: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Of each channel of [B, C, n]: least and largest finite value and 0 between them, and whether it has a NaN; at
+    last, whether all values are known to be finite.
+    """
+    zeros = torch.zeros(grouped.shape[1], device=grouped.device)
     if grouped.numel() == 0:
-        zeros = torch.zeros(grouped.shape[1], device=grouped.device)
-        return zeros, zeros
+        return zeros, zeros, zeros.bool(), True
     low, high = grouped.amin((0, 2)), grouped.amax((0, 2))
-    if not known_false(~(torch.isfinite(low) & torch.isfinite(high)).all()):
-        finite = torch.where(grouped.isfinite(), grouped, 0.0)
-        low, high = finite.amin((0, 2)), finite.amax((0, 2))
-    return low.clamp_(max=0.0), high.clamp_(min=0.0)
+    finite = known_false(~(torch.isfinite(low) & torch.isfinite(high)).all())
+    nan = zeros.bool() if finite else grouped.isnan().any(2).any(0)
+    if not finite:
+        kept = torch.where(grouped.isfinite(), grouped, 0.0)
+        low, high = kept.amin((0, 2)), kept.amax((0, 2))
+    return low.clamp_(max=0.0), high.clamp_(min=0.0), nan, finite

@@ -92,7 +92,6 @@ class Codec(ABC):
         Raises RefusedError, before anything is allocated, where the length is not the one of the layout, and where
         the rows do not pass `check`.
         """
-        refuse_absurd(batch, shape)
         row_bytes, shared_bytes = self.layout(shape)
         expected = shared_bytes + batch * row_bytes
         if len(payload) != expected:
@@ -100,6 +99,7 @@ class Codec(ABC):
                 f"{self.name} payload of {batch} samples of shape {list(shape)}: expected {expected} bytes, "
                 f"got {len(payload)}"
             )
+        refuse_absurd(batch, shape)
         shared = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes)
         rows = copy_of(payload[shared_bytes:]).reshape(batch, row_bytes)
         encoded = Encoded(self.name, shape, rows, shared)

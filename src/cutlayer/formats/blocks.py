@@ -8,7 +8,6 @@ NVIDIA, "Pretraining Large Language Models with NVFP4" (arXiv 2509.25149), appen
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +18,7 @@ from cutlayer.formats.base import Codec, Encoded, Layout, nothing_shared, numel,
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
 from cutlayer.formats.elements import E4M3, Element, dequantize, noise_for, powers_of_two, quantize, round_into
 from cutlayer.formats.floats import tensor_peak
-from cutlayer.formats.scratch import CHUNK, known_false, scratch
+from cutlayer.formats.scratch import batch_parts, known_false, scratch
 
 E8M0_NAN = 0xFF
 
@@ -55,7 +54,7 @@ class BlockFloat(Codec):
         rows = torch.empty((len(flat), self.layout(shape).row_bytes), dtype=torch.uint8, device=flat.device)
         noise = noise_for(flat, seed) if self.stochastic else None
         count, blocks = flat.shape[1], self.blocks(shape)
-        for part in self._parts(flat):
+        for part in batch_parts(flat):
             cut = self._blocked(flat[part])
             scales, divisors, finite = self.scales(cut, tensor_scale)
             scaled = scratch(0, cut.numel(), torch.float32, cut.device).view(cut.shape)
@@ -73,7 +72,7 @@ class BlockFloat(Codec):
         count, blocks = numel(encoded.shape), self.blocks(encoded.shape)
         rows = encoded.rows
         values = torch.empty((len(rows), count), dtype=torch.float32, device=rows.device)
-        for part in self._parts(values):
+        for part in batch_parts(values):
             shared = encoded.shared if len(encoded.shared) == 1 else encoded.shared[part]
             codes = unpack_bits(rows[part, blocks:], count, self.element.bits)
             scales = self.multipliers(rows[part, :blocks], shared).unsqueeze(2)
@@ -103,12 +102,6 @@ class BlockFloat(Codec):
         if tail := -flat.shape[1] % self.block:
             flat = torch.nn.functional.pad(flat, (0, tail))
         return flat.reshape(len(flat), flat.shape[1] // self.block, self.block)
-
-    def _parts(self, flat: Tensor) -> Iterator[slice]:
-        """Slices of the batch of about a chunk of values each, so that the work stays in the cache."""
-        step = max(1, CHUNK // max(1, flat.shape[1])) if flat.device.type == "cpu" else max(1, len(flat))
-        for start in range(0, len(flat) if flat.numel() else 0, step):
-            yield slice(start, start + step)
 
 
 @dataclass(frozen=True)

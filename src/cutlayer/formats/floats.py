@@ -105,8 +105,9 @@ class ScaledFloat8(Codec):
         noise = noise_for(values, seed) if self.stochastic else None
         if self.by_channel:
             grouped = by_channel(values)
-            scales = power_of_two_scale(channel_peaks(grouped), self.element.largest)
-            codes = quantize(grouped * scales.unsqueeze(1), self.element, noise=noise)
+            peaks, finite = channel_peaks(grouped)
+            scales = power_of_two_scale(peaks, self.element.largest)
+            codes = quantize(grouped * scales.unsqueeze(1), self.element, noise=noise, bounded=finite)
             shared = (128 - torch.frexp(scales)[1]).to(torch.uint8).reshape(1, -1)
         else:
             peak, finite = tensor_peak(values)
@@ -146,14 +147,14 @@ def tensor_peak(values: Tensor) -> tuple[Tensor, bool]:
     return torch.where(values.isfinite(), values.abs(), 0.0).amax(), False
 
 
-def channel_peaks(grouped: Tensor) -> Tensor:
-    """Largest finite magnitude of each channel of float32 [B, C, n], as [C]; 0 where there is none."""
+def channel_peaks(grouped: Tensor) -> tuple[Tensor, bool]:
+    """Largest finite magnitude of each channel of float32 [B, C, n], as [C]; and as in `tensor_peak`."""
     if grouped.numel() == 0:
-        return torch.zeros(grouped.shape[1], device=grouped.device)
+        return torch.zeros(grouped.shape[1], device=grouped.device), True
     peaks = torch.maximum(-grouped.amin((0, 2)), grouped.amax((0, 2)))
     if known_false(~torch.isfinite(peaks).all()):
-        return peaks
-    return torch.where(grouped.isfinite(), grouped.abs(), 0.0).amax((0, 2))
+        return peaks, True
+    return torch.where(grouped.isfinite(), grouped.abs(), 0.0).amax((0, 2)), False
 
 
 def power_of_two_scale(peaks: Tensor, largest: float) -> Tensor:

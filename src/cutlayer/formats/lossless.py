@@ -75,7 +75,6 @@ class Lossless(Codec):
 
     def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
         """Inverse of `pack`. Raises RefusedError where the payload does not hold exactly what the layout says."""
-        refuse_absurd(batch, shape)
         row_bytes, shared_bytes = self.layout(shape)
         declared = shared_bytes + batch * row_bytes
         if len(payload) < shared_bytes or declared > MAX_EXPANSION * len(payload):
@@ -83,6 +82,7 @@ class Lossless(Codec):
                 f"{self.name} payload of {batch} samples of shape {list(shape)}: {declared} bytes can come from no "
                 f"fewer than {max(shared_bytes, -(-declared // MAX_EXPANSION))}, got {len(payload)}"
             )
+        refuse_absurd(batch, shape)
         shared, position = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes), shared_bytes
         rows = np.empty((batch, row_bytes), np.uint8)
         for columns in self.streams(shape):

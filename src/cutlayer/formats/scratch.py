@@ -7,6 +7,7 @@ a chunk at a time, in buffers that each thread keeps.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ def chunks(values: Tensor) -> tuple[Tensor, ...]:
     """A contiguous tensor, flat, in chunks that fit the cache; on other devices in one."""
     flat = values.view(-1)
     return flat.split(CHUNK) if values.device.type == "cpu" else (flat,)
+
+
+def batch_parts(values: Tensor) -> Iterator[slice]:
+    """Slices of the batch of [B, ...] with about a chunk of values each; on other devices one."""
+    if values.numel() == 0:
+        return
+    step = max(1, CHUNK // values[0].numel()) if values.device.type == "cpu" else len(values)
+    for start in range(0, len(values), step):
+        yield slice(start, start + step)
 
 
 def known_false(condition: Tensor) -> bool:

@@ -19,7 +19,6 @@ from cutlayer.errors import RefusedError
 from cutlayer.formats.base import Codec, Encoded, Layout, numel
 from cutlayer.formats.bits import pack_bits, packed_bytes, unpack_bits
 from cutlayer.formats.elements import uniform_bits
-from cutlayer.formats.scratch import known_false
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,10 @@ def largest(magnitudes: Tensor, k: int) -> Tensor:
     else:
         threshold = magnitudes.topk(k, dim=1).values[:, -1:]
     mask = magnitudes >= threshold
-    if not known_false((mask.sum(1) > k).any()):
-        equal = magnitudes == threshold
-        spare = k - (mask & ~equal).sum(1, keepdim=True)
-        mask &= ~equal | (equal.cumsum(1) <= spare)
+    tied = (mask.sum(1) > k).nonzero()[:, 0]
+    equal = magnitudes[tied] == threshold[tied]
+    spare = k - (mask[tied] & ~equal).sum(1, keepdim=True)
+    mask[tied] &= ~equal | (equal.cumsum(1) <= spare)
     return mask
 
 

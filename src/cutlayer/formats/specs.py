@@ -134,7 +134,7 @@ def _format(written: str, spec: str) -> Codec:
     """The codec of `name[@version][:option]...`."""
     head, *asked = written.split(":")
     versions = {name: known.version for name, known in FLOAT_FORMATS.items()}
-    head, name = _versioned("codec for activations and gradients", head, versions, spec)
+    head, name = _versioned("codec", head, versions, spec)
     known = FLOAT_FORMATS[name]
     for option in asked:
         if option not in known.options and option not in DEFAULTS:
