@@ -19,15 +19,28 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints in a folder, one subfolder for each epoch; `save` keeps the newest and deletes the others."""
+    """The checkpoints in a folder, one subfolder for each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.folder.glob("epoch-*"))
-        return found[-1] if found else None
+        epochs = self.epochs()
+        return self._place(epochs[-1]) if epochs else None
+
+    def epochs(self) -> list[int]:
+        """The epochs after which there is a checkpoint, in order."""
+        return sorted(int(place.name.removeprefix("epoch-")) for place in self.folder.glob("epoch-*"))
+
+    def prune(self, first: int, last: int) -> None:
+        """Delete all checkpoints but those of the epochs from `first` to `last`."""
+        for epoch in self.epochs():
+            if not first <= epoch <= last:
+                shutil.rmtree(self._place(epoch))
+
+    def _place(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:06d}"
 
     def save(
         self,
@@ -35,6 +48,8 @@ class Checkpoints:
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
         stores: dict[str, ReplayStore],
         state: dict[str, Any],
+        *,
+        keep: bool = False,
     ) -> None:
         """Write a checkpoint after this many epochs.
 
@@ -43,6 +58,7 @@ class Checkpoints:
             modules: each half and its optimizer, by name.
             stores: replay stores by name. One that has not changed since the last checkpoint is linked, not copied.
             state: whatever else there is to know, as JSON values.
+            keep: leave older checkpoints where they are, for `prune`; otherwise they are deleted.
         """
         previous = self.latest()
         known = self._state(previous)["stores"] if previous is not None else {}
@@ -74,17 +90,29 @@ class Checkpoints:
         (new / "state.json").write_text(json.dumps(content))
         for file in new.rglob("*"):
             _flush(file)
-        new.rename(self.folder / f"epoch-{epoch:06d}")
+        new.rename(self._place(epoch))
         _flush(self.folder)
-        for old in [*self.folder.glob("epoch-*"), *self.folder.glob("writing-*")]:
-            if old.name != f"epoch-{epoch:06d}":
-                shutil.rmtree(old)
+        for unfinished in self.folder.glob("writing-*"):
+            shutil.rmtree(unfinished)
+        if not keep:
+            self.prune(epoch, epoch)
+
+    def state(self) -> dict[str, Any] | None:
+        """The state in the newest checkpoint, or None."""
+        latest = self.latest()
+        return None if latest is None else self._state(latest)["state"]
 
     def load(
-        self, modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]], stores: dict[str, ReplayStore]
+        self,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: dict[str, ReplayStore],
+        epoch: int | None = None,
     ) -> tuple[int, dict[str, Any]] | None:
-        """Bring modules, optimizers and stores to the newest checkpoint; return (epochs done, state), or None."""
-        latest = self.latest()
+        """Bring modules, optimizers and stores to the newest checkpoint; return (epochs done, state), or None.
+
+        With `epoch`, to the checkpoint after this many epochs.
+        """
+        latest = self.latest() if epoch is None else self._place(epoch)
         if latest is None:
             return None
         content = self._state(latest)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -138,7 +138,29 @@ def new_folder(name: str) -> Path:
     return folder
 
 
-COMMANDS = {"train": train, "compare": compare, "demo": demo}
+def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
+    """A command between machines; its module is imported when it is called, as it needs the extra `grpc`."""
+
+    def command(arguments: Sequence[str], console: Console) -> None:
+        try:
+            from cutlayer.remote import cli
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"`cutlayer {name}` needs {error.name}: pip install 'cutlayer[grpc]'") from None
+        cli.COMMANDS[name](arguments, console)
+
+    command.__doc__ = about
+    return command
+
+
+COMMANDS = {
+    "train": train,
+    "compare": compare,
+    "demo": demo,
+    "certs": remote("certs", "Make certificates for a server and its clients."),
+    "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
+    "join": remote("join", "Take part in a run that another machine serves."),
+    "health": remote("health", "Ask whether a server is up."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,11 @@ from cutlayer.seeds import derive, generator, seeded
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 FASHION_MNIST_URL = "https://github.com/zalandoresearch/fashion-mnist"
 
+# Mean and standard deviation of each channel.
+DIGITS_STATS = (0.305,), (0.376,)
+CIFAR10_STATS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+FASHION_MNIST_STATS = (0.219,), (0.332,)
+
 
 @dataclass(frozen=True, eq=False)
 class Images(Dataset):
@@ -74,8 +79,8 @@ def digits() -> tuple[Images, Images]:
     order = torch.randperm(len(labels), generator=generator(0, "digits"))
     train, test = order[:1437], order[1437:]
     return (
-        Images(inputs[train], labels[train], (0.305,), (0.376,)),
-        Images(inputs[test], labels[test], (0.305,), (0.376,)),
+        Images(inputs[train], labels[train], *DIGITS_STATS),
+        Images(inputs[test], labels[test], *DIGITS_STATS),
     )
 
 
@@ -93,8 +98,7 @@ def cifar10(folder: Path) -> tuple[Images, Images]:
                 parts = [read(file) for file in files]
                 inputs, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts[:5], strict=True))
                 test_inputs, test_labels = map(torch.from_numpy, parts[5])
-                stats = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-                return Images(inputs, labels, *stats), Images(test_inputs, test_labels, *stats)
+                return Images(inputs, labels, *CIFAR10_STATS), Images(test_inputs, test_labels, *CIFAR10_STATS)
     _require(
         [folder / "cifar-10-batches-bin" / f"{name}.bin" for name in (*names, "test_batch")],
         "CIFAR-10",
@@ -156,7 +160,7 @@ def fashion_mnist(folder: Path) -> tuple[Images, Images]:
                 f"{place}: {len(inputs)} images but {len(labels)} labels; get it again: {FASHION_MNIST_URL}"
             )
         padded = pad(torch.from_numpy(inputs).unsqueeze(1), (2, 2, 2, 2))
-        parts.append(Images(padded, torch.from_numpy(labels.astype(np.int64)), (0.219,), (0.332,)))
+        parts.append(Images(padded, torch.from_numpy(labels.astype(np.int64)), *FASHION_MNIST_STATS))
     return parts[0], parts[1]
 
 
@@ -187,6 +191,19 @@ DATASETS: dict[str, Callable[[Path], tuple[Images, Images]]] = {
     "cifar10": cifar10,
     "fashion_mnist": fashion_mnist,
 }
+
+
+def outline(name: str) -> Images:
+    """A data set without its samples: what a network is built from, on a server that never sees them."""
+    outlines = {
+        "digits": ((1, 8, 8), *DIGITS_STATS),
+        "cifar10": ((3, 32, 32), *CIFAR10_STATS),
+        "fashion_mnist": ((1, 32, 32), *FASHION_MNIST_STATS),
+    }
+    if name not in outlines:
+        raise ConfigError(unknown("data set", name, outlines))
+    shape, mean, std = outlines[name]
+    return Images(torch.empty((0, *shape), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), mean, std)
 
 
 def load(name: str, folder: str | None = None) -> tuple[Images, Images]:

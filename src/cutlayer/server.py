@@ -94,7 +94,7 @@ class Server:
         frame = unpack(data)
         message = frame.message
         if isinstance(message, Evaluate):
-            self._keep(frame, self.test_store, self.test_offsets, [info.test_samples for info in self.clients])
+            self._keep(frame, message)
             return None
         if not isinstance(message, Step):
             raise RefusedError(f"server: expected a step or an evaluation, got {message}")
@@ -146,7 +146,7 @@ class Server:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def _step(self, frame: Frame, message: Step) -> bytes | None:
-        encoded, ids, labels = self._checked(frame, [info.samples for info in self.clients])
+        encoded, ids, labels = self._checked(frame, message.client, [info.samples for info in self.clients])
         with self.ledger.phase("decode"):
             activations = self._decoded(encoded, message)
         if self.exchange is Exchange.ACTIVATIONS:
@@ -192,10 +192,10 @@ class Server:
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
-    def _keep(self, frame: Frame, store: ReplayStore, offsets: list[int], samples: list[int]) -> None:
-        encoded, ids, labels = self._checked(frame, samples)
-        self._decoded(encoded, frame.message)
-        store.put(ids + offsets[frame.message.client], encoded, labels)
+    def _keep(self, frame: Frame, message: Evaluate) -> None:
+        encoded, ids, labels = self._checked(frame, message.client, [info.test_samples for info in self.clients])
+        self._decoded(encoded, message)
+        self.test_store.put(ids + self.test_offsets[message.client], encoded, labels)
 
     def _decoded(self, encoded: Encoded, message: object) -> Tensor:
         activations = self.codec.decode(encoded.to(self.device))
@@ -203,9 +203,8 @@ class Server:
             raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
         return activations
 
-    def _checked(self, frame: Frame, samples: list[int]) -> tuple[Encoded, Tensor, Tensor]:
-        """Activations, ids and labels of a frame, which fit this run."""
-        client = frame.message.client
+    def _checked(self, frame: Frame, client: int, samples: list[int]) -> tuple[Encoded, Tensor, Tensor]:
+        """Activations, ids and labels of a client's frame, which fit this run."""
         if not 0 <= client < len(self.clients):
             raise RefusedError(f"client: expected a number below {len(self.clients)}, got {client}")
 
