@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cutlayer.checkpoint import Checkpoints
 from cutlayer.client import Client
-from cutlayer.data import Feed
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.remote.signals import Stop
