@@ -62,7 +62,8 @@ def test_the_error_is_within_half_a_step_of_the_format(name: str, relative: floa
     assert (np.abs(decoded - values) <= np.maximum(np.abs(values) * relative, floor)).all()
 
 
-@pytest.mark.parametrize("name", FLOAT_CODECS)
+# A scale that is no power of two is itself rounded, and need not come out the same again.
+@pytest.mark.parametrize("name", [name for name in FLOAT_CODECS if name not in ("nvfp4", "int8", "int4")])
 @given(values=batches)
 @settings(max_examples=30, deadline=None)
 def test_what_was_rounded_once_stays(name: str, values: np.ndarray) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cutlayer.errors import RefusedError
 
+MAX_VALUES = 1 << 48
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -73,6 +75,13 @@ class Codec(ABC):
     def decode(self, encoded: Encoded) -> Tensor:
         """Decode to float32 [B, *shape], on the device of `encoded.rows`."""
 
+    def streams(self, shape: tuple[int, ...]) -> list[slice]:
+        """Columns of the rows, taken apart by the lossless stage: each holds bytes of one kind, each byte is in one."""
+        return [slice(0, self.layout(shape).row_bytes)]
+
+    def check(self, encoded: Encoded) -> None:  # noqa: B027 (most codecs give every row a meaning)
+        """Refuse rows that came from outside, have the right size, and yet are none that `encode` can have written."""
+
     def pack(self, encoded: Encoded) -> list[memoryview]:
         """The bytes that cross the wire: what is shared by the batch, then the rows. Lossless codecs override it."""
         return [as_buffer(encoded.shared), as_buffer(encoded.rows)]
@@ -80,7 +89,8 @@ class Codec(ABC):
     def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
         """Inverse of `pack`, on the CPU, for `batch` samples of `shape`.
 
-        Raises RefusedError, before anything is allocated, where the length is not the one of the layout.
+        Raises RefusedError, before anything is allocated, where the length is not the one of the layout, and where
+        the rows do not pass `check`.
         """
         row_bytes, shared_bytes = self.layout(shape)
         expected = shared_bytes + batch * row_bytes
@@ -89,8 +99,19 @@ class Codec(ABC):
                 f"{self.name} payload of {batch} samples of shape {list(shape)}: expected {expected} bytes, "
                 f"got {len(payload)}"
             )
+        refuse_absurd(batch, shape)
         shared = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes)
-        return Encoded(self.name, shape, copy_of(payload[shared_bytes:]).reshape(batch, row_bytes), shared)
+        rows = copy_of(payload[shared_bytes:]).reshape(batch, row_bytes)
+        encoded = Encoded(self.name, shape, rows, shared)
+        self.check(encoded)
+        return encoded
+
+
+def refuse_absurd(batch: int, shape: tuple[int, ...]) -> None:
+    """Refuse sizes that no tensor has, even one with no values: they come from outside and would overflow."""
+    sizes = (batch, *shape)
+    if min(sizes) < 0 or math.prod(max(1, size) for size in sizes) > MAX_VALUES:
+        raise RefusedError(f"tensor of shape {list(sizes)}: expected at most 2^48 values and no negative size")
 
 
 def as_buffer(codes: Tensor) -> memoryview:
@@ -109,7 +130,8 @@ def as_rows(codes: Tensor) -> Tensor:
     """The bytes of a contiguous tensor [B, ...] as uint8 [B, R], without a copy."""
     rows = codes.shape[0]
     if codes.numel() == 0:
-        return torch.empty((rows, 0), dtype=torch.uint8, device=codes.device)
+        row_bytes = numel(tuple(codes.shape[1:])) * codes.dtype.itemsize
+        return torch.empty((rows, row_bytes), dtype=torch.uint8, device=codes.device)
     return codes.contiguous().reshape(rows, -1).view(torch.uint8)
 
 
@@ -123,6 +145,16 @@ def from_rows(rows: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
 def nothing_shared(device: torch.device) -> Tensor:
     """The `shared` of a codec that needs nothing beside the codes."""
     return torch.empty((1, 0), dtype=torch.uint8, device=device)
+
+
+def read_float32(shared: Tensor) -> Tensor:
+    """Columns of `shared`, uint8 [B, 4 n], as float32 [B, n]."""
+    return shared.reshape(-1).view(torch.float32).reshape(len(shared), shared.shape[1] // 4)
+
+
+def channels(shape: tuple[int, ...]) -> int:
+    """Channels of a sample of this shape: its first dimension, which is dimension 1 of a batch."""
+    return shape[0] if shape else 1
 
 
 def numel(shape: tuple[int, ...]) -> int:
