@@ -191,6 +191,7 @@ class _Joining:
             data = self._receive(session)
             message = unpack(data).message
             if isinstance(message, Plan):
+                self.stop.check()
                 self._epoch(session, data)
             elif isinstance(message, Ask):
                 self._evaluate(session, message)

@@ -162,20 +162,23 @@ class Listener:
         log.info("%s: connected from %s", who, peer)
         if not context.add_callback(connection.close):
             connection.close()
-        threading.Thread(target=self._read, args=(who, requests, connection, context), daemon=True).start()
+        refused: list[RefusedError] = []
+        threading.Thread(target=self._read, args=(requests, connection, refused), daemon=True).start()
         yield pack(Frame(welcome))
         yield from connection.outgoing()
+        for error in refused:
+            self.refusals.add(who, error)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
         log.info("%s: disconnected", who)
 
-    def _read(self, who: str, requests: Iterator[bytes], connection: Connection, context: Any) -> None:
+    def _read(self, requests: Iterator[bytes], connection: Connection, refused: list[RefusedError]) -> None:
         try:
             for message in requests:
                 connection.take(message)
         except RefusedError as error:
-            self.refusals.add(who, error)
-            context.cancel()
+            refused.append(error)
         except Exception as error:  # grpc raises a bare Exception where the stream ended early
-            log.debug("%s: stream ended: %s", who, error)
+            log.debug("stream ended: %s", error)
         finally:
             connection.close()
 
