@@ -83,7 +83,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_choices(tmp_path: Path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="holds a run already"):
         fit(config.halves(train), *arguments, training=Training(epochs=1), run=tmp_path)
-    with pytest.raises(ConfigError, match=r"method\.schedule: was Always"):
+    with pytest.raises(ConfigError, match=r"method\.schedule\.kind: was Always, now Drop"):
         fit(
             config.halves(train),
             *arguments,

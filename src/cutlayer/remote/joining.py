@@ -224,8 +224,7 @@ class _Joining:
 
     def _evaluate(self, session: Session, ask: Ask) -> None:
         client, steps = self.client, 0
-        client.plan = Plan(client.number, ask.epoch, "")
-        for frame in client.evaluation_frames():
+        for frame in client.evaluation_frames(ask.epoch):
             self._send(session, frame)
             steps += 1
         session.link.send(pack(Frame(Done(client.number, ask.epoch, steps, self._flops()))))
