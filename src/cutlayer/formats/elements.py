@@ -115,10 +115,14 @@ def dequantize(codes: Tensor, element: Element, gain: float = 1.0, out: Tensor |
     for part, target in zip(chunks(codes), chunks(values), strict=True):
         half = scratch(0, part.numel(), torch.int16, part.device)
         # Sign extension puts the sign bit where float16 has it; the copies of it in between are cut out.
-        half.copy_((part << to_top if to_top else part).view(torch.int8))
-        half.mul_(1 << shift)
-        if shift < 8:
-            half.bitwise_and_(keep - 0x10000)
+        signed = (part << to_top if to_top else part).view(torch.int8)
+        if part.device.type == "cpu":  # NumPy widens and multiplies in one pass
+            bits = half.numpy()
+            np.multiply(signed.numpy(), np.int16(1 << shift), out=bits)
+            if shift < 8:
+                np.bitwise_and(bits, np.int16(keep - 0x10000), out=bits)
+        else:
+            half.copy_(signed).mul_(1 << shift).bitwise_and_(keep - 0x10000)
         target.copy_(half.view(torch.float16))
         for factor in factors:
             if factor != 1.0:
