@@ -194,7 +194,8 @@ def _nan_codes(codes: Tensor, element: Element) -> Tensor | None:
     """Where codes mean NaN though their bits, read as float16, do not; None where it is known that none does."""
     if element.nan is None or element.mantissa == 2 or codes.numel() == 0:
         return None
-    if element.negative_zero:
-        quick = (codes.max() == 0xFF) | (codes.view(torch.int8).max() == 0x7F)
-        return None if known_false(quick) else (codes & 0x7F) == 0x7F
-    return None if known_false(codes.view(torch.int8).min() == -0x80) else codes == 0x80
+    if codes.device.type == "cpu":
+        signed = codes.view(torch.int8)
+        if int(codes.max()) < 0xFF and int(signed.max()) < 0x7F if element.negative_zero else int(signed.min()) > -0x80:
+            return None
+    return (codes & 0x7F) == 0x7F if element.negative_zero else codes == 0x80
