@@ -19,15 +19,28 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints in a folder, one subfolder for each epoch; `save` keeps the newest and deletes the others."""
+    """The checkpoints in a folder, one subfolder for each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.folder.glob("epoch-*"))
-        return found[-1] if found else None
+        epochs = self.epochs()
+        return self._place(epochs[-1]) if epochs else None
+
+    def epochs(self) -> list[int]:
+        """The epochs after which there is a checkpoint, in order."""
+        return sorted(int(place.name.removeprefix("epoch-")) for place in self.folder.glob("epoch-*"))
+
+    def prune(self, first: int, last: int) -> None:
+        """Delete all checkpoints but those of the epochs from `first` to `last`."""
+        for epoch in self.epochs():
+            if not first <= epoch <= last:
+                shutil.rmtree(self._place(epoch))
+
+    def _place(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:06d}"
 
     def save(
         self,
@@ -35,6 +48,8 @@ class Checkpoints:
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
         stores: dict[str, ReplayStore],
         state: dict[str, Any],
+        *,
+        keep: bool = False,
     ) -> None:
         """Write a checkpoint after this many epochs.
 
@@ -43,6 +58,7 @@ class Checkpoints:
             modules: each half and its optimizer, by name.
             stores: replay stores by name. One that has not changed since the last checkpoint is linked, not copied.
             state: whatever else there is to know, as JSON values.
+            keep: leave older checkpoints where they are, for `prune`; otherwise they are deleted.
         """
         previous = self.latest()
         known = self._state(previous)["stores"] if previous is not None else {}
@@ -71,23 +87,58 @@ class Checkpoints:
             "stores": written,
             "state": state,
         }
-        (new / "state.json").write_text(json.dumps(content))
-        for file in new.rglob("*"):
+        try:
+            (new / "state.json").write_text(json.dumps(content))
+        except TypeError as error:
+            raise ConfigError(
+                f"an optimizer's state cannot be written as tensors and JSON values ({error}); "
+                "use one with a plain state"
+            ) from error
+        for file in [*new.rglob("*"), new]:
             _flush(file)
-        new.rename(self.folder / f"epoch-{epoch:06d}")
+        new.rename(self._place(epoch))
         _flush(self.folder)
-        for old in [*self.folder.glob("epoch-*"), *self.folder.glob("writing-*")]:
-            if old.name != f"epoch-{epoch:06d}":
-                shutil.rmtree(old)
+        for unfinished in self.folder.glob("writing-*"):
+            shutil.rmtree(unfinished)
+        if not keep:
+            self.prune(epoch, epoch)
+
+    def state(self) -> dict[str, Any] | None:
+        """The state in the newest checkpoint, or None."""
+        latest = self.latest()
+        return None if latest is None else self._state(latest)["state"]
 
     def load(
-        self, modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]], stores: dict[str, ReplayStore]
+        self,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: dict[str, ReplayStore],
+        epoch: int | None = None,
     ) -> tuple[int, dict[str, Any]] | None:
-        """Bring modules, optimizers and stores to the newest checkpoint; return (epochs done, state), or None."""
-        latest = self.latest()
+        """Bring modules, optimizers and stores to the newest checkpoint; return (epochs done, state), or None.
+
+        With `epoch`, to the checkpoint after this many epochs.
+        """
+        latest = self.latest() if epoch is None else self._place(epoch)
         if latest is None:
             return None
         content = self._state(latest)
+        try:
+            self._restore(latest, content, modules, stores)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{latest} cannot be loaded: {error}. It is damaged, or of other halves; without it the run begins anew"
+            ) from error
+        return content["epoch"], content["state"]
+
+    @staticmethod
+    def _restore(
+        latest: Path,
+        content: dict[str, Any],
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: dict[str, ReplayStore],
+    ) -> None:
         for name, (module, optimizer) in modules.items():
             tensors = load_file(latest / f"{name}.safetensors")
             _load_optimizer(optimizer, tensors, content["optimizers"][name])
@@ -96,7 +147,6 @@ class Checkpoints:
         for name, store in stores.items():
             about = content["stores"][name]
             store.load(latest / name, about["codec"], tuple(about["shape"]), about["version"])
-        return content["epoch"], content["state"]
 
     def _state(self, checkpoint: Path) -> dict[str, Any]:
         content = json.loads((checkpoint / "state.json").read_text())

@@ -57,7 +57,94 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate", forbid_unknown_field
     step: int
 
 
-Message = Plan | Step | Update | Evaluate
+# Between processes a run needs a few messages more.
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
+    """Client to server, first on every connection: who it is, what it holds and what it takes for granted.
+
+    Attributes:
+        name: the client's, which must be that of its certificate.
+        session: the session to go on with after a lost connection; "" to begin one.
+        received: frames of that session that have come in.
+        run: the run that its checkpoints belong to; "" if it has none.
+        checkpoints: the epochs after which it has one.
+        samples, test_samples, batch_size: as in `server.ClientInfo`.
+        epoch_samples, epoch_flops: samples and FLOPs of the client half in an epoch of plain split learning.
+        terms: what both sides must agree on, by name.
+    """
+
+    name: str
+    session: str = ""
+    received: int = 0
+    run: str = ""
+    checkpoints: tuple[int, ...] = ()
+    samples: int = 0
+    test_samples: int = 0
+    batch_size: int = 0
+    epoch_samples: int = 0
+    epoch_flops: int = 0
+    terms: dict[str, str] = {}
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
+    """Server to client, the answer to a Hello.
+
+    Attributes:
+        client: the client's number.
+        session: the session that begins or goes on.
+        received: frames of it that the server has.
+        run: the run's id.
+        restore: where a session begins, the number of epochs after which the client's checkpoint is to be loaded.
+    """
+
+    client: int
+    session: str
+    received: int
+    run: str
+    restore: int
+
+
+class Refusal(msgspec.Struct, frozen=True, tag="refusal", forbid_unknown_fields=True):
+    """Server to client: why a frame or a connection is refused. `retry`: a new session would not be."""
+
+    reason: str
+    retry: bool = False
+
+
+class Saved(msgspec.Struct, frozen=True, tag="saved", forbid_unknown_fields=True):
+    """Server to client: its checkpoint after this many epochs is on the disk, it will not go back behind it."""
+
+    epochs: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
+    """Server to client: send the activations of the test data."""
+
+    client: int
+    epoch: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
+    """Client to server: it has sent all `steps` of the epoch, or of the evaluation, and saved what they changed."""
+
+    client: int
+    epoch: int
+    steps: int
+    flops: dict[str, int]
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished", forbid_unknown_fields=True):
+    """Server to client: the run is at its end."""
+
+
+class Offer(msgspec.Struct, frozen=True, tag="offer", forbid_unknown_fields=True):
+    """Server to client: the run's config as JSON, for a client that has none of its own."""
+
+    config: str
+
+
+Message = Plan | Step | Update | Evaluate | Hello | Welcome | Refusal | Saved | Ask | Done | Finished | Offer
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -101,20 +188,27 @@ def pack(frame: Frame) -> bytes:
     return b"".join([PREFIX.pack(MAGIC, VERSION, len(header), payload_bytes), header, *buffers])
 
 
-def read_header(data: bytes) -> tuple[Header, int]:
-    """The header of a frame and where its payload starts. Raises RefusedError for anything that is not a frame."""
-    if len(data) < PREFIX.size:
-        raise RefusedError(f"frame: expected at least {PREFIX.size} bytes, got {len(data)}")
-    magic, version, header_bytes, payload_bytes = PREFIX.unpack_from(data)
+def total_length(start: bytes | memoryview) -> int:
+    """The length that a frame declares in its first bytes, for a receiver to check before it gathers the rest."""
+    if len(start) < PREFIX.size:
+        raise RefusedError(f"frame: expected at least {PREFIX.size} bytes, got {len(start)}")
+    magic, version, header_bytes, payload_bytes = PREFIX.unpack_from(start)
     if magic != MAGIC:
         raise RefusedError(f"frame: expected to start with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
         raise RefusedError(f"frame: expected version {VERSION}, got {version}; both sides need the same release")
     if header_bytes > MAX_HEADER_BYTES:
         raise RefusedError(f"frame: header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    return PREFIX.size + header_bytes + payload_bytes
+
+
+def read_header(data: bytes) -> tuple[Header, int]:
+    """The header of a frame and where its payload starts. Raises RefusedError for anything that is not a frame."""
+    total = total_length(data)
+    if len(data) != total:
+        raise RefusedError(f"frame: its lengths say {total} bytes, got {len(data)}")
+    _, _, header_bytes, payload_bytes = PREFIX.unpack_from(data)
     start = PREFIX.size + header_bytes
-    if len(data) != start + payload_bytes:
-        raise RefusedError(f"frame: its lengths say {start + payload_bytes} bytes, got {len(data)}")
     try:
         header = _header_decoder.decode(memoryview(data)[PREFIX.size : start])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,0 +1,267 @@
+"""A client's process: it does what the server's plan says, and keeps its half, its optimizer and its data to itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from cutlayer.checkpoint import Checkpoints
+from cutlayer.client import Client
+from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.feed import Feed
+from cutlayer.ledger import Ledger
+from cutlayer.method import Method, Training
+from cutlayer.remote.signals import Stop
+from cutlayer.remote.terms import largest_frame, terms_of
+from cutlayer.schedule import Exchange
+from cutlayer.wire.frames import Ask, Done, Finished, Frame, Hello, Plan, Refusal, Saved, Welcome, pack, unpack
+from cutlayer.wire.link import LinkClosed
+from cutlayer.wire.rpc import Session, check_address, own_name
+
+log = logging.getLogger("cutlayer.client")
+
+
+def join(
+    address: str,
+    half: nn.Module,
+    train: Dataset | DataLoader,
+    test: Dataset | DataLoader | None = None,
+    *,
+    folder: str | Path,
+    name: str | None = None,
+    tls: str | Path | None = None,
+    insecure_plaintext: bool = False,
+    method: Method = Method(),
+    training: Training = Training(),
+    on_epoch: Callable[[str, int], None] | None = None,
+    give_up_after: float | None = None,
+    stop: Stop | None = None,
+) -> nn.Module:
+    """Take part in a run that another process serves; return the trained client half.
+
+    Args:
+        address: HOST:PORT of the server. The connection is made from here, and made again whenever it is lost.
+        half: from a batch of inputs to the activations at the cut; trained in place.
+        train, test: as in `fit`; their inputs never leave this process.
+        folder: for this client's checkpoints and, at the end, client.safetensors. Where it took part in the run
+            before, it goes on.
+        name: this client's name; by default the one in its certificate, without TLS "client".
+        tls: this machine's folder of certificates (`cutlayer certs`).
+        insecure_plaintext: allow addresses beyond this machine without TLS.
+        method, training: as the server's; what matters to both is compared when they meet.
+        on_epoch: called after each epoch of this client, with its exchange ("A" or "B") and its number.
+        give_up_after: seconds without a server after which this raises TimeoutError; None tries for ever.
+        stop: lets another thread, or signals, end this early.
+
+    Raises:
+        ConfigError: arguments, folder or address do not fit.
+        RefusedError: the server does not take this client, or something it sent; the message says why.
+        Stopped: this was asked to stop; the same call goes on.
+    """
+    check_address(address, tls, insecure_plaintext)
+    if tls is not None:
+        certified = own_name(tls)
+        if name not in (None, certified):
+            raise ConfigError(f"name: the certificate in {tls} is made out to {certified!r}, not to {name!r}")
+        name = certified
+    joining = _Joining(name or "client", half, train, test, Path(folder), method, training, on_epoch, stop or Stop())
+    while not joining.take_part(address, tls, give_up_after):
+        pass
+    return half
+
+
+class _Joining:
+    """A run as one client sees it."""
+
+    def __init__(
+        self,
+        name: str,
+        half: nn.Module,
+        train: Dataset | DataLoader,
+        test: Dataset | DataLoader | None,
+        folder: Path,
+        method: Method,
+        training: Training,
+        on_epoch: Callable[[str, int], None] | None,
+        stop: Stop,
+    ) -> None:
+        self.name, self.half, self.folder, self.stop, self.on_epoch = name, half, folder, stop, on_epoch
+        self.method, self.training = method, training
+        self.ledger = Ledger()
+        self.train, self.test = train, test
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        # The number, part of the name of each random draw, is the server's to tell; until then it is 0.
+        self.client = self._client(0)
+        self.run = (self.checkpoints.state() or {}).get("run", "")
+        if self.checkpoints.latest() is None:
+            self._save(0)
+
+    def _client(self, number: int) -> Client:
+        training = self.training
+        feed = Feed(
+            self.train,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            client=number,
+            shuffle=training.shuffle,
+            drop_last=training.drop_last,
+            augment=training.augment,
+        )
+        test = None
+        if self.test is not None:
+            test = Feed(self.test, batch_size=training.batch_size, seed=training.seed, client=number, shuffle=False)
+        return Client(number, self.half, feed, test, self.method, training, self.ledger)
+
+    def take_part(self, address: str, tls: str | Path | None, give_up_after: float | None) -> bool:
+        """Take part in a session; whether the run came to its end in it."""
+        limit = largest_frame(self.method.gradients, self.client.cut_shape, self._batch_size())
+        session = Session(address, tls, self._hello(), limit)
+        try:
+            welcome = self._wait_welcome(session, give_up_after)
+            self._restore(welcome)
+            return self._obey(session)
+        except LinkClosed as reason:
+            if session.refusal is not None:
+                raise RefusedError(str(reason)) from None
+            log.warning("a new session: %s", reason)
+            return False
+        finally:
+            session.close()
+
+    def _wait_welcome(self, session: Session, give_up_after: float | None) -> Welcome:
+        waited = 0.0
+        while (welcome := session.wait_welcome(0.5)) is None:
+            if session.link.closed:
+                raise LinkClosed("the server was not ready")
+            self.stop.check()
+            waited += 0.5
+            self._check_patience(session, waited, give_up_after)
+        return welcome
+
+    @staticmethod
+    def _check_patience(session: Session, waited: float, give_up_after: float | None) -> None:
+        if give_up_after is not None and waited >= give_up_after:
+            raise TimeoutError(f"no connection to {session.address} in {waited:.0f} s: {session.last_error}")
+
+    def _batch_size(self) -> int:
+        feeds = [self.client.train, self.client.test or self.client.train]
+        return max(feed.batch_size for feed in feeds)
+
+    def _hello(self) -> Hello:
+        client = self.client
+        sizes = client.train.batch_sizes()
+        return Hello(
+            name=self.name,
+            run=self.run,
+            checkpoints=tuple(self.checkpoints.epochs()),
+            samples=len(client.train),
+            test_samples=len(client.test or ()),
+            batch_size=self._batch_size(),
+            epoch_samples=sum(sizes),
+            epoch_flops=sum(sum(client.flops(size)) for size in sizes),
+            terms=terms_of(self.method, self.training, client.cut_shape, client.half),
+        )
+
+    def _restore(self, welcome: Welcome) -> None:
+        """Bring the half and its optimizer to the checkpoint that the server names."""
+        if welcome.restore not in self.checkpoints.epochs():
+            raise RefusedError(
+                f"checkpoint: the server expects one after {welcome.restore} epochs; {self.folder} has none"
+            )
+        if welcome.client != self.client.number:
+            self.client = self._client(welcome.client)
+        self.checkpoints.load(self._modules(), {}, welcome.restore)
+        self.checkpoints.prune(0, welcome.restore)
+        self.run = welcome.run
+        self.ledger.take()
+
+    def _modules(self) -> dict:
+        return {"client": (self.client.half, self.client.optimizer.optimizer)}
+
+    def _save(self, epochs: int) -> None:
+        self.checkpoints.save(epochs, self._modules(), {}, {"run": self.run}, keep=True)
+
+    def _obey(self, session: Session) -> bool:
+        while True:
+            data = self._receive(session)
+            message = unpack(data).message
+            if isinstance(message, Plan):
+                self.stop.check()
+                self._epoch(session, data)
+            elif isinstance(message, Ask):
+                self._evaluate(session, message)
+            elif isinstance(message, Saved):
+                # What the server cannot go back behind, this client need not, either.
+                needed = [epoch for epoch in self.checkpoints.epochs() if epoch <= message.epochs]
+                self.checkpoints.prune(max(needed, default=0), 1 << 30)
+            elif isinstance(message, Finished):
+                self._finish()
+                session.link.say_goodbye(5.0)
+                return True
+            elif isinstance(message, Refusal):
+                raise RefusedError(f"the server refused what this client sent: {message.reason}")
+            else:
+                raise RefusedError(f"expected a plan from the server, got {message}")
+
+    def _epoch(self, session: Session, plan: bytes) -> None:
+        client, link, steps = self.client, session.link, 0
+        client.begin(plan)
+        for step, batch in enumerate(client.batches()):
+            self._send(session, client.forward(step, batch))
+            if client.exchange is Exchange.BOTH:
+                client.backward(self._reply(session))
+            steps += 1
+        # On the disk before the server hears of it, so that the server never has gone on further than this client.
+        self._save(client.plan.epoch + 1)
+        link.send(pack(Frame(Done(client.number, client.plan.epoch, steps, self._flops()))))
+        if self.on_epoch is not None:
+            self.on_epoch(client.plan.exchange, client.plan.epoch)
+
+    def _evaluate(self, session: Session, ask: Ask) -> None:
+        client, steps = self.client, 0
+        client.plan = Plan(client.number, ask.epoch, "")
+        for frame in client.evaluation_frames():
+            self._send(session, frame)
+            steps += 1
+        session.link.send(pack(Frame(Done(client.number, ask.epoch, steps, self._flops()))))
+
+    def _flops(self) -> dict[str, int]:
+        return self.ledger.take()["flops"]["client"]
+
+    def _reply(self, session: Session) -> bytes:
+        data = self._receive(session, waits=True)
+        message = unpack(data).message
+        if isinstance(message, Refusal):
+            raise RefusedError(f"the server refused what this client sent: {message.reason}")
+        return data
+
+    def _receive(self, session: Session, *, waits: bool = False) -> bytes:
+        """The server's next frame. Between epochs, and where the server is gone, this is the place to stop."""
+        with self.ledger.phase("wait"):
+            while True:
+                try:
+                    return session.link.receive(0.5)
+                except TimeoutError:
+                    if not (waits and session.link.connected):
+                        self.stop.check()
+
+    def _send(self, session: Session, frame: bytes) -> None:
+        with self.ledger.phase("wait"):
+            while True:
+                try:
+                    session.link.send(frame, 0.5)
+                    return
+                except TimeoutError:
+                    if not session.link.connected:
+                        self.stop.check()
+
+    def _finish(self) -> None:
+        final = self.folder / "client.safetensors"
+        temporary = final.with_suffix(".tmp")
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.half.state_dict().items()}, temporary)
+        temporary.rename(final)

@@ -1,0 +1,198 @@
+"""The server's reception: who may come in, with which checkpoint, and who is there.
+
+A client that lost its connection goes on with its session. A client that begins a session (its process is new, or the
+server's is) gets the number of epochs after which it is to load its checkpoint. While nothing of the epoch under way
+depends on the clients, that is all; otherwise the epoch has been trained in part with a client that is gone: all
+sessions are closed, the server goes back to its last checkpoint and every client to the one that fits it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from cutlayer.errors import RefusedError
+from cutlayer.remote.signals import Stop
+from cutlayer.remote.terms import check_terms, largest_frame
+from cutlayer.wire.frames import Hello, Welcome
+from cutlayer.wire.link import Connection, Link, LinkClosed
+from cutlayer.wire.rpc import SessionUnknown
+
+MAX_BATCH = 1 << 20
+IDENTITY = ("samples", "test_samples", "batch_size", "epoch_samples", "epoch_flops")
+
+
+@dataclass
+class Session:
+    """A client that is there, or was a moment ago: the session's id and its link."""
+
+    id: str
+    link: Link
+
+
+class Reception:
+    """Takes the clients' Hellos, from the threads of their connections.
+
+    Args:
+        names: the clients, in the order of their numbers.
+        terms: what they must agree to.
+        run: the run's id.
+        known: their Hellos from earlier, where the run is not new.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        terms: dict[str, str],
+        activations: str,
+        cut_shape: tuple[int, ...],
+        run: str,
+        known: Sequence[Hello] = (),
+    ) -> None:
+        self.names, self.terms, self.run = list(names), terms, run
+        self.activations, self.cut_shape = activations, cut_shape
+        self.hellos: dict[int, Hello] = dict(enumerate(known))
+        self._sessions: dict[int, Session] = {}
+        self._restore: int | None = None  # None: the server is on its way back to a checkpoint
+        self._busy = self._broken = self._closed = False
+        self._condition = threading.Condition()
+
+    def admit(self, hello: Hello) -> tuple[Welcome, Connection]:
+        """Let a client in, or raise RefusedError."""
+        with self._condition:
+            if hello.name not in self.names:
+                raise RefusedError(f"name: expected one of {self.names}, got {hello.name!r}")
+            number = self.names.index(hello.name)
+            if hello.session:
+                return self._go_on(number, hello)
+            self._check(number, hello)
+            if self._busy and number in self._sessions:
+                self._break(f"client {hello.name} began anew")
+            if not self._condition.wait_for(lambda: self._closed or self._restore is not None, 60.0):
+                raise SessionUnknown("the server is not ready yet")
+            if self._closed or self._restore is None:
+                raise SessionUnknown("the server is going down")
+            if self._restore not in hello.checkpoints or (self._restore > 0 and hello.run != self.run):
+                raise RefusedError(
+                    f"checkpoint: expected one of run {self.run} after {self._restore} epochs, the client has those "
+                    f"after {list(hello.checkpoints)} epochs of run {hello.run or '(none)'}; give it the folder it had "
+                    "in this run, or an empty one and begin a new run"
+                )
+            if number in self._sessions:
+                self._sessions[number].link.close("the client began a new session")
+            limit = largest_frame(self.activations, self.cut_shape, hello.batch_size)
+            session = self._sessions[number] = Session(secrets.token_hex(8), Link(limit))
+            self.hellos.setdefault(number, hello)
+            self._condition.notify_all()
+            return Welcome(number, session.id, 0, self.run, self._restore), session.link.attach(0)
+
+    # --- for the server's main thread ---
+
+    def open(self, restore: int) -> None:
+        """Begin: clients that come are to load their checkpoint after `restore` epochs."""
+        with self._condition:
+            self._restore, self._broken, self._busy = restore, False, False
+            self._condition.notify_all()
+
+    def wait_for_all(self, stop: Stop) -> list[Link]:
+        """The clients' links, by number, once all are there. Raises Stopped where the run is to stop before."""
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: len(self._sessions) == len(self.names), 0.5)
+                if len(self._sessions) == len(self.names):
+                    return [self._sessions[number].link for number in range(len(self.names))]
+            stop.check()
+
+    @contextmanager
+    def exchange(self, stop: Stop, restore: int) -> Iterator[list[Link]]:
+        """Inside the block the server depends on the clients. After it they are to load the checkpoint at `restore`.
+
+        Raises LinkClosed where a client began anew in the meantime.
+        """
+        while True:
+            self.wait_for_all(stop)
+            with self._condition:
+                if len(self._sessions) == len(self.names):
+                    links = [self._sessions[number].link for number in range(len(self.names))]
+                    self._busy = True
+                    break
+        yield links
+        with self._condition:
+            if self._broken:
+                raise LinkClosed("a client began anew")
+            self._busy, self._restore = False, restore
+
+    def absent(self) -> list[str]:
+        """Names of the clients that have no connection now."""
+        with self._condition:
+            sessions = self._sessions
+            return [
+                name
+                for number, name in enumerate(self.names)
+                if number not in sessions or not sessions[number].link.connected
+            ]
+
+    def close(self, linger: float) -> None:
+        """Let no one in any more; give what was sent to the clients `linger` seconds to reach them."""
+        deadline = time.monotonic() + linger
+        while time.monotonic() < deadline:
+            with self._condition:
+                links = [session.link for session in self._sessions.values()]
+            if len(links) == len(self.names) and all(link.flush(0.2) for link in links):
+                break
+            time.sleep(0.01)
+        with self._condition:
+            self._closed = True
+            for session in self._sessions.values():
+                session.link.close("the server went down")
+            self._condition.notify_all()
+
+    # --- with the lock held ---
+
+    def _go_on(self, number: int, hello: Hello) -> tuple[Welcome, Connection]:
+        session = self._sessions.get(number)
+        if session is None or session.id != hello.session or session.link.closed:
+            raise SessionUnknown("this server does not hold that session any more; begin a new one")
+        connection = session.link.attach(hello.received)
+        return Welcome(number, session.id, session.link.received, self.run, -1), connection
+
+    def _check(self, number: int, hello: Hello) -> None:
+        for field in IDENTITY:
+            if getattr(hello, field) < 0:
+                raise RefusedError(f"{field}: expected at least 0, got {getattr(hello, field)}")
+        for field in ("samples", "batch_size"):
+            if getattr(hello, field) < 1:
+                raise RefusedError(f"{field}: expected at least 1, got {getattr(hello, field)}")
+        if hello.batch_size > MAX_BATCH:
+            raise RefusedError(f"batch_size: expected at most {MAX_BATCH}, got {hello.batch_size}")
+        # A term that this server cannot know is what the first client said.
+        first = next(iter(self.hellos.values()), hello)
+        check_terms({**first.terms, **self.terms}, hello.terms)
+        before = self.hellos.get(number, hello)
+        for field in IDENTITY:
+            if getattr(before, field) != getattr(hello, field):
+                raise RefusedError(
+                    f"{field}: expected {getattr(before, field)}, as when the run began, got {getattr(hello, field)}"
+                )
+
+    def _break(self, reason: str) -> None:
+        self._broken, self._restore = True, None
+        for session in self._sessions.values():
+            session.link.close(reason)
+        self._sessions.clear()
+
+
+def as_json(hello: Hello) -> dict[str, object]:
+    """What a checkpoint keeps of a client's Hello."""
+    return msgspec.to_builtins(msgspec.structs.replace(hello, session="", received=0, run="", checkpoints=()))
+
+
+def from_json(values: dict[str, object]) -> Hello:
+    """Inverse of `as_json`."""
+    return msgspec.convert(values, Hello)

@@ -1,0 +1,50 @@
+"""What both sides must agree on before a byte of training crosses, by name, for the handshake to compare."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import nn
+
+from cutlayer.errors import RefusedError
+from cutlayer.formats import get_float_codec
+from cutlayer.method import Method, Training
+
+
+def terms_of(
+    method: Method, training: Training, cut_shape: tuple[int, ...], client_half: nn.Module | None
+) -> dict[str, str]:
+    """The terms of a run, as text. A server that does not know the client's half leaves that term out."""
+    terms = {
+        "codec of the activations": method.activations,
+        "codec of the gradients": method.gradients,
+        "schedule": repr(method.schedule),
+        "norm_in_b": method.norm_in_b,
+        "shape at the cut": str(list(cut_shape)),
+        "epochs": str(training.epochs),
+        "seed": str(training.seed),
+    }
+    if client_half is not None:
+        terms["client half"] = structure(client_half)
+    return terms
+
+
+def structure(half: nn.Module) -> str:
+    """A digest of the names, shapes and types of a half's parameters and buffers; it says nothing of their values."""
+    listed = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in half.state_dict().items()]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
+
+
+def check_terms(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
+    """Raise RefusedError that names every term that differs."""
+    different = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
+    if different:
+        listed = "; ".join(f"{name}: expected {expected.get(name)}, got {got.get(name)}" for name in different)
+        raise RefusedError(f"the client is set up for another run: {listed}")
+
+
+def largest_frame(codec: str, cut_shape: tuple[int, ...], batch_size: int) -> int:
+    """Bytes of the largest frame that a peer of this run has reason to send: a batch, and labels of 64 KiB a sample."""
+    layout = get_float_codec(codec).layout(cut_shape)
+    return (1 << 20) + layout.shared_bytes + batch_size * (2 * layout.row_bytes + (1 << 16))

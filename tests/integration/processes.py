@@ -1,0 +1,109 @@
+"""Server and client as the processes that a user starts, for the tests that need them apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200", "GRPC_VERBOSITY": "INFO"}
+CONFIG = {"train_samples": 250, "test_samples": 64, "epochs": 8, "schedule": "periodic", "period": 4, "threads": 1}
+"""Of the digits recipe: exchanges A B C C A B C C."""
+
+
+class Process:
+    """A cutlayer command that runs, and what it says."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "cutlayer.cli", *map(str, arguments)],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, timeout: float = 60) -> re.Match[str]:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if found := re.search(pattern, self.output):
+                return found
+            if self.process.poll() is not None:
+                self._reader.join(5)
+                if found := re.search(pattern, self.output):
+                    return found
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"{pattern!r} does not come in the output of {self.process.args}:\n{self.output}")
+
+    def wait(self, timeout: float = 120) -> int:
+        code = self.process.wait(timeout)
+        self._reader.join(5)
+        return code
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+
+def serve(folder: Path, *more: object, listen: str = "127.0.0.1:0", **config: object) -> Process:
+    options = [part for k, v in {**CONFIG, **config}.items() for part in (f"--{k.replace('_', '-')}", v)]
+    tls = ("--tls", folder / "tls" / "server") if (folder / "tls").exists() else ()
+    return Process("serve", "digits", "--listen", listen, "--run-dir", folder / "server", *tls, *options, *more)
+
+
+def port_of(server: Process) -> int:
+    return int(server.wait_for(r"listening on port (\d+)")[1])
+
+
+def join(folder: Path, port: int, *more: object, name: str = "client") -> Process:
+    tls = ("--tls", folder / "tls" / name) if (folder / "tls").exists() else ("--name", name)
+    return Process("join", f"127.0.0.1:{port}", "--run-dir", folder / name, *tls, *more)
+
+
+def weights(folder: Path, name: str = "client") -> dict[str, bytes]:
+    """Final weights of both halves, as bytes."""
+    tensors = {**load_file(folder / name / "client.safetensors"), **load_file(folder / "server/server.safetensors")}
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def records(run: Path) -> list[dict]:
+    """The metrics, but for seconds and control bytes, which differ by how the parties meet."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in found:
+        del record["seconds"]
+        for way in ("up", "down"):
+            record["bytes"][way].pop("control", None)
+    return found

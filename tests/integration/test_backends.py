@@ -1,0 +1,55 @@
+"""One conformance test, run by every backend: the same seed and config give the same bits and the same costs."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from cutlayer.config import Config
+from cutlayer.run import Run
+from cutlayer.training import fit
+from cutlayer.wire.certs import make_certificates
+from tests.integration import processes
+from tests.integration.processes import CONFIG, join, port_of, serve
+
+
+def run_in_process(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
+    config = Config(**{**CONFIG, **changes})
+    train, test = config.datasets()
+    fit(config.halves(train), train, test, method=config.method(), training=config.training(), run=folder)
+    tensors = load_file(folder / "model.safetensors")
+    weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    for record in (found := [record.as_dict() for record in Run(folder).records()]):
+        for way in ("up", "down"):
+            record["bytes"][way].pop("control", None)
+        del record["seconds"]
+    return weights, found, str(Run(folder).history().baseline)
+
+
+def run_over_grpc(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
+    make_certificates(folder / "tls", ["client"])
+    with serve(folder, **changes) as server, join(folder, port_of(server)) as client:
+        assert client.wait() == 0, client.output
+        assert server.wait() == 0, server.output
+    found = processes.records(folder / "server")
+    return processes.weights(folder), found, str(Run(folder / "server").history().baseline)
+
+
+BACKENDS = {"in process": run_in_process, "grpc": run_over_grpc}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> dict[str, tuple]:
+    """What the first backend gives, by codec."""
+    return {codec: run_in_process(tmp_path_factory.mktemp(codec), codec=codec) for codec in ("fp8", "fp32")}
+
+
+class TestConformance:
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("codec", ["fp8", "fp32"])
+    def test_same_weights_losses_and_bytes(self, backend: str, codec: str, expected, tmp_path: Path) -> None:
+        weights, records, baseline = BACKENDS[backend](tmp_path, codec=codec)
+        assert "".join(record["exchange"] for record in records) == "ABCCABCC"
+        assert weights == expected[codec][0]
+        assert records == expected[codec][1]
+        assert baseline == expected[codec][2]
