@@ -154,11 +154,9 @@ def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -
     secret = [*data.inputs, *test.inputs, *trained.client.state_dict().values(), *trained.server.state_dict().values()]
     secret = [value for value in secret if value.dim() > 0]  # all but batch norm's counters
     assert not any(value.numpy().tobytes() in everything for value in secret)
-    with (
-        torch.no_grad()
-    ):  # the search finds what is there: the last epoch's test activations, which follow from weights
-        sent_activations = trained.client.eval()(test.inputs[:1])
-    assert sent_activations.numpy().tobytes() in everything
+    with torch.no_grad():  # the search finds what is there: test activations that were sent last
+        sent_activations = trained.client.eval()(test.inputs[:BATCH])
+    assert sent_activations[3].numpy().tobytes() in everything
 
 
 def test_bytes_of_the_ledger_are_the_lengths_of_the_frames(monkeypatch) -> None:

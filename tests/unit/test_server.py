@@ -81,7 +81,10 @@ def nan(count: int = BATCH) -> torch.Tensor:
         (frame(labels=torch.ones(4)), r"client 0: labels: expected shape \[3\], got \[\]"),
         (frame(labels=torch.ones(4, 2)), r"client 0: labels: expected shape \[3\], got \[2\]"),
         (frame(values=nan()), "activations: expected finite values"),
-        (frame(tensors=lambda t: {**t, "ids": t["activations"]}), r"client 0: codec of ids: expected \['u8'.*, got fp32"),
+        (
+            frame(tensors=lambda t: {**t, "ids": t["activations"]}),
+            "client 0: codec of ids: expected .*, got fp32",
+        ),
         (frame(tensors=lambda t: {**t, "labels": F16}), "client 0: codec of labels: expected .*, got fp16"),
         (frame(tensors=lambda t: {"activations": t["activations"]}), "client 0: fields: expected"),
         (frame(tensors=lambda t: {**t, "weights": t["ids"]}), "client 0: fields: expected"),
@@ -171,7 +174,7 @@ def test_labels_of_another_kind_than_before_are_refused_whole() -> None:
 def test_a_loss_that_fails_says_on_what() -> None:
     server = make_server()
     server.task = Task(lambda outputs, labels: outputs.no_such_thing, {})
-    with pytest.raises(RefusedError, match=r"the loss failed on outputs \[4, 3\] and labels torch.int64 \[4\]: .*no_such"):
+    with pytest.raises(RefusedError, match=r"the loss failed on outputs \[4, 3\] and labels torch.int64 \[4\]: .*no_s"):
         server.receive(frame())
 
 

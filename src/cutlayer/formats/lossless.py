@@ -7,7 +7,7 @@ Each kind of bytes in the rows (`Codec.streams`) is a stream, coded for itself: 
     2  stream of a bit mask of the bytes that are not 0 | stream of these bytes, which is not of kind 2
 
 Codes of activations hardly repeat, so looking for repetitions costs time and bits; Zstandard's Huffman stage does the
-work. The parameters below all but turn the search off, and came out best in `benchmarks/codecs.py`. A Huffman code
+work. The parameters below all but turn the search off, and came out best of those tried. A Huffman code
 spends a whole bit on a 0, so that streams with many zeros, the masks of others among them, are better cut in two.
 """
 
