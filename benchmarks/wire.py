@@ -193,7 +193,7 @@ def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> st
     lines = [
         "# The wire over loopback: a step's exchange, milliseconds",
         "",
-        "Median (5th to 95th percentile). The last column relates the first to raw TCP with mutual TLS in the same run.",
+        "Median (5th to 95th percentile). The last column relates the first to raw TCP with mutual TLS.",
         "",
         "| | " + " | ".join(f"{name} ({sizes[name]} bytes)" for name in names) + " | fp32 against raw TLS |",
         "|---|" + "---|" * (len(names) + 1),
@@ -210,8 +210,8 @@ def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> st
     n = {name: len(next(iter(found.values()))[name]) for name in names}
     lines += [
         "",
-        f"n = {', '.join(f'{count} ({name})' for name, count in n.items())}; {about['processor']}, {about['cores']} cores "
-        f"shared with other work, Python {about['python']}, grpcio {grpc.__version__}, {ssl.OPENSSL_VERSION}.",
+        f"n = {', '.join(f'{count} ({name})' for name, count in n.items())}; {about['processor']}, {about['cores']} "
+        f"cores shared with other work, Python {about['python']}, grpcio {grpc.__version__}, {ssl.OPENSSL_VERSION}.",
         "",
         "Command: `python benchmarks/wire.py`",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -102,13 +103,12 @@ class Server:
             raise RefusedError(
                 f"client {message.client}: epoch: expected epoch {self.state.epoch} ({self.exchange}), got {message}"
             )
-        last, reply = self._last.get(message.client, (-1, None))
-        if message.step == last:
+        last, reply = self._last.get(message.client, (None, None))
+        if message == last:
             return reply
-        if message.step != last + 1:
-            raise RefusedError(f"client {message.client}: step: expected {last + 1}, got {message.step}")
+        self._check_order(last, message)
         reply = self._step(frame, message)
-        self._last[message.client] = (message.step, reply)
+        self._last[message.client] = (message, reply)
         return reply
 
     def replay(self) -> None:
@@ -155,17 +155,23 @@ class Server:
             self._train(activations, labels.to(self.device))
             return None
         activations.requires_grad_()
-        self._train(activations, labels.to(self.device))
+        self._train(activations, labels.to(self.device), message)
         with self.ledger.phase("encode"):
             gradients = activations.grad
             if gradients is None or not isfinite(gradients):
                 raise DivergedError(f"{message}: gradients at the cut are not finite; lower the learning rate")
-            name = ("encode", "down", message.client, message.epoch, message.step)
+            part = (message.part,) if message.parts > 1 else ()
+            name = ("encode", "down", message.client, message.epoch, message.step, *part)
             encoded = self.gradient_codec.encode(gradients, derive(self.seed, *name))
-            return pack(Frame(Update(message.client, message.epoch, message.step), {"gradients": encoded}))
+            update = Update(message.client, message.epoch, message.step, message.part)
+            return pack(Frame(update, {"gradients": encoded}))
 
-    def _train(self, activations: Tensor, labels: Tensor) -> None:
-        """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them."""
+    def _train(self, activations: Tensor, labels: Tensor, message: Step | None = None) -> None:
+        """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them.
+
+        For a part of a step the loss is weighted by its share of the samples, and the update follows the last part.
+        """
+        part, parts = (message.part, message.parts) if message is not None else (0, 1)
         with (
             self.ledger.phase("server"),
             seeded(self.seed, "server", self.state.epoch, self._steps, device=self.device),
@@ -175,9 +181,12 @@ class Server:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 outputs = self.half(inputs)
             loss = self.task.loss(outputs.float(), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            if part == 0:
+                self.optimizer.zero_grad()
+            weighted = loss if message is None or parts == 1 else loss * (len(labels) / message.samples)
+            weighted.backward()
+            if part + 1 == parts:
+                self.optimizer.step()
             self._loss_sum += loss.detach().double() * len(labels)
         self.samples += len(labels)
         self._steps += 1
@@ -188,9 +197,28 @@ class Server:
     def _begin_sums(self) -> None:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.samples = self._steps = 0
-        self._last: dict[int, tuple[int, bytes | None]] = {}
+        self._last: dict[int, tuple[Step, bytes | None]] = {}
 
     # --- what comes in ------------------------------------------------------------------------------------------
+
+    def _check_order(self, last: Step | None, message: Step) -> None:
+        """A step follows its predecessor's last part, a part the one before it."""
+        if last is not None and last.part + 1 < last.parts:
+            expected = msgspec.structs.replace(last, part=last.part + 1)
+            if message != expected:
+                raise RefusedError(f"client {message.client}: step: expected {expected}, got {message}")
+            return
+        step = 0 if last is None else last.step + 1
+        if (message.step, message.part) != (step, 0):
+            got = f"{message.step}, part {message.part}"
+            raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
+        most = self.clients[message.client].batch_size if 0 <= message.client < len(self.clients) else 0
+        both = self.exchange is Exchange.BOTH
+        if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
+            raise RefusedError(
+                f"client {message.client}: parts: expected 1, or in an A epoch up to the step's samples, at most "
+                f"{most}; got {message}"
+            )
 
     def _keep(self, frame: Frame, message: Evaluate) -> None:
         encoded, ids, labels = self._checked(frame, message.client, [info.test_samples for info in self.clients])

@@ -35,7 +35,7 @@ from cutlayer.split import Halves
 from cutlayer.wire.inproc import InProcessWire
 
 
-def train_epoch(client: Client, server: Server, wire: InProcessWire) -> float:
+def train_epoch(client: Client, server: Server, wire: InProcessWire, microbatches: int = 1) -> float:
     """Train for the epoch that the server's schedule names; return its mean training loss."""
     server.begin()
     if server.exchange is Exchange.NONE:
@@ -43,9 +43,10 @@ def train_epoch(client: Client, server: Server, wire: InProcessWire) -> float:
     else:
         client.begin(wire.deliver(server.plan(client.number)))
         for step, batch in enumerate(client.batches()):
-            reply = wire.send(client.forward(step, batch))
-            if reply is not None:
-                client.backward(reply)
+            replies = [wire.send(frame) for frame in client.forward_parts(step, batch, microbatches)]
+            for reply in replies:
+                if reply is not None:
+                    client.backward(reply)
     return server.finish()
 
 
@@ -138,7 +139,7 @@ def fit(
 
     for epoch in range(len(records), training.epochs):
         exchange = server.exchange
-        loss = train_epoch(client, server, wire)
+        loss = train_epoch(client, server, wire, training.microbatches)
         samples, last = server.samples, epoch + 1 == training.epochs
         changed = changed or exchange is not Exchange.NONE
         scores = {}

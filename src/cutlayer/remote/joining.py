@@ -18,7 +18,6 @@ from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
-from cutlayer.schedule import Exchange
 from cutlayer.wire.frames import Ask, Done, Finished, Frame, Hello, Plan, Refusal, Saved, Welcome, pack, unpack
 from cutlayer.wire.link import LinkClosed
 from cutlayer.wire.rpc import Session, check_address, own_name
@@ -212,8 +211,9 @@ class _Joining:
         client, link, steps = self.client, session.link, 0
         client.begin(plan)
         for step, batch in enumerate(client.batches()):
-            self._send(session, client.forward(step, batch))
-            if client.exchange is Exchange.BOTH:
+            for frame in client.forward_parts(step, batch, self.training.microbatches):
+                self._send(session, frame)
+            while client.pending:
                 client.backward(self._reply(session))
             steps += 1
         # On the disk before the server hears of it, so that the server never has gone on further than this client.

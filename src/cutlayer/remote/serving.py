@@ -280,7 +280,8 @@ class _Serving:
                 continue
             if reply is not None:
                 self._send(link, reply)
-            return False
+            if not isinstance(message, Step) or message.part + 1 == message.parts:
+                return False
 
     @staticmethod
     def _check_done(message: Done, number: int, epoch: int, step: int) -> None:

@@ -33,20 +33,24 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):
     exchange: str
 
 
-class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True):
-    """Client to server: ids, labels and activations of one batch."""
+class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
+    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`."""
 
     client: int
     epoch: int
     step: int
+    part: int = 0
+    parts: int = 1
+    samples: int = 0
 
 
-class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True):
-    """Server to client: the gradients of the loss with respect to the activations of a step."""
+class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
+    """Server to client: the gradients of the loss with respect to the activations of a step, or of a part of it."""
 
     client: int
     epoch: int
     step: int
+    part: int = 0
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate", forbid_unknown_fields=True):
