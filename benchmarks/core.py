@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 
 from cutlayer import Always, Method, Optimizer, Periodic, StoreOptions, Training, split
 from cutlayer.client import Client
-from cutlayer.data import Feed, Images
+from cutlayer.data import Images
+from cutlayer.feed import Feed
 from cutlayer.formats import get_float_codec
 from cutlayer.ledger import Ledger
 from cutlayer.method import Task

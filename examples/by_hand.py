@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import cutlayer
-from cutlayer.data import Feed, digits
+from cutlayer.data import digits
+from cutlayer.feed import Feed
 from cutlayer.formats import FLOAT_CODECS
 from cutlayer.models import make_model
 from cutlayer.replay import ReplayStore

@@ -87,8 +87,14 @@ class Checkpoints:
             "stores": written,
             "state": state,
         }
-        (new / "state.json").write_text(json.dumps(content))
-        for file in new.rglob("*"):
+        try:
+            (new / "state.json").write_text(json.dumps(content))
+        except TypeError as error:
+            raise ConfigError(
+                f"an optimizer's state cannot be written as tensors and JSON values ({error}); "
+                "use one with a plain state"
+            ) from error
+        for file in [*new.rglob("*"), new]:
             _flush(file)
         new.rename(self._place(epoch))
         _flush(self.folder)
@@ -116,6 +122,23 @@ class Checkpoints:
         if latest is None:
             return None
         content = self._state(latest)
+        try:
+            self._restore(latest, content, modules, stores)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{latest} cannot be loaded: {error}. It is damaged, or of other halves; without it the run begins anew"
+            ) from error
+        return content["epoch"], content["state"]
+
+    @staticmethod
+    def _restore(
+        latest: Path,
+        content: dict[str, Any],
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: dict[str, ReplayStore],
+    ) -> None:
         for name, (module, optimizer) in modules.items():
             tensors = load_file(latest / f"{name}.safetensors")
             _load_optimizer(optimizer, tensors, content["optimizers"][name])
@@ -124,7 +147,6 @@ class Checkpoints:
         for name, store in stores.items():
             about = content["stores"][name]
             store.load(latest / name, about["codec"], tuple(about["shape"]), about["version"])
-        return content["epoch"], content["state"]
 
     def _state(self, checkpoint: Path) -> dict[str, Any]:
         content = json.loads((checkpoint / "state.json").read_text())

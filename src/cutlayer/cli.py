@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ class DemoArguments:
     """Train the digits CNN twice with the same seed: plain split learning in 32 bits, and the method."""
 
     run_dir: str | None = None
-    """Folder for the two runs; by default a new one under ./runs."""
+    """Start of the names of the two run folders; by default new ones under ./runs."""
     epochs: int = 100
     """Length of each run."""
     seed: int = 0
@@ -60,21 +61,29 @@ class DemoArguments:
 
 
 def train(arguments: Sequence[str], console: Console) -> None:
-    """Train a recipe, or go on with a run."""
-    if any(argument.split("=")[0] == "--resume" for argument in arguments):
-        folder = Run(tyro.cli(ResumeArguments, prog="cutlayer train", args=arguments).resume)
-        config = Config.from_dict(folder.read_config()["config"])
-        run_config(config, folder.folder, console, resume=True)
+    """Train a recipe (train RECIPE ...), or go on with a run (train --resume RUN)."""
+    if any(argument.split("=")[0] == "--resume" for argument in arguments[:1]):
+        run = Run(tyro.cli(ResumeArguments, prog="cutlayer train", args=arguments).resume)
+        written = run.read_config()["config"]
+        if isinstance(written.get("method"), dict):
+            raise ConfigError(f"{run.folder} was begun from Python; go on with fit(..., run=..., resume=True)")
+        run_config(Config.from_dict(written), run.folder, console, resume=True)
     else:
         kind = tyro.extras.subcommand_type_from_defaults(
             {name: TrainArguments(recipe()) for name, recipe in RECIPES.items()},
             {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
         )
-        chosen = tyro.cli(kind, prog="cutlayer train", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
-        folder = Run(chosen.run_dir or new_folder(chosen.config.data))
-        run_config(chosen.config, folder.folder, console)
-    console.print(comparison({folder.folder.name: folder.history()}))
-    console.print(f"run folder: {folder.folder}")
+        chosen = tyro.cli(
+            kind,
+            prog="cutlayer train",
+            description="Train a recipe. To go on with a run that was interrupted: cutlayer train --resume RUN",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+        run = Run(chosen.run_dir or new_folder(chosen.config.data))
+        run_config(chosen.config, run.folder, console)
+    console.print(comparison({run.folder.name: run.history()}))
+    console.print(f"run folder: {run.folder}")
 
 
 def run_config(
@@ -84,25 +93,34 @@ def run_config(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     train_data, test_data = config.datasets()
-    done = Run(folder).records() if resume else []
-    with ProgressView(title or config.schedule, config.epochs, console, done) as view:
-        return fit(
-            config.halves(train_data),
-            train_data,
-            test_data,
-            method=config.method(),
-            training=config.training(),
-            run=folder,
-            resume=resume,
-            on_epoch=view,
-            config=config.as_dict(),
-        )
+    run = Run(folder, config.as_dict())
+    done = run.checkpointed() if resume else []
+    try:
+        with ProgressView(title or config.schedule, config.epochs, console, done) as view:
+            return fit(
+                config.halves(train_data),
+                train_data,
+                test_data,
+                method=config.method(),
+                training=config.training(),
+                run=run,
+                resume=resume,
+                on_epoch=view,
+            )
+    except KeyboardInterrupt:
+        if run.exists():
+            raise Interrupted(f"interrupted; go on with: cutlayer train --resume {folder}") from None
+        raise
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption, with what to do to go on."""
 
 
 def demo(arguments: Sequence[str], console: Console) -> None:
     """Plain split learning beside the method, on the digits."""
     chosen = tyro.cli(DemoArguments, prog="cutlayer demo", args=arguments)
-    folder = Path(chosen.run_dir or new_folder("demo"))
+    base = chosen.run_dir or str(new_folder("demo"))
     method = dataclasses.replace(RECIPES["digits"](), epochs=chosen.epochs, seed=chosen.seed, threads=1)
     plain = dataclasses.replace(method, schedule="always", codec="fp32")
     console.print(
@@ -113,11 +131,11 @@ def demo(arguments: Sequence[str], console: Console) -> None:
     )
     histories = {}
     for title, config in (("plain split learning", plain), ("cutlayer", method)):
-        run = folder / title.split()[0]
+        run = Path(f"{base}-{title.split()[0]}")
         run_config(config, run, console, title=title)
         histories[title] = Run(run).history()
     console.print(comparison(histories))
-    console.print(f"run folders: {folder}/plain, {folder}/cutlayer")
+    console.print(f"run folders: {base}-plain, {base}-cutlayer")
 
 
 def compare(arguments: Sequence[str], console: Console) -> None:
@@ -132,7 +150,7 @@ def new_folder(name: str) -> Path:
     """A folder under ./runs that does not exist yet."""
     base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = base, 1
-    while folder.exists():
+    while list(base.parent.glob(f"{folder.name}*")):
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
@@ -172,6 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, command in COMMANDS.items():
             console.print(f"  {name:10}{command.__doc__}", highlight=False)
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        console.print(version("cutlayer"), highlight=False)
+        return 0
     try:
         if arguments[0] not in COMMANDS:
             raise ConfigError(unknown("command", arguments[0], COMMANDS))
@@ -185,8 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        errors.print("interrupted; go on with: cutlayer train --resume RUN", highlight=False)
+    except OSError as error:
+        errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt as error:
+        errors.print(str(error) or "interrupted", highlight=False, markup=False, soft_wrap=True)
         return 130
     return 0
 

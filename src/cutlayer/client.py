@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from cutlayer.data import Batch, Feed
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
+from cutlayer.feed import Batch, Feed
 from cutlayer.flops import FlopTable
 from cutlayer.formats import encode_exactly, get_float_codec, isfinite
 from cutlayer.ledger import Ledger
@@ -46,14 +47,17 @@ class Client:
     ) -> None:
         self.number, self.train, self.test = number, train, test
         self.device = torch.device(training.device)
+        if not any(parameter.requires_grad for parameter in half.parameters()):
+            raise ConfigError("nothing to train in the client half: it has no parameters, or all are frozen")
+        sample = train.sample()
+        # The table copies the half, so it comes before the half's first pass.
+        self.flops = FlopTable(half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)
         self.half = half.to(self.device)
         self.optimizer = ScheduledOptimizer(training.client, self.half.parameters(), training.epochs)
         self.method, self.seed, self.ledger = method, training.seed, ledger
         self.codec = get_float_codec(method.activations)
         self.gradient_codec = get_float_codec(method.gradients)
-        sample = train.sample()
-        self.flops = FlopTable(self.half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)
-        self.cut_shape = self._cut_shape(sample)
+        self.cut_shape = self.flops.output_shape
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
 
@@ -63,7 +67,11 @@ class Client:
         if not isinstance(plan, Plan) or plan.client != self.number or plan.exchange not in ("A", "B"):
             raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
         self.plan, self.pending = plan, deque()
-        self.half.train(self.exchange is Exchange.BOTH or self.method.norm_in_b == "train")
+        self.half.train()
+        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b == "eval":
+            for module in self.half.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         self.optimizer.begin(plan.epoch)
 
     @property
@@ -130,6 +138,8 @@ class Client:
             )
         with self.ledger.phase("decode"):
             gradients = self.gradient_codec.decode(encoded.to(self.device))
+            if not isfinite(gradients):
+                raise RefusedError(f"client {self.number}: gradients: expected finite values, got infinities or NaN")
         with self.ledger.phase("client backward"):
             if message.part == 0:
                 self.optimizer.zero_grad()
@@ -139,23 +149,24 @@ class Client:
         self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
         self.pending.popleft()
 
-    def evaluation_frames(self) -> Iterator[bytes]:
-        """The activations of the test data, batch by batch, as frames."""
+    def evaluation_frames(self, epoch: int) -> Iterator[bytes]:
+        """The activations of the test data with the half as it is after this epoch, batch by batch, as frames."""
         if self.test is None:
             return
         self.half.eval()
         for step, batch in enumerate(self._timed(self.test.epoch(0))):
             with self.ledger.phase("evaluation"), torch.no_grad():
                 activations = self.half(batch.inputs.to(self.device))
-            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids))[0])
-            yield self._frame(Evaluate(self.number, self.plan.epoch, step), batch, activations)
+            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
+            yield self._frame(Evaluate(self.number, epoch, step), batch, activations)
 
     def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
         with self.ledger.phase("encode"):
             if not isfinite(activations):
+                what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
                 raise DivergedError(
-                    f"client {self.number}, epoch {message.epoch}, step {message.step}: activations at the cut are not "
-                    "finite; lower the learning rate, or look for inputs that are not finite"
+                    f"client {self.number}, {what} {message.epoch}, step {message.step}: activations at the cut are "
+                    "not finite; lower the learning rate, or look for inputs that are not finite"
                 )
             name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
             encoded = self.codec.encode(activations, derive(self.seed, *name))
@@ -177,24 +188,3 @@ class Client:
             if batch is None:
                 return
             yield batch
-
-    def _cut_shape(self, sample: Batch) -> tuple[int, ...]:
-        was_training = self.half.training
-        self.half.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            activations = self.half(sample.inputs.to(self.device))
-        self.half.train(was_training)
-        if (
-            not isinstance(activations, Tensor)
-            or not activations.is_floating_point()
-            or len(activations) != len(sample.ids)
-        ):
-            what = (
-                f"{activations.dtype} {list(activations.shape)}"
-                if isinstance(activations, Tensor)
-                else type(activations)
-            )
-            raise ConfigError(
-                f"expected one floating-point tensor [batch, ...] at the cut, the client half returns {what}"
-            )
-        return tuple(activations.shape[1:])

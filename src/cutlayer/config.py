@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -86,6 +88,10 @@ class Config:
     threads: int | None = None
     """PyTorch's threads on the CPU; part of what fixes a result to the bit. None leaves them alone."""
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+
     def method(self) -> Method:
         """When to communicate and in what form."""
         if self.codec not in PAIRS:
@@ -131,7 +137,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON values."""
-        return msgspec.json.decode(msgspec.json.encode(self))
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
@@ -140,6 +146,13 @@ class Config:
             config = msgspec.convert(values, Config)
         except msgspec.ValidationError as error:
             raise ConfigError(f"config: {error}") from None
-        if extra := set(values) - set(config.as_dict()):
-            raise ConfigError(unknown("config field", sorted(extra)[0], config.as_dict()))
+        _require_known(values, config.as_dict(), "")
         return config
+
+
+def _require_known(values: dict[str, Any], known: dict[str, Any], path: str) -> None:
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(unknown("config field", f"{path}{key}", [f"{path}{name}" for name in known]))
+        if isinstance(value, dict):
+            _require_known(value, known[key], f"{path}{key}.")

@@ -1,4 +1,4 @@
-"""1. The data: three public data sets read from their own files, batches with sample ids, augmentation."""
+"""1. The data: three public data sets read from their own files, and the usual augmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import pickle
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import Dataset
 
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.seeds import derive, generator, seeded
+from cutlayer.seeds import generator
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 FASHION_MNIST_URL = "https://github.com/zalandoresearch/fashion-mnist"
@@ -244,141 +243,3 @@ class CropFlip:
         sample = torch.arange(batch)[:, None, None]
         crop = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
         return crop.permute(0, 3, 1, 2).contiguous()
-
-
-# --- batches -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples of one step: ids int64 [B] (positions in the data set), inputs [B, ...] and labels [B, ...]."""
-
-    ids: Tensor
-    inputs: Tensor
-    labels: Tensor
-
-
-class _Indexed(Dataset):
-    """A data set whose samples carry their index."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.dataset[index]
-
-
-class _CollateIndexed:
-    def __init__(self, collate: Callable[[list], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: list[tuple[int, Any]]) -> tuple[Tensor, Any]:
-        indices, items = zip(*samples, strict=True)
-        return torch.tensor(indices), self.collate(list(items))
-
-
-class Feed:
-    """The batches of one client's data, epoch by epoch, the same for the same seed.
-
-    Args:
-        source: a map-style `Dataset` of (input, label) pairs, shuffled anew each epoch, or a `DataLoader`, whose
-            batch size, sampler, collate function and workers are kept.
-        batch_size: samples in a batch, for a `Dataset`.
-        seed: the run's seed.
-        client: the client's number, part of the name of each draw.
-        shuffle: for a `Dataset`, whether its order changes from epoch to epoch.
-        drop_last: for a `Dataset`, whether a last, smaller batch is left out.
-        augment: applied to the inputs of each batch with a generator of its own.
-    """
-
-    def __init__(
-        self,
-        source: Dataset | DataLoader,
-        *,
-        batch_size: int = 128,
-        seed: int = 0,
-        client: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        augment: Augment | None = None,
-    ) -> None:
-        loader = source if isinstance(source, DataLoader) else None
-        self.dataset: Any = loader.dataset if loader is not None else source
-        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
-            raise ConfigError(
-                "expected a map-style data set (with __getitem__ and __len__), whose samples have stable positions; "
-                f"got {type(self.dataset).__name__}. The replay store keeps activations by sample."
-            )
-        if len(self) == 0:
-            raise ConfigError("the data set is empty; expected at least one sample")
-        if loader is not None and loader.batch_sampler is None:
-            raise ConfigError("expected a DataLoader with automatic batching, got one with batch_size=None")
-        self.loader, self.seed, self.client, self.augment = loader, seed, client, augment
-        self.shuffle, self.drop_last = shuffle, drop_last
-        self.batch_size = batch_size if loader is None else max(map(len, self._indices(0)), default=0)
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    def __len__(self) -> int:
-        """Samples in the data set."""
-        return len(self.dataset)
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of this epoch."""
-        for step, (ids, (inputs, labels)) in enumerate(self._fetch(self._indices(epoch), epoch)):
-            if self.augment is not None:
-                inputs = self.augment(inputs, generator(self.seed, "augment", self.client, epoch, step))
-            yield Batch(ids, inputs, labels)
-
-    def batch_sizes(self) -> list[int]:
-        """Sizes of the batches of an epoch (the first, where a sampler's differ from epoch to epoch)."""
-        return [len(batch) for batch in self._indices(0)]
-
-    def sample(self) -> Batch:
-        """The first one or two samples, not augmented, to see shapes and types with."""
-        ids, (inputs, labels) = next(self._fetch([list(range(min(2, len(self))))], 0))
-        return Batch(ids, inputs, labels)
-
-    def _indices(self, epoch: int) -> list[list[int]]:
-        if self.loader is None:
-            count = len(self)
-            order = torch.arange(count)
-            if self.shuffle:
-                order = torch.randperm(count, generator=generator(self.seed, "order", self.client, epoch))
-            batches = [part.tolist() for part in order.split(self.batch_size)]
-            return batches[:-1] if self.drop_last and len(batches[-1]) < self.batch_size else batches
-        # A sampler draws from its own generator, if it has one, or from the global one; both are seeded by name here.
-        for owner in (self.loader, self.loader.sampler, self.loader.batch_sampler):
-            own = getattr(owner, "generator", None)
-            if own is not None:
-                own.manual_seed(derive(self.seed, "order", self.client, epoch))
-        with seeded(self.seed, "order", self.client, epoch):
-            return [list(batch) for batch in self.loader.batch_sampler]  # type: ignore[union-attr]
-
-    def _fetch(self, indices: list[list[int]], epoch: int) -> Iterator[tuple[Tensor, Any]]:
-        if isinstance(self.dataset, Images):
-            for batch in indices:
-                ids = torch.tensor(batch)
-                yield ids, self.dataset.fetch(ids)
-            return
-        loader = self.loader
-        batches = DataLoader(
-            _Indexed(self.dataset),
-            batch_sampler=indices,
-            collate_fn=_CollateIndexed(loader.collate_fn if loader is not None else default_collate),
-            num_workers=loader.num_workers if loader is not None else 0,
-            generator=generator(self.seed, "workers", self.client, epoch),
-        )
-        source = iter(batches)
-        for step in range(len(indices)):
-            # A data set may draw in __getitem__ (random transforms), in this process when there are no workers.
-            with seeded(self.seed, "fetch", self.client, epoch, step):
-                ids, item = next(source)
-            if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(isinstance(t, Tensor) for t in item):
-                parts = (
-                    [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else type(item).__name__
-                )
-                raise ConfigError(
-                    f"expected a data set of (input, label) pairs that collate to two tensors, got {parts}"
-                )
-            yield ids, item

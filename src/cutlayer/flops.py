@@ -6,57 +6,98 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cutlayer.errors import ConfigError
 
-def count_flops(
-    half: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype, *, input_gradient: bool
-) -> tuple[int, int]:
-    """FLOPs of a forward and of a backward pass of a half, for an input of this shape (batch dimension included).
-
-    `input_gradient` says whether the backward pass also computes the gradient with respect to the input: true for the
-    server half in an A epoch, false for the client half and for the server half in B and C.
-
-    The passes run on a copy that holds no data (device "meta"), so neither weights, running statistics nor random
-    states change; a half that cannot run so is counted on a copy on the CPU.
-    """
-    half = copy.deepcopy(half)
-    for module in half.modules():  # a user's hooks are meant for real passes
-        module._forward_hooks.clear()
-        module._backward_hooks.clear()
-    try:
-        inputs = torch.empty(batch_shape, dtype=dtype, device="meta")
-        return _count(copy.deepcopy(half).to("meta"), inputs, input_gradient)
-    except (NotImplementedError, RuntimeError):
-        with torch.random.fork_rng(devices=[]):
-            return _count(half.cpu(), torch.zeros(batch_shape, dtype=dtype), input_gradient)
-
-
-def _count(half: nn.Module, inputs: torch.Tensor, input_gradient: bool) -> tuple[int, int]:
-    half.train()
-    with FlopCounterMode(display=False) as forward, torch.enable_grad():
-        inputs = inputs.requires_grad_(input_gradient)
-        # An operation that is exact and free, so that a half may begin with one that works in place.
-        outputs = half(inputs.clone() if input_gradient else inputs)
-    with FlopCounterMode(display=False) as backward:
-        if outputs.requires_grad:
-            outputs.backward(torch.ones_like(outputs))
-    return forward.get_total_flops(), backward.get_total_flops()
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class FlopTable:
-    """FLOPs of a half by batch size, counted once each."""
+    """FLOPs of a half by batch size, counted once each.
+
+    Passes run on a copy that holds no data (device "meta") and none of the user's hooks, so weights, running
+    statistics and random states stay as they are; a half that cannot run so is counted on a copy on the CPU. Make the
+    table before the half runs: a module that keeps what it computed cannot be copied any more.
+
+    Args:
+        half: the half; it is left alone.
+        sample_shape: shape of one of its inputs, without the batch.
+        dtype: type of its inputs.
+
+    Attributes:
+        output_shape: shape of the half's outputs for one sample, without the batch.
+
+    Raises:
+        ConfigError: the half cannot be copied, or does not take such inputs.
+    """
 
     def __init__(self, half: nn.Module, sample_shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.half, self.sample_shape, self.dtype = half, tuple(sample_shape), dtype
-        self._known: dict[tuple[int, bool], tuple[int, int]] = {}
+        self.sample_shape, self.dtype = tuple(sample_shape), dtype
+        self._known: dict[tuple[int, bool, bool], tuple[int, int]] = {}
+        try:
+            self._copy, without_data = copy.deepcopy(half).cpu(), copy.deepcopy(half).to("meta")
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot copy {type(half).__name__}: {error}. If a module keeps a tensor that it computed, "
+                "detach it there, or pass a fresh module"
+            ) from error
+        for module in [*self._copy.modules(), *without_data.modules()]:  # the user's hooks are meant for real passes
+            for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+                hooks.clear()
+        try:
+            self.output_shape = self._shape(without_data, torch.device("meta"))
+            self._copy, self._device = without_data, torch.device("meta")
+        except Exception:  # whatever a module of the user's own says of tensors without data
+            self._device = torch.device("cpu")
+            try:
+                self.output_shape = self._shape(self._copy, self._device)
+            except ConfigError:
+                raise
+            except Exception as error:
+                shape = ", ".join(["batch", *map(str, self.sample_shape)])
+                raise ConfigError(f"{type(half).__name__} does not take inputs {dtype} [{shape}]: {error}") from error
 
-    def __call__(self, batch: int, *, input_gradient: bool = False) -> tuple[int, int]:
-        """(forward, backward) for a batch of this size."""
-        key = (batch, input_gradient)
+    def __call__(self, batch: int, *, input_gradient: bool = False, training: bool = True) -> tuple[int, int]:
+        """(forward, backward) of a batch of this size; backward is 0 where not `training`.
+
+        `input_gradient` says whether the backward pass also computes the gradient with respect to the input: true for
+        the server half in an A epoch, false for the client half and for the server half in B and C.
+        """
+        key = (batch, input_gradient, training)
         if key not in self._known:
-            self._known[key] = count_flops(
-                self.half, (batch, *self.sample_shape), self.dtype, input_gradient=input_gradient
-            )
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    self._known[key] = self._count(batch, input_gradient, training)
+            except ValueError as error:
+                raise ConfigError(
+                    f"a batch of {batch} cannot be trained on: {error}. If the last batch of an epoch is too small for "
+                    "batch norm, choose another batch_size, or drop_last"
+                ) from error
         return self._known[key]
+
+    def _inputs(self, batch: int, device: torch.device) -> torch.Tensor:
+        return torch.zeros((batch, *self.sample_shape), dtype=self.dtype, device=device)
+
+    def _shape(self, half: nn.Module, device: torch.device) -> tuple[int, ...]:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = half.eval()(self._inputs(2, device))
+        if not isinstance(outputs, Tensor) or outputs.dtype not in FLOATS or outputs.shape[:1] != (2,):
+            got = f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ConfigError(
+                f"expected {type(half).__name__} to return one tensor [batch, ...] of at most 32-bit floats, for a "
+                f"batch of 2 it returns {got}"
+            )
+        return tuple(outputs.shape[1:])
+
+    def _count(self, batch: int, input_gradient: bool, training: bool) -> tuple[int, int]:
+        half, inputs = self._copy.train(training), self._inputs(batch, self._device)
+        with FlopCounterMode(display=False) as forward, torch.set_grad_enabled(training):
+            inputs = inputs.requires_grad_(input_gradient)
+            # A clone costs no FLOPs, and lets a half begin with an operation that works in place.
+            outputs = half(inputs.clone() if input_gradient else inputs)
+        with FlopCounterMode(display=False) as backward:
+            if outputs.requires_grad:
+                outputs.backward(torch.ones_like(outputs))
+        return forward.get_total_flops(), backward.get_total_flops()

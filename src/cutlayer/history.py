@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cutlayer.errors import ConfigError, unknown
 from cutlayer.schedule import Exchange
 
 
@@ -69,7 +71,10 @@ class History:
         return [record.loss for record in self.epochs]
 
     def test(self, metric: str = "accuracy") -> float | None:
-        """The newest value of a test metric ("loss" among them); None if there was no evaluation."""
+        """The newest value of a test metric ("loss" among them); None if there was no evaluation yet."""
+        known = {name for record in self.epochs for name in record.test}
+        if known and metric not in known:
+            raise ConfigError(unknown("metric", metric, sorted(known)))
         return next((r.test[metric] for r in reversed(self.epochs) if metric in r.test), None)
 
     def count(self, exchange: Exchange) -> int:
@@ -100,10 +105,13 @@ class History:
         """Activations and gradients of plain 32-bit split learning over as many epochs, divided by those of the run.
 
         Scales count; labels, ids and headers, which plain split learning sends as well, do not.
+        NaN before any was sent.
         """
-        return len(self.epochs) * self.baseline.exchanged_bytes / self.bytes(kinds=("activations", "gradients"))
+        sent = self.bytes(kinds=("activations", "gradients"))
+        return len(self.epochs) * self.baseline.exchanged_bytes / sent if sent else math.nan
 
     @property
     def client_flops_reduction(self) -> float:
-        """Client FLOPs of plain split learning over as many epochs, divided by those of the run."""
-        return len(self.epochs) * self.baseline.client_flops / max(1, self.flops("client"))
+        """Client FLOPs of plain split learning over as many epochs, divided by those of the run; NaN without any."""
+        spent = self.flops("client")
+        return len(self.epochs) * self.baseline.client_flops / spent if spent else math.nan

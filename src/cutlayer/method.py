@@ -26,8 +26,7 @@ class Method:
         schedule: which epochs exchange activations and gradients, activations only, or nothing.
         activations, gradients: names of the codecs for the two directions.
         norm_in_b: how the client's batch norm behaves in forward-only epochs: "train" normalizes by the batch and
-            updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone (it puts
-            the whole client half into eval mode, dropout included).
+            updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone.
         store: where the server keeps activations.
     """
 
@@ -38,6 +37,8 @@ class Method:
     store: StoreOptions = field(default_factory=StoreOptions)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
         get_float_codec(self.activations)
         get_float_codec(self.gradients)
         if self.norm_in_b not in ("train", "eval"):
@@ -67,7 +68,7 @@ class Training:
         microbatches: parts that an A epoch's batches are sent in, so that both halves and both directions of the link
             work at once. 1 is the plain order. More give the same updates up to the order of float additions, but
             batch norm, in both halves, then normalizes each part by its own statistics.
-        seed: of everything random; the same seed gives the same bits on the same machine and threads.
+        seed: of everything random; on the CPU, the same seed gives the same bits on the same machine and threads.
         device: of both halves, such as "cpu" or "cuda".
         precision: "fp32", or "bf16" to run the server half under autocast.
     """
@@ -88,16 +89,25 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("client", "server"):
+            if not hasattr(getattr(self, name), "build"):
+                raise ConfigError(
+                    f"{name}: expected an Optimizer or CustomOptimizer, which make one for the half's parameters, got "
+                    f"{type(getattr(self, name)).__name__}"
+                )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(unknown("precision", self.precision, ("fp32", "bf16")))
         try:
             device = torch.device(self.device)
         except RuntimeError:
             raise ConfigError(f"unknown device {self.device!r}; expected such as cpu, cuda or cuda:1") from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device {self.device!r}: this PyTorch sees no CUDA device; use cpu")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device {self.device!r} cannot be used here; use cpu ({error})") from None
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -111,7 +121,7 @@ class Task:
 
     Attributes:
         loss: from outputs and labels of a batch to their mean loss.
-        metrics: by name, from outputs and labels of a batch to a mean over its samples.
+        metrics: by name ("loss" is taken), from outputs and labels of a batch to a mean over its samples.
         classes: if given, labels are whole numbers from 0 to classes - 1, and the server refuses others before they
             reach the loss (float labels must then be probabilities [B, classes]). With cross-entropy on outputs
             [B, classes] it is taken from the outputs.
@@ -120,3 +130,7 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if "loss" in self.metrics:
+            raise ConfigError('the metric name "loss" is taken by the loss itself; choose another')

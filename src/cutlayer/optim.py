@@ -102,6 +102,8 @@ class ScheduledOptimizer:
     def __init__(self, spec: OptimizerSpec, parameters: Iterable[nn.Parameter], epochs: int) -> None:
         self.spec, self.epochs = spec, epochs
         self.optimizer = spec.build(parameters)
+        if any(isinstance(group["lr"], torch.Tensor) for group in self.optimizer.param_groups):
+            raise ConfigError("expected an optimizer whose learning rate is a float, got a tensor")
         self.initial = [group["lr"] for group in self.optimizer.param_groups]
 
     def begin(self, epoch: int) -> None:

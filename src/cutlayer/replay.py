@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,17 +26,20 @@ class StoreOptions:
     """Where the replay store lies and how large it may grow."""
 
     placement: Placement = "auto"
-    """"memory", "disk" (a memory-mapped file), or "auto": in memory as long as the budget allows, then on disk."""
+    """"memory", "disk" (activations in a memory-mapped file), or "auto": in memory within the budget, then on disk."""
     memory_budget_mib: int = 4096
-    """Largest store in memory. Beyond it "memory" is an error and "auto" goes to disk."""
+    """Largest store in memory (there is one for training and one for test data). Beyond it "auto" goes to disk."""
     disk_budget_mib: int = 65536
     """Largest store on disk; beyond it is an error."""
     folder: str | None = None
-    """Folder for the file; the system's temporary folder by default. The file vanishes with the process."""
+    """Folder for the file, which vanishes with the process; by default the system's temporary folder (which may itself
+    lie in memory)."""
 
     def __post_init__(self) -> None:
         if self.placement not in ("auto", "memory", "disk"):
             raise ConfigError(f"unknown store placement {self.placement!r}; known: auto, memory, disk")
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise ConfigError(f"store folder {self.folder!r}: expected an existing folder")
 
 
 class ReplayStore:
@@ -81,8 +87,9 @@ class ReplayStore:
             labels: [B, ...].
 
         Raises:
-            StoreFullError: at the first call, when the store for all samples would be larger than the budget.
-            RefusedError: ids out of range, or another codec or shape than before.
+            StoreFullError: at the first call, when the store for all samples would be larger than the budget or the
+                disk.
+            RefusedError: ids out of range, or another codec, shape or type than before. Nothing is kept then.
         """
         index = ids.numpy()
         if index.size and (index.min() < 0 or index.max() >= self.capacity):
@@ -93,12 +100,17 @@ class ReplayStore:
             "labels": labels.cpu().numpy(),
         }
         if not self._arrays:
-            self._allocate(activations, labels, arrays)
+            self._allocate(activations.codec, activations.shape, arrays)
         if (activations.codec, activations.shape) != (self.codec, self.shape):
             raise RefusedError(
                 f"expected activations in {self.codec} of shape {list(self.shape)}, got {activations.codec} of shape "
                 f"{list(activations.shape)}"
             )
+        for name, values in arrays.items():
+            kept = self._arrays[name]
+            if (values.shape, values.dtype) != ((len(index), *kept.shape[1:]), kept.dtype):
+                expected = f"{kept.dtype} {[len(index), *kept.shape[1:]]}"
+                raise RefusedError(f"{name}: expected {expected}, got {values.dtype} {list(values.shape)}")
         for name, values in arrays.items():
             self._arrays[name][index] = values
         self._present[index] = True
@@ -125,29 +137,41 @@ class ReplayStore:
                 return
             yield self.get(ids)
 
-    def _allocate(self, activations: Encoded, labels: Tensor, arrays: dict[str, np.ndarray]) -> None:
-        shapes = {name: (self.capacity, *values.shape[1:]) for name, values in arrays.items()}
-        needed = sum(int(np.prod(shape)) * arrays[name].itemsize for name, shape in shapes.items())
-        options, mib = self.options, 1 << 20
-        on_disk = options.placement == "disk" or (
-            options.placement == "auto" and needed > options.memory_budget_mib * mib
-        )
-        budget = options.disk_budget_mib if on_disk else options.memory_budget_mib
-        if needed > budget * mib:
-            place = "on disk" if on_disk else "in memory"
+    def check_budget(self, codec: str, shape: tuple[int, ...], sample_bytes: int) -> bool:
+        """Whether the store of all samples, of this many bytes each, goes to disk. Raises StoreFullError if nowhere."""
+        options, needed = self.options, self.capacity * sample_bytes / (1 << 20)
+        on_disk = options.placement == "disk" or (options.placement == "auto" and needed > options.memory_budget_mib)
+        budget, place = (options.disk_budget_mib, "disk") if on_disk else (options.memory_budget_mib, "memory")
+        if needed > budget:
             raise StoreFullError(
-                f"the replay store of {self.capacity} samples {list(activations.shape)} in {activations.codec} "
-                f"takes {needed / mib:.0f} MiB, the budget {place} is {budget} MiB; "
-                "raise it, use placement 'auto' or 'disk', a later cut, or a codec with fewer bits"
+                f"the replay store of {self.capacity} samples {list(shape)} in {codec} takes {needed:.1f} MiB, "
+                f"the budget on {place} is {budget} MiB; raise it, use placement 'auto' or 'disk', a later cut, or fewer bits"
             )
-        for name, shape in shapes.items():
-            if on_disk and name == "rows" and needed > 0:
-                with tempfile.TemporaryFile(dir=options.folder, prefix="cutlayer-store-") as file:
-                    file.truncate(max(1, int(np.prod(shape))))
-                    self._arrays[name] = np.memmap(file, np.uint8, "r+", shape=shape)
-            else:
-                self._arrays[name] = np.zeros(shape, arrays[name].dtype)
-        self.codec, self.shape = activations.codec, activations.shape
+        return on_disk
+
+    def _allocate(self, codec: str, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> None:
+        shapes = {name: (self.capacity, *values.shape[1:]) for name, values in arrays.items()}
+        on_disk = self.check_budget(codec, shape, sum(a.itemsize * math.prod(a.shape[1:]) for a in arrays.values()))
+        allocated = {
+            name: np.zeros(shapes[name], arrays[name].dtype) for name in shapes if name != "rows" or not on_disk
+        }
+        if on_disk:
+            allocated["rows"] = self._mapped(shapes["rows"])
+        self._arrays, self.codec, self.shape = allocated, codec, shape
+
+    def _mapped(self, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8 zeros in a file without a name; its room is taken now, as a full disk later would end the process."""
+        size = math.prod(shape)
+        try:
+            with tempfile.TemporaryFile(dir=self.options.folder, prefix="cutlayer-store-") as file:
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+                return np.memmap(file, np.uint8, "r+", shape=shape)
+        except OSError as error:
+            folder = self.options.folder or tempfile.gettempdir()
+            raise StoreFullError(
+                f"the replay store takes {size / (1 << 20):.1f} MiB in {folder}, "
+                f"{shutil.disk_usage(folder).free >> 20} MiB are free there ({error.strerror}); free some, or choose another folder"
+            ) from error
 
     # --- checkpoints ---
 
@@ -164,8 +188,7 @@ class ReplayStore:
         if len(present) != self.capacity:
             raise ConfigError(f"{folder}: the store holds {len(present)} samples, the data set has {self.capacity}")
         if arrays:
-            empty = Encoded(codec, tuple(shape), torch.empty(0), torch.empty(0))
-            self._allocate(empty, torch.empty(0), arrays)
+            self._allocate(codec, shape, arrays)
             for name, array in arrays.items():
                 self._arrays[name][:] = array
         self._present[:] = present

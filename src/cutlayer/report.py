@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -30,7 +31,7 @@ class ProgressView:
     Args:
         title: what to call the run.
         epochs: its length.
-        done: epochs that a resumed run has behind it.
+        done: epochs up to the checkpoint that a resumed run goes on from.
         every: seconds between lines where the output is not a terminal.
     """
 
@@ -85,6 +86,10 @@ def _score(record: EpochRecord) -> str:
     return f"{name} {record.test[name]:.4f}"
 
 
+def _times(ratio: float) -> str:
+    return "" if math.isnan(ratio) else f"{ratio:.2f}x"
+
+
 def comparison(histories: dict[str, History]) -> Table:
     """A table with a column for each run."""
     table = Table(title=None)
@@ -95,7 +100,7 @@ def comparison(histories: dict[str, History]) -> Table:
     metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
     runs = list(histories.values())
     for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:
-        values = [history.test(metric) for history in runs]
+        values = [next((r.test[metric] for r in reversed(h.epochs) if metric in r.test), None) for h in runs]
         table.add_row(f"test {metric}", *("" if v is None else f"{v:.4f}" for v in values))
     rows = {
         "epochs A / B / C": lambda h: " / ".join(str(h.count(exchange)) for exchange in Exchange),
@@ -105,8 +110,8 @@ def comparison(histories: dict[str, History]) -> Table:
         "client GFLOPs": lambda h: f"{h.flops('client') / 1e9:.1f}",
         "server GFLOPs": lambda h: f"{h.flops('server') / 1e9:.1f}",
         "seconds": lambda h: f"{h.seconds:.1f}",
-        "activations and gradients reduced": lambda h: f"{h.traffic_reduction:.2f}x",
-        "client FLOPs reduced": lambda h: f"{h.client_flops_reduction:.2f}x",
+        "activations and gradients reduced": lambda h: _times(h.traffic_reduction),
+        "client FLOPs reduced": lambda h: _times(h.client_flops_reduction),
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(history) for history in runs))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cutlayer.checkpoint import Checkpoints
+from cutlayer.describe import differences
 from cutlayer.errors import ConfigError
 from cutlayer.history import Baseline, EpochRecord, History
+from cutlayer.replay import ReplayStore
 
 
 class Run:
-    """A run's folder."""
+    """A run's folder.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    Args:
+        folder: where it is, or will be.
+        config: what to write to config.json, and to compare with when the run is resumed, in place of a description of
+            `fit`'s arguments.
+    """
+
+    def __init__(self, folder: str | Path, config: dict[str, Any] | None = None) -> None:
+        self.folder, self.config = Path(folder), config
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.metrics_file = self.folder / "metrics.jsonl"
         self.config_file = self.folder / "config.json"
@@ -33,21 +44,64 @@ class Run:
         """Whether a run has been begun here."""
         return self.config_file.exists()
 
-    def create(self, config: dict[str, Any], baseline: Baseline) -> None:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the run. Raises ConfigError where one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{self.folder}: another process is at work on this run") from None
+            yield
+
+    def open(
+        self,
+        arguments: dict[str, Any],
+        facts: dict[str, Any],
+        baseline: Baseline,
+        resume: bool,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: dict[str, ReplayStore],
+    ) -> tuple[list[EpochRecord], dict[str, Any] | None]:
+        """Begin the run, or bring everything to the newest checkpoint of one that is to be resumed.
+
+        Returns the epochs done, and the state in the checkpoint if there is one. Raises ConfigError where there is a
+        run and it is not to be resumed, or was begun with other arguments or facts.
+        """
+        config = self.config if self.config is not None else arguments
+        if not (resume and self.exists()):
+            self.create(config, baseline, facts)
+            return [], None
+        self.check(config, facts)
+        found = self.checkpoints.load(modules, stores)
+        epochs, state = found if found is not None else (0, None)
+        return self.rewind(epochs), state
+
+    def create(self, config: dict[str, Any], baseline: Baseline, facts: dict[str, Any] | None = None) -> None:
         """Begin the run. Raises ConfigError where there is one already."""
         if self.exists():
             raise ConfigError(f"{self.folder} holds a run already; resume it, or choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"config": config, "baseline": vars(baseline), "environment": environment()}
-        temporary = self.config_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.rename(self.config_file)
+        content = {"config": config, "facts": facts or {}, "baseline": vars(baseline), "environment": environment()}
+        self._replace(self.config_file, json.dumps(content, indent=2) + "\n")
+
+    def check(self, config: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
+        """Raise ConfigError that names what differs from what the run was begun with."""
+        before = self.read_config()
+        if different := differences(before["config"], config) + differences(before["facts"], facts or {}):
+            raise ConfigError(
+                f"{self.folder} was begun with something else and cannot be resumed with this: {'; '.join(different)}"
+            )
 
     def read_config(self) -> dict[str, Any]:
-        """The content of config.json: "config", "baseline" and "environment"."""
+        """The content of config.json: "config", "facts", "baseline" and "environment"."""
         if not self.exists():
             raise ConfigError(f"{self.folder} holds no run: expected {self.config_file}")
-        return json.loads(self.config_file.read_text())
+        try:
+            return json.loads(self.config_file.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{self.config_file} is damaged ({error}); restore it, or begin anew elsewhere") from None
 
     def append(self, record: EpochRecord) -> None:
         """Add an epoch to the metrics."""
@@ -56,24 +110,27 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def records(self) -> list[EpochRecord]:
-        """The epochs so far. A last line that a kill cut short is left out."""
-        records = []
-        lines = self.metrics_file.read_text().split("\n") if self.metrics_file.exists() else []
-        for line in lines[:-1]:
-            records.append(EpochRecord(**json.loads(line)))
-        return records
+    def records(self, epochs: int | None = None) -> list[EpochRecord]:
+        """The epochs so far, or the first so many. A last line that a kill cut short is left out."""
+        lines = self.metrics_file.read_text().split("\n")[:-1] if self.metrics_file.exists() else []
+        try:
+            return [EpochRecord(**json.loads(line)) for line in lines[:epochs]]
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ConfigError(f"{self.metrics_file} is damaged: {error}") from None
+
+    def checkpointed(self) -> list[EpochRecord]:
+        """The epochs up to the newest checkpoint, which a resumed run goes on from."""
+        epochs = self.checkpoints.epochs()
+        return self.records(epochs[-1] if epochs else 0)
 
     def rewind(self, epochs: int) -> list[EpochRecord]:
         """Drop the epochs after the first `epochs`, which a resumed run trains again; return those that stay."""
-        records = self.records()[:epochs]
+        records = self.records(epochs)
         if len(records) < epochs:
             raise ConfigError(
                 f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}"
             )
-        temporary = self.metrics_file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
-        temporary.rename(self.metrics_file)
+        self._replace(self.metrics_file, "".join(json.dumps(record.as_dict()) + "\n" for record in records))
         return records
 
     def history(self) -> History:
@@ -88,8 +145,24 @@ class Run:
 
     def load_weights(self, model: nn.Module) -> nn.Module:
         """Load the merged model's weights into a network of the same structure; return it."""
-        model.load_state_dict(load_file(self.model_file))
+        if not self.model_file.exists():
+            done = len(self.records())
+            raise ConfigError(f"{self.folder} has no model yet: it is written at the end, {done} epochs are done")
+        try:
+            model.load_state_dict(load_file(self.model_file))
+        except RuntimeError as error:
+            raise ConfigError(f"{self.model_file} is not of a network such as this: {error}") from None
         return model
+
+    @staticmethod
+    def _replace(file: Path, text: str) -> None:
+        """Write a file as a whole or not at all."""
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.rename(file)
 
 
 def environment() -> dict[str, Any]:

@@ -42,7 +42,7 @@ class State:
     reference: float = math.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
     """Base of the schedules. Warm-up epochs, of which the first epoch is always one, exchange both ways.
 
@@ -80,7 +80,7 @@ class Schedule(ABC):
         return loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Always(Schedule):
     """Plain split learning: both ways in every epoch (Gupta and Raskar 2018; Vepakomma et al. 2018)."""
 
@@ -89,7 +89,7 @@ class Always(Schedule):
         return Exchange.BOTH
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossBased(Schedule):
     """A rule that compares the change of the loss with a threshold, in units of the loss.
 
@@ -110,7 +110,7 @@ class LossBased(Schedule):
         return Exchange.ACTIVATIONS if exchange is Exchange.BOTH else Exchange.NONE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drift(LossBased):
     """Both when the loss has drifted by the threshold or more, either way, from where it was when A was last chosen."""
 
@@ -123,7 +123,7 @@ class Drift(LossBased):
         return loss if chosen is Exchange.BOTH else state.reference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drop(LossBased):
     """Both while the loss still falls by the threshold or more from one epoch to the next."""
 
@@ -133,7 +133,7 @@ class Drop(LossBased):
         return Exchange.BOTH if fall >= self.threshold else self.settle(state.exchange)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plateau(LossBased):
     """The opposite reading: learn from kept activations while that pays, and refresh when the loss stalls."""
 
@@ -144,7 +144,7 @@ class Plateau(LossBased):
         return Exchange.NONE if state.reference - loss >= self.threshold else Exchange.BOTH
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Periodic(Schedule):
     """Independent of the loss: after the warm-up, cycles of A, B and then C.
 

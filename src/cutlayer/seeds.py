@@ -27,8 +27,19 @@ def generator(seed: int, *name: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed PyTorch's global generators (CPU, and `device` if it is CUDA) inside the block; restore them after it."""
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, *name))
+    """Seed PyTorch's global generators (the CPU's, and that of `device` if it is CUDA) in the block; restore them.
+
+    Not `torch.manual_seed`, which would also seed, and leave seeded, every other device the user works with.
+    """
+    cuda = device if device is not None and device.type == "cuda" else None
+    states = torch.get_rng_state(), torch.cuda.get_rng_state(cuda) if cuda is not None else None
+    try:
+        torch.default_generator.manual_seed(derive(seed, *name))
+        if cuda is not None:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(derive(seed, *name))
         yield
+    finally:
+        torch.set_rng_state(states[0])
+        if cuda is not None and states[1] is not None:
+            torch.cuda.set_rng_state(states[1], cuda)

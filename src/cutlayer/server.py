@@ -9,25 +9,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cutlayer.errors import DivergedError, RefusedError
+from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.flops import FlopTable
-from cutlayer.formats import Encoded, get_codec, get_float_codec, isfinite
+from cutlayer.formats import INTEGER_CODECS, Encoded, get_codec, get_float_codec, isfinite
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.optim import ScheduledOptimizer
 from cutlayer.replay import ReplayStore
-from cutlayer.schedule import Exchange, State
+from cutlayer.schedule import Always, Exchange, State
 from cutlayer.seeds import derive, generator, seeded
 from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What the server knows of a client: numbers of training and test samples and the largest batch it sends."""
+    """What the server knows of a client.
+
+    Attributes:
+        samples, test_samples: numbers of training and test samples; ids stay below them.
+        batch_size: samples in the largest batch it sends, and in the batches of a C epoch.
+        drop_last: whether a last, smaller batch is left out, in a C epoch as well.
+    """
 
     samples: int
     test_samples: int
     batch_size: int
+    drop_last: bool = False
 
 
 class Server:
@@ -50,23 +59,28 @@ class Server:
         ledger: Ledger,
     ) -> None:
         self.device = torch.device(training.device)
+        # The table copies the half, so it comes before the half's first pass.
+        self.flops = FlopTable(half, cut_shape, torch.float32)
         self.half = half.to(self.device)
         self.optimizer = ScheduledOptimizer(training.server, self.half.parameters(), training.epochs)
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
         self.method, self.seed, self.precision = method, training.seed, training.precision
-        self.drop_last = training.drop_last
         self.codec, self.gradient_codec = (
             get_float_codec(method.activations),
             get_float_codec(method.gradients),
         )
-        self.flops = FlopTable(self.half, cut_shape, torch.float32)
         self.classes = task.classes if task.classes is not None else self._classes()
+        self._label_kind: tuple[bool, tuple[int, ...]] | None = None
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
         self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients))]
         self.store = ReplayStore(sum(info.samples for info in clients), method.store)
         self.test_store = ReplayStore(sum(info.test_samples for info in clients), method.store)
+        if not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
+            sample_bytes = sum(self.codec.layout(cut_shape)) + 8
+            self.store.check_budget(self.codec.name, cut_shape, sample_bytes)
+        self._last: dict[int, tuple[Step, bytes | None]] = {}
         self._begin_sums()
 
     # --- an epoch -----------------------------------------------------------------------------------------------
@@ -81,6 +95,11 @@ class Server:
         self.half.train()
         self.optimizer.begin(self.state.epoch)
         self._begin_sums()
+
+    def go_back(self, state: State) -> None:
+        """Go on from this state of the schedule; what was answered after it is forgotten."""
+        self.state = state
+        self._last.clear()
 
     def plan(self, client: int) -> bytes:
         """The frame that tells a client what this epoch exchanges."""
@@ -99,30 +118,35 @@ class Server:
             return None
         if not isinstance(message, Step):
             raise RefusedError(f"server: expected a step or an evaluation, got {message}")
-        if self.exchange is Exchange.NONE or message.epoch != self.state.epoch:
-            raise RefusedError(
-                f"client {message.client}: epoch: expected epoch {self.state.epoch} ({self.exchange}), got {message}"
-            )
-        last, reply = self._last.get(message.client, (None, None))
+        client, epoch = message.client, self.state.epoch
+        self._require_client(client)
+        last, reply = self._last.get(client, (None, None))
         if message == last:
-            return reply
-        self._check_order(last, message)
+            return reply  # asked for again, perhaps after the epoch has ended
+        if self.exchange is Exchange.NONE or message.epoch != epoch:
+            raise RefusedError(f"client {client}: epoch: expected epoch {epoch} ({self.exchange}), got {message}")
+        self._check_order(last if last is not None and last.epoch == epoch else None, message)
         reply = self._step(frame, message)
-        self._last[message.client] = (message, reply)
+        self._last[client] = (message, reply)
         return reply
 
     def replay(self) -> None:
         """Train on the activations that are kept, freshly shuffled, for one epoch."""
+        if len(self.store) == 0:
+            raise ConfigError("a C epoch needs kept activations, but no B epoch came before it")
+        drop_last = any(info.drop_last for info in self.clients)
         batch_size = max(info.batch_size for info in self.clients)
         shuffle = generator(self.seed, "replay", self.state.epoch)
-        for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=self.drop_last):
+        for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=drop_last):
             with self.ledger.phase("decode"):
                 activations = self.codec.decode(encoded.to(self.device))
             self._train(activations, labels.to(self.device))
 
     def finish(self) -> float:
         """End the epoch: its mean training loss; the schedule moves on to the next one."""
-        loss = self._loss_sum.item() / max(1, self.samples)
+        if self.samples == 0:
+            raise ConfigError(f"epoch {self.state.epoch} trained on no sample; expected at least one batch")
+        loss = self._loss_sum.item() / self.samples
         self.state = self.method.schedule.next(self.state, loss)
         return loss
 
@@ -139,8 +163,8 @@ class Server:
                 outputs = outputs.float()
                 scores = {"loss": self.task.loss, **self.task.metrics}
                 for name, score in scores.items():
-                    sums[name] += score(outputs, labels).item() * len(labels)
-                self.ledger.flops("server", "evaluation", self.flops(len(labels))[0])
+                    sums[name] += float(score(outputs, labels)) * len(labels)
+                self.ledger.flops("server", "evaluation", self.flops(len(labels), training=False)[0])
         return {name: value / len(self.test_store) for name, value in sums.items()} if len(self.test_store) else {}
 
     # --- a step -------------------------------------------------------------------------------------------------
@@ -150,9 +174,9 @@ class Server:
         with self.ledger.phase("decode"):
             activations = self._decoded(encoded, message)
         if self.exchange is Exchange.ACTIVATIONS:
+            self._train(activations, labels.to(self.device))
             with self.ledger.phase("store"):
                 self.store.put(ids + self.offsets[message.client], encoded, labels)
-            self._train(activations, labels.to(self.device))
             return None
         activations.requires_grad_()
         self._train(activations, labels.to(self.device), message)
@@ -180,7 +204,21 @@ class Server:
             inputs = activations.clone() if activations.requires_grad else activations
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 outputs = self.half(inputs)
-            loss = self.task.loss(outputs.float(), labels)
+            try:
+                loss = self.task.loss(outputs.float(), labels)
+            except Exception as error:
+                shapes = f"outputs {list(outputs.shape)} and labels {labels.dtype} {list(labels.shape)}"
+                raise RefusedError(f"the loss failed on {shapes}: {error}") from error
+            if loss.dim() != 0:
+                raise ConfigError(
+                    f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}"
+                )
+            # A C epoch trains on what was checked before; there the host need not wait for the device.
+            if self.exchange is not Exchange.NONE and not isfinite(loss):
+                raise DivergedError(
+                    f"epoch {self.state.epoch}, step {self._steps}: the loss is {loss.item()}; lower the learning "
+                    "rate, or look for labels that are not finite"
+                )
             if part == 0:
                 self.optimizer.zero_grad()
             weighted = loss if message is None or parts == 1 else loss * (len(labels) / message.samples)
@@ -197,7 +235,6 @@ class Server:
     def _begin_sums(self) -> None:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.samples = self._steps = 0
-        self._last: dict[int, tuple[Step, bytes | None]] = {}
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
@@ -212,7 +249,7 @@ class Server:
         if (message.step, message.part) != (step, 0):
             got = f"{message.step}, part {message.part}"
             raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
-        most = self.clients[message.client].batch_size if 0 <= message.client < len(self.clients) else 0
+        most = self.clients[message.client].batch_size
         both = self.exchange is Exchange.BOTH
         if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
             raise RefusedError(
@@ -221,6 +258,10 @@ class Server:
             )
 
     def _keep(self, frame: Frame, message: Evaluate) -> None:
+        if message.epoch != self.state.epoch - 1 or message.step < 0:
+            raise RefusedError(
+                f"client {message.client}: expected an evaluation after epoch {self.state.epoch - 1}, got {message}"
+            )
         encoded, ids, labels = self._checked(frame, message.client, [info.test_samples for info in self.clients])
         self._decoded(encoded, message)
         self.test_store.put(ids + self.test_offsets[message.client], encoded, labels)
@@ -233,8 +274,7 @@ class Server:
 
     def _checked(self, frame: Frame, client: int, samples: list[int]) -> tuple[Encoded, Tensor, Tensor]:
         """Activations, ids and labels of a client's frame, which fit this run."""
-        if not 0 <= client < len(self.clients):
-            raise RefusedError(f"client: expected a number below {len(self.clients)}, got {client}")
+        self._require_client(client)
 
         def require(ok: bool, field: str, expected: object, got: object) -> None:
             if not ok:
@@ -246,16 +286,25 @@ class Server:
         require(activations.codec == self.codec.name, "codec", self.codec.name, activations.codec)
         require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
         require(0 < len(activations) <= size, "batch size", f"1 to {size}", len(activations))
+        for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
+            require(frame.tensors[name].codec in known, f"codec of {name}", known, frame.tensors[name].codec)
+            require(
+                len(frame.tensors[name]) == len(activations),
+                name,
+                f"{len(activations)} {name}",
+                len(frame.tensors[name]),
+            )
         ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in names[:2])
         require(ids.shape == (len(activations),), "ids", f"{len(activations)} ids", list(ids.shape))
-        require(not ids.is_floating_point(), "ids", "whole numbers", ids.dtype)
         require(
             bool((ids >= 0).all() and (ids < samples[client]).all()),
             "ids",
             f"0 to {samples[client] - 1}",
             ids.tolist(),
         )
-        require(len(labels) == len(activations), "labels", f"{len(activations)} labels", list(labels.shape))
+        kind = (labels.is_floating_point(), tuple(labels.shape[1:]))
+        expected = self._label_kind or kind
+        require(kind == expected, "labels", f"{'floats' if expected[0] else 'integers'} {list(expected[1])}", kind)
         require(not labels.is_floating_point() or isfinite(labels), "labels", "finite values", "infinities or NaN")
         if self.classes is not None:
             if labels.is_floating_point():  # class probabilities
@@ -263,16 +312,22 @@ class Server:
                     labels.shape[1:] == (self.classes,), "labels", f"shape {[self.classes]}", list(labels.shape[1:])
                 )
             else:
-                valid = labels.dim() == 1 and bool((labels >= 0).all() and (labels < self.classes).all())
-                require(valid, "labels", f"whole numbers from 0 to {self.classes - 1}", labels.tolist())
+                ignored = labels == IGNORED
+                valid = labels.dim() == 1 and bool((ignored | ((labels >= 0) & (labels < self.classes))).all())
+                require(
+                    valid and not bool(ignored.all()),
+                    "labels",
+                    f"classes from 0 to {self.classes - 1}",
+                    labels.tolist(),
+                )
+        self._label_kind = kind
         return activations, ids, labels
+
+    def _require_client(self, client: int) -> None:
+        if not 0 <= client < len(self.clients):
+            raise RefusedError(f"client: expected a number from 0 to {len(self.clients) - 1}, got {client}")
 
     def _classes(self) -> int | None:
         """The number of classes, where the loss is cross-entropy on outputs [B, classes]; otherwise None."""
-        if self.task.loss is not cross_entropy:
-            return None
-        training = self.half.training
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = self.half.eval()(torch.zeros(1, *self.cut_shape, device=self.device))
-        self.half.train(training)
-        return outputs.shape[1] if outputs.dim() == 2 else None
+        cross = self.task.loss is cross_entropy or isinstance(self.task.loss, nn.CrossEntropyLoss)
+        return self.flops.output_shape[0] if cross and len(self.flops.output_shape) == 1 else None

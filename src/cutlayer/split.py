@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ class Halves:
     Attributes:
         client: from the inputs to the tensor at the cut, float [B, ...].
         server: from the tensor at the cut to the outputs.
-        whole: a copy of the uncut network, for its structure; None for halves that never were one.
+        whole: the uncut network, for its structure; None for halves that never were one.
     """
 
     client: nn.Module
@@ -28,17 +30,21 @@ class Halves:
     whole: nn.Module | None = None
 
     def merged(self) -> nn.Module:
-        """The uncut network, of its original class, with the halves' present weights; on the CPU.
+        """The uncut network, of its original class, with the halves' present weights; on the CPU, in eval mode.
 
-        For halves that never were one network it is an `nn.Sequential` of copies with names `client` and `server`.
+        For halves that never were one network it is an `nn.Sequential` with the names `client` and `server`.
         """
+        client, server = self.client.state_dict(), self.server.state_dict()
         if self.whole is None:
-            halves = OrderedDict(client=copy.deepcopy(self.client), server=copy.deepcopy(self.server))
-            return nn.Sequential(halves).cpu()
-        merged = copy.deepcopy(self.whole)
-        # Not strict: what the network holds but never calls is in neither half.
-        merged.load_state_dict({**self.client.state_dict(), **self.server.state_dict()}, strict=False)
-        return merged.train(self.server.training)
+            parts = OrderedDict(client=copy.deepcopy(self.client), server=copy.deepcopy(self.server))
+            return nn.Sequential(parts).cpu().eval()
+        merged = copy.deepcopy(self.whole).cpu()
+        # What the network holds but never calls is in neither half, so some may be missing, but none unexpected.
+        if unexpected := merged.load_state_dict({**client, **server}, strict=False).unexpected_keys:
+            raise ConfigError(
+                f"the halves hold what the network does not: {', '.join(unexpected)}; was a half replaced?"
+            )
+        return merged.eval()
 
 
 class _ToTheCut(fx.Tracer):
@@ -62,14 +68,10 @@ def split(model: nn.Module, cut: str) -> Halves:
         ConfigError: there is no such module, it is not called exactly once, or more than one tensor would cross; the
             message lists what would cross, or the cuts that are possible.
     """
-    names = dict(model.named_modules())
-    if cut not in names or cut == "":
+    if cut == "" or cut not in dict(model.named_modules()):
         raise ConfigError(f"no layer {cut!r} to cut at; possible cuts: {', '.join(cut_points(model))}")
     whole = copy.deepcopy(model)
-    graph = _trace(whole, cut)
-    cut_node = _cut_node(graph, cut)
-    client_nodes = _ancestors(cut_node)
-    _check_crossing(graph, cut, cut_node, client_nodes)
+    graph, cut_node, client_nodes = _divide(whole, cut)
 
     client_graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -86,55 +88,64 @@ def split(model: nn.Module, cut: str) -> Halves:
             copies[node] = server_graph.node_copy(node, copies.__getitem__)
         if node.op == "output":
             server_graph.output(fx.map_arg(node.args[0], copies.__getitem__))
-    client = fx.GraphModule(whole, client_graph, "ClientHalf")
-    server = fx.GraphModule(whole, server_graph, "ServerHalf")
-    _check_parameters(client, server, cut)
     # Copies, so that training a half changes neither the other half's nor the template's tensors.
-    return Halves(copy.deepcopy(client), copy.deepcopy(server), whole)
+    client = copy.deepcopy(fx.GraphModule(whole, client_graph, "ClientHalf"))
+    server = copy.deepcopy(fx.GraphModule(whole, server_graph, "ServerHalf"))
+    return Halves(client, server, whole)
 
 
 def cut_points(model: nn.Module) -> list[str]:
     """The names of all layers of a network at which `split` works, in order."""
-    points = []
+    model, points = copy.deepcopy(model), []
     for name, _ in model.named_modules():
         try:
             if name:
-                split(model, name)
+                _divide(model, name)
                 points.append(name)
         except ConfigError:
             continue
     return points
 
 
-def _trace(model: nn.Module, cut: str) -> fx.Graph:
-    graphs = []
-    for training in (True, False):
-        copied = copy.deepcopy(model).train(training)
-        try:
-            graphs.append(_ToTheCut(cut).trace(copied))
-        except Exception as error:
-            raise ConfigError(
-                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the "
-                "two halves as modules of your own and pass Halves(client, server)."
-            ) from error
-    if str(graphs[0]) != str(graphs[1]):
-        raise ConfigError(
-            f"the modules that contain {cut!r} compute something else in training than in evaluation, outside their "
-            "submodules; use modules for that (nn.Dropout, say, not functional.dropout)"
-        )
-    needed = [n.name for n in graphs[0].nodes if n.op == "placeholder" and not n.args]
-    if len(needed) != 1:
-        raise ConfigError(f"expected a network with one input, this one takes {needed}; pass Halves(client, server)")
-    return graphs[0]
-
-
-def _cut_node(graph: fx.Graph, cut: str) -> fx.Node:
+def _divide(model: nn.Module, cut: str) -> tuple[fx.Graph, fx.Node, set[fx.Node]]:
+    """The network's graph, the node to cut after, and the nodes before it. Raises ConfigError if it cannot be cut."""
+    graph = _trace(model, cut)
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == cut]
     if len(calls) != 1:
         raise ConfigError(
             f"expected layer {cut!r} to be called once in a forward pass, it is called {len(calls)} times"
         )
-    return calls[0]
+    client_nodes = _ancestors(calls[0])
+    _check_crossing(graph, cut, calls[0], client_nodes)
+    _check_parameters(model, graph, cut, client_nodes)
+    return graph, calls[0], client_nodes
+
+
+def _trace(model: nn.Module, cut: str) -> fx.Graph:
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    graphs, mode = [], model.training
+    for training in (True, False):
+        try:
+            graphs.append(_ToTheCut(cut).trace(model.train(training), concrete_args=defaults))
+        except Exception as error:
+            raise ConfigError(
+                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the "
+                "two halves as modules of your own and pass Halves(client, server)."
+            ) from error
+        finally:
+            model.train(mode)
+    if str(graphs[0]) != str(graphs[1]):
+        raise ConfigError(
+            f"the modules that contain {cut!r} compute something else in training than in evaluation, outside their "
+            "submodules; use modules for that (nn.Dropout, say, not functional.dropout)"
+        )
+    needed = [
+        n.name for n in graphs[0].nodes if n.op == "placeholder" and n.name.split("_")[0] not in defaults and n.users
+    ]
+    if len(needed) != 1:
+        raise ConfigError(f"expected a network with one input, this one takes {needed}; pass Halves(client, server)")
+    return graphs[0]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -155,8 +166,13 @@ def _check_crossing(graph: fx.Graph, cut: str, cut_node: fx.Node, client_nodes: 
             continue
         if node in client_nodes or node.op == "placeholder":
             what = "the network's input" if node.op == "placeholder" else f"{node.name}"
+            if (node.op == "call_method" and node.target in ("size", "dim")) or node.target in (
+                getattr,
+                operator.getitem,
+            ):
+                what += ", perhaps a size: compute sizes from tensors after the cut"
             crossing.append(f"{what} (used by {', '.join(user.name for user in takers)})")
-    if cut_node not in graph.nodes or all(user.op == "output" for user in cut_node.users):
+    if all(user.op == "output" for user in cut_node.users):
         raise ConfigError(f"nothing is left for the server after {cut!r}; cut earlier")
     if len(crossing) != 1:
         raise ConfigError(
@@ -165,13 +181,30 @@ def _check_crossing(graph: fx.Graph, cut: str, cut_node: fx.Node, client_nodes: 
         )
 
 
-def _check_parameters(client: nn.Module, server: nn.Module, cut: str) -> None:
-    if not any(True for _ in client.parameters()):
+def _check_parameters(model: nn.Module, graph: fx.Graph, cut: str, client_nodes: set[fx.Node]) -> None:
+    held: dict[str, dict[int, str]] = {"client": {}, "server": {}}
+    trained = False
+    for node in graph.nodes:
+        sides = [("client", node in client_nodes), ("server", node not in client_nodes)]
+        if node.op == "get_attr":
+            sides = [
+                (side, any((user in client_nodes) == (side == "client") for user in node.users)) for side, _ in sides
+            ]
+        for side in [side for side, there in sides if there]:
+            if node.op == "call_module":
+                module = model.get_submodule(node.target)
+                tensors = [*module.named_parameters(node.target), *module.named_buffers(node.target)]
+            elif node.op == "get_attr":  # a constant, such as a mask, may be in both halves; a parameter may not
+                tensor = operator.attrgetter(node.target)(model)
+                tensors = [(node.target, tensor)] if isinstance(tensor, nn.Parameter) else []
+            else:
+                tensors = []
+            held[side] |= {id(tensor): name for name, tensor in tensors}
+            trained = trained or (side == "client" and any(isinstance(t, nn.Parameter) for _, t in tensors))
+    if not trained:
         raise ConfigError(f"nothing to train before {cut!r}: the client would send its raw data; cut later")
-    theirs = {id(parameter) for parameter in server.parameters()}
-    shared = [name for name, parameter in client.named_parameters() if id(parameter) in theirs]
-    if shared:
+    if shared := [name for key, name in held["client"].items() if key in held["server"]]:
         raise ConfigError(
-            f"a cut after {cut!r} would leave these parameters in both halves: {', '.join(shared)}; no training could "
+            f"a cut after {cut!r} would leave these in both halves: {', '.join(shared)}; no training could "
             "keep them equal without sending them. Cut elsewhere, or untie them."
         )

@@ -13,7 +13,9 @@ In a B epoch the way ends at the server, which keeps what it got; a C epoch is t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from cutlayer.client import Client
-from cutlayer.data import Feed
+from cutlayer.describe import describe, fingerprint, structure
 from cutlayer.errors import ConfigError
+from cutlayer.feed import Feed
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.ledger import Ledger
@@ -50,20 +53,13 @@ def train_epoch(client: Client, server: Server, wire: InProcessWire, microbatche
     return server.finish()
 
 
-def evaluate(client: Client, server: Server, wire: InProcessWire, *, changed: bool) -> dict[str, float]:
-    """Test loss and metrics. The client sends its test activations only where they have `changed` since last time."""
-    if changed:
-        for frame in client.evaluation_frames():
-            wire.send(frame)
-    return server.evaluate()
-
-
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What `fit` returns: the history, and the uncut network with the trained weights."""
+    """What `fit` returns: the history, the uncut network with the trained weights in eval mode, and the halves."""
 
     history: History
     model: nn.Module
+    halves: Halves
 
 
 def fit(
@@ -74,32 +70,36 @@ def fit(
     method: Method = Method(),
     training: Training = Training(),
     task: Task = Task(),
-    run: str | Path | None = None,
+    run: str | Path | Run | None = None,
     resume: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    config: dict[str, Any] | None = None,
 ) -> Result:
     """Train a network that is cut in two, one client and the server in this process, over real frames.
 
     Args:
-        halves: from `split`, or two modules of your own. They are trained in place.
+        halves: from `split`, or two modules of your own. Copies of them are trained.
         train: map-style data set of (input, label), or a loader of one.
         test: the same for evaluation, which goes over the wire, too, and is counted apart.
         method: when to communicate and in which number format.
         training: epochs, optimizers, seed, device.
         task: loss and metrics; cross-entropy and accuracy by default.
         run: folder to write config, metrics, checkpoints and the merged model to.
-        resume: go on from the newest checkpoint in `run`; with the same arguments as before, the result is the same,
-            bit for bit, as without the interruption.
+        resume: go on from the newest checkpoint in `run`, if there is one; with the same arguments as before, the
+            result is the same, bit for bit, as without the interruption.
         on_epoch: called after each epoch with its record.
-        config: what to write to config.json in place of a description of the arguments.
 
     Raises:
-        ConfigError: the arguments contradict each other or the data.
+        ConfigError: the arguments contradict each other, the data, or the run that is to be resumed.
         DivergedError: loss, activations or gradients became infinite or NaN; the last checkpoint stays.
-        StoreFullError: the activations of all samples exceed the replay store's budget.
+        StoreFullError: the activations of all samples exceed the replay store's budget; raised before training begins.
     """
-    ledger = Ledger()
+    if not isinstance(halves, Halves):
+        raise ConfigError(
+            f"expected Halves, from split(model, layer) or Halves(client, server), got {type(halves).__name__}"
+        )
+    if resume and run is None:
+        raise ConfigError("resume needs the folder of the run")
+    halves, ledger = copy.deepcopy(halves), Ledger()
     feed = Feed(
         train,
         batch_size=training.batch_size,
@@ -108,78 +108,66 @@ def fit(
         drop_last=training.drop_last,
         augment=training.augment,
     )
-    test_feed = None
-    if test is not None:
-        test_feed = Feed(test, batch_size=training.batch_size, seed=training.seed, shuffle=False)
+    test_feed = Feed(test, batch_size=feed.batch_size, seed=training.seed, shuffle=False) if test is not None else None
     client = Client(0, halves.client, feed, test_feed, method, training, ledger)
-    info = ClientInfo(len(feed), len(test_feed or ()), max(f.batch_size for f in (feed, test_feed or feed)))
+    largest = max(feed.batch_size, test_feed.batch_size if test_feed is not None else 0)
+    info = ClientInfo(len(feed), len(test_feed or ()), largest, feed.drop_last)
     server = Server(halves.server, [info], client.cut_shape, method, training, task, ledger)
     wire = InProcessWire(server.receive, ledger)
+    baseline = _baseline(client, server)
 
     modules = {
         "client": (client.half, client.optimizer.optimizer),
         "server": (server.half, server.optimizer.optimizer),
     }
     stores = {"store": server.store, "test_store": server.test_store}
-    baseline = _baseline(client)
-    config = config if config is not None else _describe(method, training, task)
-    folder = Run(run) if run is not None else None
+    folder = run if isinstance(run, Run) or run is None else Run(run)
     records: list[EpochRecord] = []
-    changed = True  # the client half, since the test activations that the server keeps
-    if folder is not None and resume and folder.exists():
-        _same_config(folder, config)
-        found = folder.checkpoints.load(modules, stores)
-        epochs, state = found if found is not None else (0, None)
-        records = folder.rewind(epochs)
-        if state is not None:
-            server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
-            changed = state["changed"]
-    elif folder is not None:
-        folder.create(config, baseline)
-
-    for epoch in range(len(records), training.epochs):
-        exchange = server.exchange
-        loss = train_epoch(client, server, wire, training.microbatches)
-        samples, last = server.samples, epoch + 1 == training.epochs
-        changed = changed or exchange is not Exchange.NONE
-        scores = {}
-        if test_feed is not None and (last or (epoch + 1) % training.evaluate_every == 0):
-            scores = evaluate(client, server, wire, changed=changed)
-            changed = False
-        records.append(EpochRecord(epoch, exchange.value, loss, samples, scores, **ledger.take()))
+    with folder.locked() if folder is not None else nullcontext():
         if folder is not None:
-            # Metrics first: a kill between the two leaves a line too many, which the next start drops.
-            folder.append(records[-1])
-            if last or (epoch + 1) % training.checkpoint_every == 0:
-                folder.checkpoints.save(epoch + 1, modules, stores, {**vars(server.state), "changed": changed})
-        if on_epoch is not None:
-            on_epoch(records[-1])
-    result = Result(History(records, baseline), halves.merged())
-    if folder is not None:
-        folder.save_model(result.model)
+            chosen = {"method": describe(method), "training": describe(training), "task": describe(task)}
+            records, state = folder.open(chosen, _facts(halves, client), baseline, resume, modules, stores)
+            if state is not None:
+                server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
+        for epoch in range(len(records), training.epochs):
+            exchange, last = server.exchange, epoch + 1 == training.epochs
+            loss = train_epoch(client, server, wire, training.microbatches)
+            due = test_feed is not None and (last or (epoch + 1) % training.evaluate_every == 0)
+            # A C epoch is evaluated on what was sent before it, so the client sends its test activations in time.
+            if exchange is not Exchange.NONE and (due or server.exchange is Exchange.NONE):
+                for frame in client.evaluation_frames(epoch):
+                    wire.send(frame)
+            scores = server.evaluate() if due else {}
+            records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **ledger.take()))
+            if folder is not None:
+                # Metrics first: a kill between the two leaves a line too many, which the next start drops.
+                folder.append(records[-1])
+                if last or (epoch + 1) % training.checkpoint_every == 0:
+                    folder.checkpoints.save(epoch + 1, modules, stores, vars(server.state))
+            if on_epoch is not None:
+                on_epoch(records[-1])
+        result = Result(History(records, baseline), halves.merged(), halves)
+        if folder is not None:
+            folder.save_model(result.model)
     return result
 
 
-def _baseline(client: Client) -> Baseline:
+def _baseline(client: Client, server: Server) -> Baseline:
     """Costs of an epoch of plain split learning in 32 bits with the client's data and batches."""
     sizes = client.train.batch_sizes()
-    flops = sum(sum(client.flops(size)) for size in sizes)
-    return Baseline(sum(sizes) * numel(client.cut_shape) * 4 * 2, flops)
+    for size in set(sizes):  # a size that the server half cannot be trained on is better known now than in the epoch
+        server.flops(size, input_gradient=True)
+    return Baseline(sum(sizes) * numel(client.cut_shape) * 4 * 2, sum(sum(client.flops(size)) for size in sizes))
 
 
-def _describe(method: Method, training: Training, task: Task) -> dict[str, Any]:
-    """The arguments of a run that was begun from Python, for its reader and to compare with when it resumes."""
-    task_names = {"loss": getattr(task.loss, "__name__", repr(task.loss)), "metrics": sorted(task.metrics)}
-    values = {f"method.{k}": repr(v) for k, v in vars(method).items()}
-    values |= {f"training.{k}": repr(v) for k, v in vars(training).items()}
-    return values | {f"task.{k}": repr(v) for k, v in task_names.items()}
-
-
-def _same_config(folder: Run, config: dict[str, Any]) -> None:
-    before = folder.read_config()["config"]
-    if before != config:
-        different = [key for key in {**before, **config} if before.get(key) != config.get(key)]
-        listed = "; ".join(f"{key}: was {before.get(key)}, now {config.get(key)}" for key in different)
-        raise ConfigError(
-            f"{folder.folder} was begun with another config and cannot be resumed with this one: {listed}"
-        )
+def _facts(halves: Halves, client: Client) -> dict[str, Any]:
+    """What can be said of halves and data, so that a run is not resumed with others by mistake."""
+    sample = client.train.sample()
+    return {
+        "client half": structure(halves.client),
+        "server half": structure(halves.server),
+        "training samples": len(client.train),
+        "batches": describe(client.train.batch_sizes()[:1] + client.train.batch_sizes()[-1:]),
+        "first samples": fingerprint(sample.inputs, sample.labels),
+        "test samples": len(client.test) if client.test is not None else 0,
+    }

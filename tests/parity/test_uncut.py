@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cutlayer import CropFlip, Method, Optimizer, Training, fit, split
-from cutlayer.data import Feed, Images
+from cutlayer.data import Images
+from cutlayer.feed import Feed
 from cutlayer.models import make_model
 from cutlayer.seeds import seeded
 from tests.conftest import noise_images

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from cutlayer import ConfigError, CropFlip
-from cutlayer.data import Feed, load
+from cutlayer.data import load
+from cutlayer.feed import Feed
 
 RECORDS = np.random.default_rng(0).integers(0, 256, (6, 20, 3073), dtype=np.uint8)
 RECORDS[:, :, 0] %= 10

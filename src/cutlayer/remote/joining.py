@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cutlayer.checkpoint import Checkpoints
 from cutlayer.client import Client
-from cutlayer.data import Feed
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.remote.signals import Stop
@@ -113,7 +113,7 @@ class _Joining:
         )
         test = None
         if self.test is not None:
-            test = Feed(self.test, batch_size=training.batch_size, seed=training.seed, client=number, shuffle=False)
+            test = Feed(self.test, batch_size=feed.batch_size, seed=training.seed, client=number, shuffle=False)
         return Client(number, self.half, feed, test, self.method, training, self.ledger)
 
     def take_part(self, address: str, tls: str | Path | None, give_up_after: float | None) -> bool:
@@ -161,6 +161,7 @@ class _Joining:
             samples=len(client.train),
             test_samples=len(client.test or ()),
             batch_size=self._batch_size(),
+            drop_last=client.train.drop_last,
             epoch_samples=sum(sizes),
             epoch_flops=sum(sum(client.flops(size)) for size in sizes),
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),
@@ -224,8 +225,7 @@ class _Joining:
 
     def _evaluate(self, session: Session, ask: Ask) -> None:
         client, steps = self.client, 0
-        client.plan = Plan(client.number, ask.epoch, "")
-        for frame in client.evaluation_frames():
+        for frame in client.evaluation_frames(ask.epoch):
             self._send(session, frame)
             steps += 1
         session.link.send(pack(Frame(Done(client.number, ask.epoch, steps, self._flops()))))

@@ -25,7 +25,7 @@ from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.rpc import SessionUnknown
 
 MAX_BATCH = 1 << 20
-IDENTITY = ("samples", "test_samples", "batch_size", "epoch_samples", "epoch_flops")
+IDENTITY = ("samples", "test_samples", "batch_size", "drop_last", "epoch_samples", "epoch_flops")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from cutlayer.describe import describe
 from cutlayer.errors import RefusedError
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
@@ -27,7 +28,6 @@ from cutlayer.remote.terms import terms_of
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange, State
 from cutlayer.server import ClientInfo, Server
-from cutlayer.training import _describe, _same_config
 from cutlayer.wire.frames import Ask, Done, Evaluate, Finished, Frame, Refusal, Saved, Step, pack, read_header, unpack
 from cutlayer.wire.link import Link, LinkClosed
 from cutlayer.wire.rpc import Listener, Refusals, check_address
@@ -99,7 +99,8 @@ def serve(
     try:
         if on_listening is not None:
             on_listening(listener.port)
-        serving.train(on_epoch)
+        with serving.run.locked():
+            serving.train(on_epoch)
         finished = True
     finally:
         serving.reception.close(linger if finished else 0.0)
@@ -125,15 +126,15 @@ class _Serving:
     ) -> None:
         self.half, self.cut_shape, self.run, self.names = half, cut_shape, run, list(names)
         self.method, self.training, self.task, self.deadline = method, training, task, deadline
-        self.config = {**(config or _describe(method, training, task)), "clients": self.names}
+        described = {"method": describe(method), "training": describe(training), "task": describe(task)}
+        self.config = {**(config or described), "clients": self.names}
         self.ledger = Ledger()
         self.stop = Stop()
         self.refusals = Refusals()
         self.records: list[EpochRecord] = []
         self.baseline = Baseline(0, 0)
-        self.changed = True
         if run.exists():
-            _same_config(run, self.config)
+            run.check(self.config)
         state = run.checkpoints.state() or {}
         self.id = state.get("run") or secrets.token_hex(8)
         hellos = [from_json(values) for values in state.get("hellos", [])]
@@ -165,7 +166,7 @@ class _Serving:
             self.reception.open(0)
             self.reception.wait_for_all(self.stop)
         hellos = [self.reception.hellos[number] for number in range(len(self.names))]
-        infos = [ClientInfo(hello.samples, hello.test_samples, hello.batch_size) for hello in hellos]
+        infos = [ClientInfo(hello.samples, hello.test_samples, hello.batch_size, hello.drop_last) for hello in hellos]
         self.server = Server(self.half, infos, self.cut_shape, self.method, self.training, self.task, self.ledger)
         self.modules = {"server": (self.half, self.server.optimizer.optimizer)}
         self.stores = {"store": self.server.store, "test_store": self.server.test_store}
@@ -182,13 +183,12 @@ class _Serving:
         assert found is not None, "a run begins with a checkpoint"
         epochs, state = found
         self.records = self.run.rewind(epochs)
-        self.server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
-        self.changed = state["changed"]
+        self.server.go_back(State(Exchange(state["exchange"]), state["epoch"], state["reference"]))
         self.ledger.take()
 
     def _save(self) -> None:
         hellos = [as_json(self.reception.hellos[number]) for number in range(len(self.names))]
-        state = {**vars(self.server.state), "changed": self.changed, "run": self.id, "hellos": hellos}
+        state = {**vars(self.server.state), "run": self.id, "hellos": hellos}
         self.run.checkpoints.save(len(self.records), self.modules, self.stores, state)
 
     def _participated(self) -> int:
@@ -208,23 +208,21 @@ class _Serving:
     def _epoch(self) -> None:
         server, epoch, exchange = self.server, len(self.records), self.server.exchange
         last = epoch + 1 == self.training.epochs
-        evaluates = len(server.test_store._present) > 0 and (last or (epoch + 1) % self.training.evaluate_every == 0)
+        tested = any(info.test_samples for info in server.clients)
+        due = tested and (last or (epoch + 1) % self.training.evaluate_every == 0)
         server.begin()
         if exchange is Exchange.NONE:
             server.replay()
-            loss, samples = server.finish(), server.samples
-            if evaluates and self.changed:
-                with self.reception.exchange(self.stop, self._participated()) as links:
-                    self._gather_evaluation(links, epoch)
+            loss = server.finish()
         else:
             with self.reception.exchange(self.stop, epoch + 1) as links:
                 self._train_epoch(links)
-                loss, samples = server.finish(), server.samples
-                self.changed = True
-                if evaluates:
+                loss = server.finish()
+                # A C epoch is evaluated on what was sent before it.
+                if due or (tested and server.exchange is Exchange.NONE):
                     self._gather_evaluation(links, epoch)
-        scores = server.evaluate() if evaluates else {}
-        self.records.append(EpochRecord(epoch, exchange.value, loss, samples, scores, **self.ledger.take()))
+        scores = server.evaluate() if due else {}
+        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **self.ledger.take()))
         self.run.append(self.records[-1])
         if last or self.stop.requested or (epoch + 1) % self.training.checkpoint_every == 0:
             self._save()
@@ -241,7 +239,6 @@ class _Serving:
         for number, link in enumerate(links):
             self._send(link, pack(Frame(Ask(number, epoch))))
         self._take_turns(links, Evaluate)
-        self.changed = False
 
     def _take_turns(self, links: list[Link], kind: type[Step] | type[Evaluate]) -> None:
         waiting, steps = list(range(len(links))), [0] * len(links)

@@ -1,0 +1,62 @@
+"""What a run was begun with, as JSON values that are the same in every process: to write down, and to compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def describe(value: Any) -> Any:
+    """A value as JSON values. Functions and objects go by their names, never by an address in memory."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, functools.partial):
+        return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__qualname__, **fields}
+    if isinstance(value, nn.Module):
+        scalars = {key: v for key, v in vars(value).items() if isinstance(v, (bool, int, float, str))}
+        return {"kind": _name(type(value)), **scalars}
+    return _name(value if hasattr(value, "__qualname__") else type(value))
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A short digest of tensors' types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def structure(half: nn.Module) -> str:
+    """A short digest of a half's modules, parameters and buffers: names, classes, shapes and types, not values."""
+    digest = hashlib.sha256()
+    for name, module in half.named_modules():
+        digest.update(f"{name} {type(module).__name__};".encode())
+    for name, tensor in half.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+    return digest.hexdigest()[:16]
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """Where two descriptions differ, such as "training.epochs: was 5, now 6"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        out = []
+        for key in dict.fromkeys([*before, *now]):
+            out += differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        return out
+    return [] if before == now else [f"{path}: was {before}, now {now}"]
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
