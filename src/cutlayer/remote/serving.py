@@ -95,15 +95,14 @@ def serve(
     refusals, offered = Refusals(), json.dumps(config or {})
     listener = Listener(listen, tls, serving.reception.admit, offered, refusals, 2 * len(clients) + 8)
     serving.refusals = refusals
-    finished = False
     try:
         if on_listening is not None:
             on_listening(listener.port)
         with serving.run.locked():
             serving.train(on_epoch)
-        finished = True
+            serving.reception.say_farewell(pack(Frame(Finished())), linger)
     finally:
-        serving.reception.close(linger if finished else 0.0)
+        serving.reception.close()
         listener.close()
     return Served(History(serving.records, serving.baseline), half, dict(refusals.counts))
 
@@ -200,8 +199,6 @@ class _Serving:
         temporary = final.with_suffix(".tmp")
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.half.state_dict().items()}, temporary)
         temporary.rename(final)
-        for link in self.reception.wait_for_all(Stop()) if not self.reception.absent() else []:
-            link.send(pack(Frame(Finished())))
 
     # --- an epoch ---
 
