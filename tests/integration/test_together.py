@@ -102,8 +102,14 @@ def test_a_client_may_be_away_in_c_epochs(tmp_path: Path) -> None:
     config = Config(epochs=6, train_samples=128, test_samples=40, schedule="periodic", period=6, threads=1)
     train, test = config.datasets()
     seen: list[str] = []
-    together = Together(config, tmp_path, ("client",), on_epoch=lambda record: seen.append(record.exchange))
-    stop = Stop()
+    left, stop = threading.Event(), Stop()
+
+    def note(record: EpochRecord) -> None:
+        seen.append(record.exchange)
+        if record.exchange == "C":  # these epochs are so short that they could be over before the client has left
+            left.wait(20)
+
+    together = Together(config, tmp_path, ("client",), on_epoch=note)
 
     def leave(exchange: str, epoch: int) -> None:
         stop.requested = exchange == "B"
@@ -111,6 +117,8 @@ def test_a_client_may_be_away_in_c_epochs(tmp_path: Path) -> None:
     with contextlib.suppress(Stopped):
         together.join("client", train, test, on_epoch=leave, stop=stop)
     assert stop.requested
+    assert len(seen) < 6
+    left.set()
     deadline = time.monotonic() + 30
     while len(seen) < 6 and time.monotonic() < deadline:
         time.sleep(0.05)
