@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,11 @@ from cutlayer.optim import ScheduledOptimizer
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive, seeded
 from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+
+
+def _part(message: Step | Evaluate) -> tuple[int, ...]:
+    """What a part adds to the name of a random draw; nothing where a batch is whole."""
+    return (message.part,) if isinstance(message, Step) and message.parts > 1 else ()
 
 
 class Client:
@@ -53,14 +59,14 @@ class Client:
         self.gradient_codec = get_float_codec(method.gradients)
         self.cut_shape = self.flops.output_shape
         self.plan = Plan(number, -1, "")
-        self.pending: tuple[int, Tensor] | None = None
+        self.pending: deque[tuple[Step, Tensor]] = deque()
 
     def begin(self, data: bytes) -> None:
         """Take the server's plan for an epoch that exchanges something."""
         plan = unpack(data).message
         if not isinstance(plan, Plan) or plan.client != self.number or plan.exchange not in ("A", "B"):
             raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
-        self.plan, self.pending = plan, None
+        self.plan, self.pending = plan, deque()
         self.half.train()
         if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b == "eval":
             for module in self.half.modules():
@@ -79,23 +85,46 @@ class Client:
 
     def forward(self, step: int, batch: Batch) -> bytes:
         """The activations of a batch, with ids and labels, as a frame. Only an A epoch builds a graph."""
+        self.pending.clear()
+        return self._forward(Step(self.number, self.plan.epoch, step), batch)
+
+    def forward_parts(self, step: int, batch: Batch, parts: int) -> Iterator[bytes]:
+        """The frames of a batch in up to so many parts, each made when it is asked for; `backward` takes the replies.
+
+        Without parts, and in a B epoch, this is the one frame of `forward`. The updates equal those of the whole batch
+        up to the order of float additions, except that batch norm normalizes each part by itself.
+        """
+        size = -(-len(batch.ids) // parts)
+        if size == len(batch.ids) or self.exchange is not Exchange.BOTH:
+            yield self.forward(step, batch)
+            return
+        self.pending.clear()
+        pieces = list(zip(*(tensor.split(size) for tensor in (batch.ids, batch.inputs, batch.labels)), strict=True))
+        for part, piece in enumerate(pieces):
+            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids))
+            yield self._forward(message, Batch(*piece))
+
+    def _forward(self, message: Step, batch: Batch) -> bytes:
         learns = self.exchange is Exchange.BOTH
         with self.ledger.phase("client forward"):
-            name = ("client", self.number, self.plan.epoch, step)
+            name = ("client", self.number, message.epoch, message.step, *_part(message))
             with torch.set_grad_enabled(learns), seeded(self.seed, *name, device=self.device):
                 activations = self.half(batch.inputs.to(self.device, non_blocking=True))
-        self.pending = (step, activations) if learns else None
+        if learns:
+            self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
-        return self._frame(Step(self.number, self.plan.epoch, step), batch, activations)
+        return self._frame(message, batch, activations)
 
     def backward(self, data: bytes) -> None:
-        """Finish the step that waits for these gradients: backward and update."""
+        """Finish the step, or the part of one, that waits for these gradients: backward, and after all parts update."""
         frame = unpack(data)
-        step, activations = self.pending or (-1, torch.empty(0))
-        if frame.message != Update(self.number, self.plan.epoch, step) or list(frame.tensors) != ["gradients"]:
+        nothing = Step(self.number, self.plan.epoch, -1), torch.empty(0)
+        message, activations = self.pending[0] if self.pending else nothing
+        expected = Update(self.number, message.epoch, message.step, message.part)
+        if frame.message != expected or list(frame.tensors) != ["gradients"]:
             raise RefusedError(
-                f"client {self.number}: expected the gradients of epoch {self.plan.epoch}, step {step}, "
-                f"got {frame.message}"
+                f"client {self.number}: expected the gradients of epoch {message.epoch}, step {message.step}, "
+                f"part {message.part}, got {frame.message}"
             )
         encoded = frame.tensors["gradients"]
         if (encoded.codec, len(encoded), encoded.shape) != (
@@ -112,11 +141,13 @@ class Client:
             if not isfinite(gradients):
                 raise RefusedError(f"client {self.number}: gradients: expected finite values, got infinities or NaN")
         with self.ledger.phase("client backward"):
-            self.optimizer.zero_grad()
+            if message.part == 0:
+                self.optimizer.zero_grad()
             activations.backward(gradients)
-            self.optimizer.step()
+            if message.part + 1 == message.parts:
+                self.optimizer.step()
         self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
-        self.pending = None
+        self.pending.popleft()
 
     def evaluation_frames(self, epoch: int) -> Iterator[bytes]:
         """The activations of the test data with the half as it is after this epoch, batch by batch, as frames."""
@@ -137,7 +168,7 @@ class Client:
                     f"client {self.number}, {what} {message.epoch}, step {message.step}: activations at the cut are "
                     "not finite; lower the learning rate, or look for inputs that are not finite"
                 )
-            name = ("encode", "up", self.number, message.epoch, message.step)
+            name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
             encoded = self.codec.encode(activations, derive(self.seed, *name))
             return pack(
                 Frame(

@@ -79,6 +79,8 @@ class Config:
     """Epochs between evaluations."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    microbatches: int = 1
+    """Parts that an A epoch's batches are sent in, to hide latency; see docs/two-machines.md."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "cpu"
@@ -111,6 +113,7 @@ class Config:
             augment=CropFlip() if self.augment else None,
             evaluate_every=self.evaluate_every,
             checkpoint_every=self.checkpoint_every,
+            microbatches=self.microbatches,
             seed=self.seed,
             device=self.device,
             precision=self.precision,

@@ -63,6 +63,9 @@ class Training:
         shuffle, drop_last: as in `DataLoader`, for a `Dataset`.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints, where there is a run folder; the last epoch always has one.
+        microbatches: parts that an A epoch's batches are sent in, so that both halves and both directions of the link
+            work at once. 1 is the plain order. More give the same updates up to the order of float additions, but
+            batch norm, in both halves, then normalizes each part by its own statistics.
         seed: of everything random; on the CPU, the same seed gives the same bits on the same machine and threads.
         device: of both halves, such as "cpu" or "cuda".
         precision: "fp32", or "bf16" to run the server half under autocast.
@@ -77,12 +80,13 @@ class Training:
     drop_last: bool = False
     evaluate_every: int = 1
     checkpoint_every: int = 1
+    microbatches: int = 1
     seed: int = 0
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")

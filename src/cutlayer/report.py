@@ -73,7 +73,7 @@ class ProgressView:
         now = time.monotonic()
         if not self.console.is_terminal and (now - self.printed > self.every or done == self.epochs):
             self.printed = now
-            left = (now - self.started) / (done - self.first) * (self.epochs - done)
+            left = (now - self.started) / max(1, done - self.first) * (self.epochs - done)  # 0: trained again
             self.console.print(f"{self.title}: {line}, {left:.0f} s left", highlight=False, soft_wrap=True)
 
 

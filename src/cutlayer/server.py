@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -79,7 +80,7 @@ class Server:
         if not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
             sample_bytes = sum(self.codec.layout(cut_shape)) + 8
             self.store.check_budget(self.codec.name, cut_shape, sample_bytes)
-        self._last: dict[int, tuple[int, int, bytes | None]] = {}
+        self._last: dict[int, tuple[Step, bytes | None]] = {}
         self._begin_sums()
 
     # --- an epoch -----------------------------------------------------------------------------------------------
@@ -94,6 +95,11 @@ class Server:
         self.half.train()
         self.optimizer.begin(self.state.epoch)
         self._begin_sums()
+
+    def go_back(self, state: State) -> None:
+        """Go on from this state of the schedule; what was answered after it is forgotten."""
+        self.state = state
+        self._last.clear()
 
     def plan(self, client: int) -> bytes:
         """The frame that tells a client what this epoch exchanges."""
@@ -114,16 +120,14 @@ class Server:
             raise RefusedError(f"server: expected a step or an evaluation, got {message}")
         client, epoch = message.client, self.state.epoch
         self._require_client(client)
-        last_epoch, last_step, reply = self._last.get(client, (-1, -1, None))
-        if (message.epoch, message.step) == (last_epoch, last_step) and message.step >= 0:
+        last, reply = self._last.get(client, (None, None))
+        if message == last:
             return reply  # asked for again, perhaps after the epoch has ended
-        expected = last_step + 1 if last_epoch == epoch else 0
         if self.exchange is Exchange.NONE or message.epoch != epoch:
             raise RefusedError(f"client {client}: epoch: expected epoch {epoch} ({self.exchange}), got {message}")
-        if message.step != expected:
-            raise RefusedError(f"client {client}: step: expected {expected}, got {message.step}")
+        self._check_order(last if last is not None and last.epoch == epoch else None, message)
         reply = self._step(frame, message)
-        self._last[client] = (epoch, message.step, reply)
+        self._last[client] = (message, reply)
         return reply
 
     def replay(self) -> None:
@@ -175,17 +179,23 @@ class Server:
                 self.store.put(ids + self.offsets[message.client], encoded, labels)
             return None
         activations.requires_grad_()
-        self._train(activations, labels.to(self.device))
+        self._train(activations, labels.to(self.device), message)
         with self.ledger.phase("encode"):
             gradients = activations.grad
             if gradients is None or not isfinite(gradients):
                 raise DivergedError(f"{message}: gradients at the cut are not finite; lower the learning rate")
-            name = ("encode", "down", message.client, message.epoch, message.step)
+            part = (message.part,) if message.parts > 1 else ()
+            name = ("encode", "down", message.client, message.epoch, message.step, *part)
             encoded = self.gradient_codec.encode(gradients, derive(self.seed, *name))
-            return pack(Frame(Update(message.client, message.epoch, message.step), {"gradients": encoded}))
+            update = Update(message.client, message.epoch, message.step, message.part)
+            return pack(Frame(update, {"gradients": encoded}))
 
-    def _train(self, activations: Tensor, labels: Tensor) -> None:
-        """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them."""
+    def _train(self, activations: Tensor, labels: Tensor, message: Step | None = None) -> None:
+        """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them.
+
+        For a part of a step the loss is weighted by its share of the samples, and the update follows the last part.
+        """
+        part, parts = (message.part, message.parts) if message is not None else (0, 1)
         with (
             self.ledger.phase("server"),
             seeded(self.seed, "server", self.state.epoch, self._steps, device=self.device),
@@ -209,9 +219,12 @@ class Server:
                     f"epoch {self.state.epoch}, step {self._steps}: the loss is {loss.item()}; lower the learning "
                     "rate, or look for labels that are not finite"
                 )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            if part == 0:
+                self.optimizer.zero_grad()
+            weighted = loss if message is None or parts == 1 else loss * (len(labels) / message.samples)
+            weighted.backward()
+            if part + 1 == parts:
+                self.optimizer.step()
             self._loss_sum += loss.detach().double() * len(labels)
         self.samples += len(labels)
         self._steps += 1
@@ -224,6 +237,25 @@ class Server:
         self.samples = self._steps = 0
 
     # --- what comes in ------------------------------------------------------------------------------------------
+
+    def _check_order(self, last: Step | None, message: Step) -> None:
+        """A step follows its predecessor's last part, a part the one before it."""
+        if last is not None and last.part + 1 < last.parts:
+            expected = msgspec.structs.replace(last, part=last.part + 1)
+            if message != expected:
+                raise RefusedError(f"client {message.client}: step: expected {expected}, got {message}")
+            return
+        step = 0 if last is None else last.step + 1
+        if (message.step, message.part) != (step, 0):
+            got = f"{message.step}, part {message.part}"
+            raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
+        most = self.clients[message.client].batch_size
+        both = self.exchange is Exchange.BOTH
+        if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
+            raise RefusedError(
+                f"client {message.client}: parts: expected 1, or in an A epoch up to the step's samples, at most "
+                f"{most}; got {message}"
+            )
 
     def _keep(self, frame: Frame, message: Evaluate) -> None:
         if message.epoch != self.state.epoch - 1 or message.step < 0:

@@ -38,7 +38,7 @@ from cutlayer.split import Halves
 from cutlayer.wire.inproc import InProcessWire
 
 
-def train_epoch(client: Client, server: Server, wire: InProcessWire) -> float:
+def train_epoch(client: Client, server: Server, wire: InProcessWire, microbatches: int = 1) -> float:
     """Train for the epoch that the server's schedule names; return its mean training loss."""
     server.begin()
     if server.exchange is Exchange.NONE:
@@ -46,9 +46,10 @@ def train_epoch(client: Client, server: Server, wire: InProcessWire) -> float:
     else:
         client.begin(wire.deliver(server.plan(client.number)))
         for step, batch in enumerate(client.batches()):
-            reply = wire.send(client.forward(step, batch))
-            if reply is not None:
-                client.backward(reply)
+            replies = [wire.send(frame) for frame in client.forward_parts(step, batch, microbatches)]
+            for reply in replies:
+                if reply is not None:
+                    client.backward(reply)
     return server.finish()
 
 
@@ -130,7 +131,7 @@ def fit(
                 server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
         for epoch in range(len(records), training.epochs):
             exchange, last = server.exchange, epoch + 1 == training.epochs
-            loss = train_epoch(client, server, wire)
+            loss = train_epoch(client, server, wire, training.microbatches)
             due = test_feed is not None and (last or (epoch + 1) % training.evaluate_every == 0)
             # A C epoch is evaluated on what was sent before it, so the client sends its test activations in time.
             if exchange is not Exchange.NONE and (due or server.exchange is Exchange.NONE):

@@ -57,7 +57,7 @@ def nan(count: int = BATCH) -> torch.Tensor:
         (frame(Step(-1, 0, 0)), "client: expected a number from 0 to 0, got -1"),
         (frame(Step(999, 0, -1)), "client: expected a number from 0 to 0, got 999"),
         (frame(Step(0, 0, -1)), "client 0: step: expected 0, got -1"),
-        (frame(Step(0, 3, 0)), r"client 0: epoch: expected epoch 0 \(A\), got Step\(client=0, epoch=3, step=0\)"),
+        (frame(Step(0, 3, 0)), r"client 0: epoch: expected epoch 0 \(A\), got Step\(client=0, epoch=3, step=0"),
         (frame(Step(0, 0, 2)), "client 0: step: expected 0, got 2"),
         (frame(codec="fp16"), "client 0: codec: expected fp32, got fp16"),
         (frame(values=torch.zeros(BATCH, CUT + 1)), r"client 0: shape: expected \[6\], got \[7\]"),

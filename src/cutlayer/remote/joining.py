@@ -18,7 +18,6 @@ from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
-from cutlayer.schedule import Exchange
 from cutlayer.wire.frames import Ask, Done, Finished, Frame, Hello, Plan, Refusal, Saved, Welcome, pack, unpack
 from cutlayer.wire.link import LinkClosed
 from cutlayer.wire.rpc import Session, check_address, own_name
@@ -114,7 +113,7 @@ class _Joining:
         )
         test = None
         if self.test is not None:
-            test = Feed(self.test, batch_size=training.batch_size, seed=training.seed, client=number, shuffle=False)
+            test = Feed(self.test, batch_size=feed.batch_size, seed=training.seed, client=number, shuffle=False)
         return Client(number, self.half, feed, test, self.method, training, self.ledger)
 
     def take_part(self, address: str, tls: str | Path | None, give_up_after: float | None) -> bool:
@@ -162,6 +161,7 @@ class _Joining:
             samples=len(client.train),
             test_samples=len(client.test or ()),
             batch_size=self._batch_size(),
+            drop_last=client.train.drop_last,
             epoch_samples=sum(sizes),
             epoch_flops=sum(sum(client.flops(size)) for size in sizes),
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),
@@ -212,8 +212,9 @@ class _Joining:
         client, link, steps = self.client, session.link, 0
         client.begin(plan)
         for step, batch in enumerate(client.batches()):
-            self._send(session, client.forward(step, batch))
-            if client.exchange is Exchange.BOTH:
+            for frame in client.forward_parts(step, batch, self.training.microbatches):
+                self._send(session, frame)
+            while client.pending:
                 client.backward(self._reply(session))
             steps += 1
         # On the disk before the server hears of it, so that the server never has gone on further than this client.

@@ -25,7 +25,7 @@ from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.rpc import SessionUnknown
 
 MAX_BATCH = 1 << 20
-IDENTITY = ("samples", "test_samples", "batch_size", "epoch_samples", "epoch_flops")
+IDENTITY = ("samples", "test_samples", "batch_size", "drop_last", "epoch_samples", "epoch_flops")
 
 
 @dataclass
@@ -128,25 +128,25 @@ class Reception:
                 raise LinkClosed("a client began anew")
             self._busy, self._restore = False, restore
 
-    def absent(self) -> list[str]:
-        """Names of the clients that have no connection now."""
-        with self._condition:
-            sessions = self._sessions
-            return [
-                name
-                for number, name in enumerate(self.names)
-                if number not in sessions or not sessions[number].link.connected
-            ]
-
-    def close(self, linger: float) -> None:
-        """Let no one in any more; give what was sent to the clients `linger` seconds to reach them."""
-        deadline = time.monotonic() + linger
+    def say_farewell(self, farewell: bytes, linger: float) -> None:
+        """Send every client a last frame, those that come late as well; wait `linger` seconds for it to reach them."""
+        deadline, told = time.monotonic() + linger, set()
         while time.monotonic() < deadline:
             with self._condition:
-                links = [session.link for session in self._sessions.values()]
-            if len(links) == len(self.names) and all(link.flush(0.2) for link in links):
-                break
+                sessions = list(self._sessions.values())
+            try:
+                for session in sessions:
+                    if session.id not in told:
+                        session.link.send(farewell, 0.0)
+                        told.add(session.id)
+                if len(sessions) == len(self.names) and all(session.link.flush(0.2) for session in sessions):
+                    return
+            except (LinkClosed, TimeoutError):  # it has just begun anew, or has not taken what came before
+                pass
             time.sleep(0.01)
+
+    def close(self) -> None:
+        """Let no one in any more, and end all sessions."""
         with self._condition:
             self._closed = True
             for session in self._sessions.values():

@@ -95,14 +95,14 @@ def serve(
     refusals, offered = Refusals(), json.dumps(config or {})
     listener = Listener(listen, tls, serving.reception.admit, offered, refusals, 2 * len(clients) + 8)
     serving.refusals = refusals
-    finished = False
     try:
         if on_listening is not None:
             on_listening(listener.port)
-        serving.train(on_epoch)
-        finished = True
+        with serving.run.locked():
+            serving.train(on_epoch)
+            serving.reception.say_farewell(pack(Frame(Finished())), linger)
     finally:
-        serving.reception.close(linger if finished else 0.0)
+        serving.reception.close()
         listener.close()
     return Served(History(serving.records, serving.baseline), half, dict(refusals.counts))
 
@@ -125,8 +125,8 @@ class _Serving:
     ) -> None:
         self.half, self.cut_shape, self.run, self.names = half, cut_shape, run, list(names)
         self.method, self.training, self.task, self.deadline = method, training, task, deadline
-        arguments = {"method": describe(method), "training": describe(training), "task": describe(task)}
-        self.config = {**(config or arguments), "clients": self.names}
+        described = {"method": describe(method), "training": describe(training), "task": describe(task)}
+        self.config = {**(config or described), "clients": self.names}
         self.ledger = Ledger()
         self.stop = Stop()
         self.refusals = Refusals()
@@ -165,7 +165,7 @@ class _Serving:
             self.reception.open(0)
             self.reception.wait_for_all(self.stop)
         hellos = [self.reception.hellos[number] for number in range(len(self.names))]
-        infos = [ClientInfo(hello.samples, hello.test_samples, hello.batch_size) for hello in hellos]
+        infos = [ClientInfo(hello.samples, hello.test_samples, hello.batch_size, hello.drop_last) for hello in hellos]
         self.server = Server(self.half, infos, self.cut_shape, self.method, self.training, self.task, self.ledger)
         self.modules = {"server": (self.half, self.server.optimizer.optimizer)}
         self.stores = {"store": self.server.store, "test_store": self.server.test_store}
@@ -182,7 +182,7 @@ class _Serving:
         assert found is not None, "a run begins with a checkpoint"
         epochs, state = found
         self.records = self.run.rewind(epochs)
-        self.server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
+        self.server.go_back(State(Exchange(state["exchange"]), state["epoch"], state["reference"]))
         self.ledger.take()
 
     def _save(self) -> None:
@@ -199,16 +199,14 @@ class _Serving:
         temporary = final.with_suffix(".tmp")
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.half.state_dict().items()}, temporary)
         temporary.rename(final)
-        for link in self.reception.wait_for_all(Stop()) if not self.reception.absent() else []:
-            link.send(pack(Frame(Finished())))
 
     # --- an epoch ---
 
     def _epoch(self) -> None:
         server, epoch, exchange = self.server, len(self.records), self.server.exchange
         last = epoch + 1 == self.training.epochs
-        tests = server.test_store.capacity > 0
-        due = tests and (last or (epoch + 1) % self.training.evaluate_every == 0)
+        tested = any(info.test_samples for info in server.clients)
+        due = tested and (last or (epoch + 1) % self.training.evaluate_every == 0)
         server.begin()
         if exchange is Exchange.NONE:
             server.replay()
@@ -217,8 +215,8 @@ class _Serving:
             with self.reception.exchange(self.stop, epoch + 1) as links:
                 self._train_epoch(links)
                 loss = server.finish()
-                # A C epoch is evaluated on what came before it, so the clients send their test activations in time.
-                if due or (tests and server.exchange is Exchange.NONE):
+                # A C epoch is evaluated on what was sent before it.
+                if due or (tested and server.exchange is Exchange.NONE):
                     self._gather_evaluation(links, epoch)
         scores = server.evaluate() if due else {}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **self.ledger.take()))
@@ -276,7 +274,8 @@ class _Serving:
                 continue
             if reply is not None:
                 self._send(link, reply)
-            return False
+            if not isinstance(message, Step) or message.part + 1 == message.parts:
+                return False
 
     @staticmethod
     def _check_done(message: Done, number: int, epoch: int, step: int) -> None:

@@ -22,6 +22,7 @@ def terms_of(
         "schedule": repr(method.schedule),
         "norm_in_b": method.norm_in_b,
         "shape at the cut": str(list(cut_shape)),
+        "microbatches": str(training.microbatches),
         "epochs": str(training.epochs),
         "seed": str(training.seed),
     }

@@ -33,7 +33,7 @@ def make_certificates(folder: str | Path, clients: Sequence[str], days: float = 
     if not authority_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
-        authority = _certificate("cutlayer private authority", key, None, key, None, 3650)
+        authority = _certificate("cutlayer private authority", key, None, key, [], 3650)
         written += [_write(key_file, _key_bytes(key)), _write(authority_file, _bytes(authority))]
     key = serialization.load_pem_private_key(key_file.read_bytes(), None)
     authority = x509.load_pem_x509_certificate(authority_file.read_bytes())
@@ -45,7 +45,8 @@ def make_certificates(folder: str | Path, clients: Sequence[str], days: float = 
             continue
         place.mkdir(exist_ok=True)
         own = ec.generate_private_key(ec.SECP256R1())
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if name == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
+        # The server's may also ask for its own health; it is no client's, as clients are known by their names.
+        usage = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (name == "server")
         certificate = _certificate(SERVER_NAME if name == "server" else name, own, authority, key, usage, days)
         written += [
             _write(place / "ca.crt", _bytes(authority)),
@@ -76,7 +77,7 @@ def _certificate(
     key: ec.EllipticCurvePrivateKey,
     authority: x509.Certificate | None,
     authority_key: ec.EllipticCurvePrivateKey,
-    usage: x509.ObjectIdentifier | None,
+    usage: list[x509.ObjectIdentifier],
     days: float,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
@@ -94,10 +95,10 @@ def _certificate(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
     )
-    if usage is not None:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
-        if usage == ExtendedKeyUsageOID.SERVER_AUTH:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    if usage:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=True)
+    if ExtendedKeyUsageOID.SERVER_AUTH in usage:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     return builder.sign(authority_key, hashes.SHA256())
 
 

@@ -33,20 +33,24 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):
     exchange: str
 
 
-class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True):
-    """Client to server: ids, labels and activations of one batch."""
+class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
+    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`."""
 
     client: int
     epoch: int
     step: int
+    part: int = 0
+    parts: int = 1
+    samples: int = 0
 
 
-class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True):
-    """Server to client: the gradients of the loss with respect to the activations of a step."""
+class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
+    """Server to client: the gradients of the loss with respect to the activations of a step, or of a part of it."""
 
     client: int
     epoch: int
     step: int
+    part: int = 0
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate", forbid_unknown_fields=True):
@@ -69,7 +73,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         received: frames of that session that have come in.
         run: the run that its checkpoints belong to; "" if it has none.
         checkpoints: the epochs after which it has one.
-        samples, test_samples, batch_size: as in `server.ClientInfo`.
+        samples, test_samples, batch_size, drop_last: as in `server.ClientInfo`.
         epoch_samples, epoch_flops: samples and FLOPs of the client half in an epoch of plain split learning.
         terms: what both sides must agree on, by name.
     """
@@ -82,6 +86,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     samples: int = 0
     test_samples: int = 0
     batch_size: int = 0
+    drop_last: bool = False
     epoch_samples: int = 0
     epoch_flops: int = 0
     terms: dict[str, str] = {}

@@ -72,7 +72,8 @@ class Link:
     def flush(self, timeout: float) -> bool:
         """Wait until the peer has confirmed all that was sent; whether it has."""
         with self._condition:
-            return self._condition.wait_for(lambda: self._closed is not None or not self._sent, timeout)
+            self._condition.wait_for(lambda: self._closed is not None or not self._sent, timeout)
+            return not self._sent
 
     def say_goodbye(self, timeout: float) -> None:
         """Tell the peer at once what has come in, and leave it to the peer to end the connection."""
