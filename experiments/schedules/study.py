@@ -49,9 +49,6 @@ def studies() -> dict[str, list[Config]]:
         {"schedule": "drop", "threshold": 0.05, "codec": "fp8"},
         {"schedule": "drop", "threshold": 0.01, "codec": "fp8"},
         {"schedule": "drift", "threshold": 0.05, "codec": "fp8"},
-        {"schedule": "always", "codec": "fp8"},
-        {"schedule": "plateau", "threshold": 0.05, "codec": "fp8"},
-        {"schedule": "periodic", "period": 10, "codec": "fp8"},
     ]
     norms = [
         dataclasses.replace(
