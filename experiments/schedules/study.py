@@ -43,7 +43,7 @@ def studies() -> dict[str, list[Config]]:
         for config in grid(small, (0.2, 0.05, 0.01), (5, 20))
         for seed in range(3)
     ]
-    vgg = dataclasses.replace(cifar10_small(), threads=1, evaluate_every=5)
+    vgg = dataclasses.replace(cifar10_small(), threads=1, evaluate_every=5, threshold=0.05)
     settings: list[dict] = [
         {"schedule": "always", "codec": "fp32"},
         {"schedule": "drop", "threshold": 0.05, "codec": "fp8"},
@@ -135,9 +135,10 @@ def main() -> None:
     name = parser.parse_args().study
     file = RESULTS / f"{name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = [line["config"] for line in lines]
+    # A field that a config has gained since then had its default.
+    known = [Config.from_dict(line["config"]) for line in lines]
     for config in studies()[name]:
-        if config.as_dict() not in known:
+        if config not in known:
             lines.append(run(config))
             with file.open("a") as out:
                 out.write(json.dumps(lines[-1]) + "\n")
