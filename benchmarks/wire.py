@@ -193,7 +193,7 @@ def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> st
     lines = [
         "# The wire over loopback: a step's exchange, milliseconds",
         "",
-        "Median (5th to 95th percentile). The last column relates the first to raw TCP with mutual TLS.",
+        "Median (5th to 95th percentile). The last column: the first over raw TCP with mutual TLS in the same run.",
         "",
         "| | " + " | ".join(f"{name} ({sizes[name]} bytes)" for name in names) + " | fp32 against raw TLS |",
         "|---|" + "---|" * (len(names) + 1),

@@ -138,9 +138,9 @@ def main() -> None:
     name = parser.parse_args().study
     file = RESULTS / f"{name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {(line["key"], line["seed"]) for line in lines}
+    known = [line["config"] for line in lines]
     for config in studies()[name]:
-        if (key(config), config.seed) not in known:
+        if config.as_dict() not in known:
             lines.append(run(config))
             with file.open("a") as out:
                 out.write(json.dumps(lines[-1]) + "\n")

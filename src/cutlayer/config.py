@@ -13,7 +13,7 @@ import torch
 from cutlayer import data
 from cutlayer.data import CropFlip, Images
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.formats import PAIRS
+from cutlayer.formats import get_pair
 from cutlayer.method import Method, Training
 from cutlayer.models import make_model
 from cutlayer.optim import Optimizer
@@ -45,14 +45,14 @@ class Config:
 
     schedule: Literal["always", "drift", "drop", "plateau", "periodic"] = "drop"
     """When to communicate: "always" is plain split learning; see docs/schedules.md."""
-    threshold: float = 0.05
+    threshold: float = 0.01
     """For drift, drop and plateau: the change of the training loss that counts."""
     warmup: int = 1
     """Epochs at the start that exchange both ways, whatever the schedule says (the first always does)."""
     period: int = 10
     """For periodic: epochs in a cycle of A, B, C, C, ..."""
     codec: str = "fp8"
-    """Number format in both directions: a codec's name, or a pair: "fp8" (E4M3 up, E5M2 down), "hfp8"."""
+    """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down) or "mxfp4+zstd"; see docs/formats.md."""
     activations: str | None = None
     """Codec of the activations, in place of that of the pair."""
     gradients: str | None = None
@@ -94,13 +94,11 @@ class Config:
 
     def method(self) -> Method:
         """When to communicate and in what form."""
-        if self.codec not in PAIRS:
-            raise ConfigError(unknown("codec", self.codec, PAIRS))
-        activations, gradients = PAIRS[self.codec]
+        activations, gradients = get_pair(self.codec)
         return Method(
             make_schedule(self.schedule, warmup=self.warmup, threshold=self.threshold, period=self.period),
-            self.activations or activations,
-            self.gradients or gradients,
+            self.activations or activations.name,
+            self.gradients or gradients.name,
             self.norm_in_b,
             self.store,
         )

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from cutlayer.data import Augment
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.formats import PAIRS, get_float_codec
+from cutlayer.formats import get_float_codec, get_pair
 from cutlayer.optim import Optimizer, OptimizerSpec
 from cutlayer.replay import StoreOptions
 from cutlayer.schedule import Always, Schedule
@@ -47,10 +47,8 @@ class Method:
     @staticmethod
     def of(schedule: Schedule, codec: str = "fp32") -> Method:
         """A method from a schedule and one name for both directions: a codec, or the pair "fp8" or "hfp8"."""
-        if codec not in PAIRS:
-            raise ConfigError(unknown("codec", codec, PAIRS))
-        activations, gradients = PAIRS[codec]
-        return Method(schedule, activations, gradients)
+        activations, gradients = get_pair(codec)
+        return Method(schedule, activations.name, gradients.name)
 
 
 @dataclass(frozen=True)

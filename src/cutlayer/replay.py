@@ -145,7 +145,8 @@ class ReplayStore:
         if needed > budget:
             raise StoreFullError(
                 f"the replay store of {self.capacity} samples {list(shape)} in {codec} takes {needed:.1f} MiB, "
-                f"the budget on {place} is {budget} MiB; raise it, use placement 'auto' or 'disk', a later cut, or fewer bits"
+                f"the budget on {place} is {budget} MiB; raise it, use placement 'auto' or 'disk', a later cut, "
+                "or fewer bits"
             )
         return on_disk
 
@@ -170,7 +171,8 @@ class ReplayStore:
             folder = self.options.folder or tempfile.gettempdir()
             raise StoreFullError(
                 f"the replay store takes {size / (1 << 20):.1f} MiB in {folder}, "
-                f"{shutil.disk_usage(folder).free >> 20} MiB are free there ({error.strerror}); free some, or choose another folder"
+                f"{shutil.disk_usage(folder).free >> 20} MiB are free there ({error.strerror}); free some, or "
+                "choose another folder"
             ) from error
 
     # --- checkpoints ---

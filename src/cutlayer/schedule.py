@@ -97,7 +97,7 @@ class LossBased(Schedule):
         threshold: the change that counts; at least 0.
     """
 
-    threshold: float = 0.05
+    threshold: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,7 +174,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def make_schedule(name: str, *, warmup: int = 1, threshold: float = 0.05, period: int = 10) -> Schedule:
+def make_schedule(name: str, *, warmup: int = 1, threshold: float = 0.01, period: int = 10) -> Schedule:
     """The schedule of this name; values that it does not use are ignored. Raises ConfigError with the known names."""
     if name not in SCHEDULES:
         raise ConfigError(unknown("schedule", name, SCHEDULES))

@@ -6,16 +6,18 @@ python -m tests.integration.killed_run RUN_FOLDER STEP       # STEP -1: not at a
 import os
 import signal
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
-from cutlayer import Method, Optimizer, Periodic, StoreOptions, Task, Training, fit, split
+from cutlayer import CropFlip, CustomOptimizer, Drift, Method, Optimizer, StoreOptions, Task, Training, fit, split
 from cutlayer.data import digits
 from cutlayer.seeds import seeded
 
-BATCHES, EPOCHS = 4, 8
+BATCHES, EPOCHS = 4, 10
 
 
 class Deadly:
@@ -23,9 +25,6 @@ class Deadly:
 
     def __init__(self, step: int) -> None:
         self.step, self.calls = step, 0
-
-    def __repr__(self) -> str:
-        return "cross_entropy"
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -35,7 +34,7 @@ class Deadly:
         return cross_entropy(outputs, labels)
 
 
-def main(folder: str, step: int) -> None:
+def main(folder: str, step: int, kind: str) -> None:
     torch.set_num_threads(1)
     train, test = digits()
     with seeded(0, "model"):
@@ -55,18 +54,35 @@ def main(folder: str, step: int) -> None:
     wrapped = nn.Sequential()
     wrapped.add_module("cast", Cast())
     wrapped.add_module("net", model)
+    train = train.first(200)
+    loader = DataLoader(train, batch_size=50, shuffle=True)
+    disk = kind == "disk"
     fit(
         split(wrapped, "net.cut"),
-        train.first(200),
+        train if disk else loader,
         test.first(60),
-        method=Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2", store=StoreOptions(placement="disk")),
+        # The loss decides, so a run that forgot where its schedule was would take another way.
+        method=Method(
+            Drift(threshold=0.35), "fp8_e4m3", "fp8_e5m2", store=StoreOptions(placement="disk" if disk else "memory")
+        ),
         training=Training(
-            epochs=EPOCHS, batch_size=50, client=Optimizer(name="adam", lr=0.01), server=Optimizer(), evaluate_every=2
+            epochs=EPOCHS,
+            batch_size=50,
+            client=Optimizer(name="adam", lr=0.01) if disk else CustomOptimizer(sgd),
+            server=Optimizer(lr=0.02),
+            augment=CropFlip(padding=1, flip=False) if disk else None,
+            evaluate_every=1 if disk else 3,
+            checkpoint_every=1 if disk else 2,
         ),
         task=Task(loss=Deadly(step)),
         run=folder,
         resume=True,
     )
+
+
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Momentum without weight decay."""
+    return torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
 
 
 class Cast(nn.Module):
@@ -77,4 +93,4 @@ class Cast(nn.Module):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -33,6 +36,7 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     )
     assert first.returncode == 0, first.stderr
     assert "epoch 4/4  A" in first.stdout
+    assert not re.search(r"-\d+ s left", first.stdout)
     assert re.search(r"epochs A / B / C\W+2 / 1 / 1", first.stdout)
     config = json.loads((tmp_path / "one" / "config.json").read_text())["config"]
     assert (config["schedule"], config["period"], config["train_samples"]) == ("periodic", 3, 128)
@@ -46,11 +50,23 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()) == 4
 
-    table = cutlayer("compare", "one", "one", cwd=tmp_path)
-    assert table.returncode == 0
+    # Killed between a line of the metrics and its checkpoint: a resumed run counts from the checkpoint.
+    interrupted = tmp_path / "two"
+    shutil.copytree(tmp_path / "one", interrupted)
+    shutil.rmtree(interrupted / "checkpoints")
+    (interrupted / "metrics.jsonl").write_text((interrupted / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    resumed = cutlayer("train", "--resume", "two", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (interrupted / "model.safetensors").read_bytes() == (tmp_path / "one" / "model.safetensors").read_bytes()
+
+    # Begun, but not through the first epoch.
+    (interrupted / "metrics.jsonl").write_text("")
+    table = cutlayer("compare", "one", "two", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
     assert "activations and gradients reduced" in table.stdout
 
     for arguments, message in (
+        (["train", "digits", "--threads", "0"], "threads must be at least 1, got 0"),
         (["train", "digits", "--cut", "conv9"], "no layer 'conv9' to cut at; possible cuts: layer1, layer1.0"),
         (["train", "digits", "--codec", "fp5"], "unknown codec 'fp5'; known: fp32"),
         (["train", "digits", "--model", "vgg11"], "vgg11 is built for 32x32 images, these are 8x8"),
@@ -63,6 +79,10 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
         wrong = cutlayer(*arguments, cwd=tmp_path)
         assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False), wrong.stderr
         assert message in wrong.stderr
+    (tmp_path / "file").write_text("")
+    blocked = cutlayer("train", "digits", "--run-dir", "file", cwd=tmp_path)
+    assert (blocked.returncode, "Traceback" in blocked.stderr) == (1, False)
+    assert "file" in blocked.stderr
     for arguments in (["train", "cifar100"], ["train", "digits", "--schedule", "weekly"]):
         wrong = cutlayer(*arguments, cwd=tmp_path)
         assert wrong.returncode == 2
@@ -78,7 +98,7 @@ def test_the_demo_in_short(tmp_path: Path) -> None:
     for row in ("test accuracy", "epochs A / B / C", "sent up", "sent down", "client GFLOPs", "seconds"):
         assert row in shown.stdout
     plain, method = (
-        json.loads((tmp_path / "demo" / r / "config.json").read_text())["config"] for r in ("plain", "cutlayer")
+        json.loads((tmp_path / f"demo-{r}" / "config.json").read_text())["config"] for r in ("plain", "cutlayer")
     )
     assert (plain["schedule"], plain["codec"], plain["seed"]) == ("always", "fp32", method["seed"])
 
@@ -106,5 +126,20 @@ def test_a_recipe_is_a_config_that_survives_json_and_can_be_carried_out(name: st
     config.training()
     with pytest.raises(ConfigError, match="unknown config field 'colour'; known: data"):
         Config.from_dict({**config.as_dict(), "colour": 1})
+    with pytest.raises(ConfigError, match=r"unknown config field 'client\.rate'; known: client\.name"):
+        Config.from_dict({**config.as_dict(), "client": {"rate": 1}})
     with pytest.raises(ConfigError, match="Expected `int`, got `str`"):
         Config.from_dict({**config.as_dict(), "epochs": "many"})
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cutlayer.cli", "train", "digits", "--epochs", "500", "--run-dir", "long"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "long" / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; go on with: cutlayer train --resume long"

@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends in the same bits as one that was not. Real processes, SIGKILL."""
 
+import dataclasses
 import json
 import os
 import random
@@ -10,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from cutlayer import ConfigError
+from cutlayer import ConfigError, CustomOptimizer, Drop, Halves, Method, Training, fit
 from cutlayer.run import Run
 from tests.integration.killed_run import BATCHES, EPOCHS
 
@@ -20,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, step: int) -> int:
-    command = [sys.executable, "-m", "tests.integration.killed_run", str(folder), str(step)]
+def start(folder: Path, step: int, kind: str) -> int:
+    command = [sys.executable, "-m", "tests.integration.killed_run", str(folder), str(step), kind]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=120).returncode
 
 
@@ -33,28 +37,31 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[dict, list[dict]]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(folder, -1) == 0
-    weights, records = outcome(folder)
-    assert [record["exchange"] for record in records] == list("ABCCABCC")
-    return weights, records
+def undisturbed(tmp_path_factory) -> dict[str, tuple[dict, list[dict]]]:
+    outcomes = {}
+    for kind in ("disk", "loader"):
+        folder = tmp_path_factory.mktemp(kind)
+        assert start(folder, -1, kind) == 0
+        outcomes[kind] = outcome(folder)
+        assert {"A", "B", "C"} == {record["exchange"] for record in outcomes[kind][1]}
+    return outcomes
 
 
-@pytest.mark.parametrize(("state", "epoch"), [("A", 0), ("A", 4), ("B", 5), ("C", 6), ("C", 7)])
-def test_killed_in_the_middle_of_an_epoch(state: str, epoch: int, undisturbed, tmp_path: Path) -> None:
-    assert undisturbed[1][epoch]["exchange"] == state
-    assert start(tmp_path, epoch * BATCHES + 2) == -signal.SIGKILL
+@pytest.mark.parametrize(("kind", "state"), [("disk", "A"), ("disk", "B"), ("disk", "C"), ("loader", "C")])
+def test_killed_in_the_middle_of_an_epoch(kind: str, state: str, undisturbed, tmp_path: Path) -> None:
+    # The last epoch of its state, so that there is a past to remember.
+    epoch = max(record["epoch"] for record in undisturbed[kind][1] if record["exchange"] == state)
+    assert start(tmp_path, epoch * BATCHES + 2, kind) == -signal.SIGKILL
     assert len(Run(tmp_path).records()) == epoch
-    assert start(tmp_path, -1) == 0
-    assert outcome(tmp_path) == undisturbed
+    assert start(tmp_path, -1, kind) == 0
+    assert outcome(tmp_path) == undisturbed[kind]
 
 
 def test_killed_at_random_moments(undisturbed, tmp_path: Path) -> None:
     """Kills from outside, also while metrics and checkpoints are written; as a command with more of them: KILLS=100."""
     draw, kills = random.Random(1), 0
-    command = [sys.executable, "-m", "tests.integration.killed_run", str(tmp_path), "-1"]
-    for _ in range(int(os.environ.get("KILLS", "4"))):
+    command = [sys.executable, "-m", "tests.integration.killed_run", str(tmp_path), "-1", "loader"]
+    for _ in range(int(os.environ.get("KILLS", "3"))):
         before = len(Run(tmp_path).records())
         if before == EPOCHS:
             break
@@ -67,29 +74,105 @@ def test_killed_at_random_moments(undisturbed, tmp_path: Path) -> None:
         process.kill()
         kills += process.wait() == -signal.SIGKILL
     assert kills > 0
-    assert start(tmp_path, -1) == 0
-    assert outcome(tmp_path) == undisturbed
+    assert start(tmp_path, -1, "loader") == 0
+    assert outcome(tmp_path) == undisturbed["loader"]
+
+
+# --- what a run may be resumed with ---
+
+
+def halves(width: int = 4) -> Halves:
+    torch.manual_seed(0)
+    return Halves(nn.Linear(3, width), nn.Linear(width, 2))
+
+
+def data(seed: int = 0, count: int = 20) -> TensorDataset:
+    draw = torch.Generator().manual_seed(seed)
+    return TensorDataset(torch.randn(count, 3, generator=draw), torch.arange(count) % 2)
+
+
+ONE = Training(epochs=1, batch_size=8)
+
+
+def sgd(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_choices(tmp_path: Path) -> None:
-    from cutlayer import Drop, Method, Training, fit
-    from cutlayer.data import digits
-    from cutlayer.recipes import RECIPES
-
-    train, test = digits()
-    config = RECIPES["digits"]()
-    arguments = (train.first(128), test.first(64))
-    fit(config.halves(train), *arguments, training=Training(epochs=1), run=tmp_path)
+    fit(halves(), data(), training=ONE, run=tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="holds a run already"):
-        fit(config.halves(train), *arguments, training=Training(epochs=1), run=tmp_path)
-    with pytest.raises(ConfigError, match=r"method\.schedule: was Always"):
-        fit(
-            config.halves(train),
-            *arguments,
-            method=Method(Drop()),
-            training=Training(epochs=1),
-            run=tmp_path,
-            resume=True,
-        )
+        fit(halves(), data(), training=ONE, run=tmp_path)
+    for changed, message in (
+        ({"method": Method(Drop())}, r"method\.schedule\.kind: was Always, now Drop"),
+        ({"training": dataclasses.replace(ONE, epochs=2)}, r"training\.epochs: was 1, now 2"),
+        ({"halves": halves(5)}, "client half: was"),
+        ({"train": data(seed=1)}, "first samples: was"),
+        ({"train": data(count=21)}, "training samples: was 20, now 21"),
+        ({"test": data()}, "test samples: was 0, now 20"),
+    ):
+        arguments = {"halves": halves(), "train": data(), "training": ONE, "run": tmp_path, **changed}
+        with pytest.raises(ConfigError, match=message):
+            fit(**arguments, resume=True)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert fit(halves(), data(), training=ONE, run=tmp_path, resume=True).history == Run(tmp_path).history()
+
+
+def test_choices_that_are_functions_are_known_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        # A fresh object each time, at another address; the rate is a function without a name.
+        training = dataclasses.replace(
+            ONE, client=CustomOptimizer(sgd, lambda epoch, epochs: 0.5), augment=lambda x, g: x
+        )
+        fit(halves(), data(), training=training, run=tmp_path, resume=True)
+    assert "0x" not in (tmp_path / "config.json").read_text()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    training = dataclasses.replace(ONE, epochs=3)
+
+    def resume() -> None:
+        fit(halves(), data(), training=training, run=tmp_path, resume=True)
+
+    resume()
+    weights = next((tmp_path / "checkpoints").glob("*/client.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"checkpoints/epoch-000003 cannot be loaded: .*damaged"):
+        resume()
+    weights.write_bytes(whole)
+    metrics = tmp_path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([lines[0], lines[1][:20], lines[2]]) + "\n")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged"):
+        resume()
+    metrics.write_text(lines[0] + "\n")
+    with pytest.raises(ConfigError, match="expected the 3 epochs of the checkpoint, found 1"):
+        resume()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        resume()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with Run(tmp_path).locked(), pytest.raises(ConfigError, match="another process is at work on this run"):
+        fit(halves(), data(), training=ONE, run=tmp_path)
+
+
+def test_an_evaluation_counts_the_same_bytes_after_an_interruption(tmp_path: Path) -> None:
+    """Epoch numbers grow by a byte on the way, and a resumed client knows them no less."""
+    method, epochs = Method.of(Drop(threshold=100.0, warmup=2), "fp16"), 140
+
+    def run(folder: Path, stop: int) -> list[dict]:
+        def stopping(record) -> None:
+            if record.epoch == stop:
+                raise KeyboardInterrupt
+
+        training = Training(epochs=epochs, batch_size=8, evaluate_every=3)
+        try:
+            fit(halves(), data(), data(), method=method, training=training, run=folder, resume=True, on_epoch=stopping)
+        except KeyboardInterrupt:
+            return run(folder, -1)
+        return [record.bytes for record in Run(folder).records()]
+
+    assert run(tmp_path / "a", -1) == run(tmp_path / "b", 130)

@@ -1,5 +1,6 @@
 """What crosses the wire, what is computed, and what the ledger says of it, in each of the three states."""
 
+import dataclasses
 import itertools
 import math
 
@@ -53,20 +54,32 @@ SERVER_BACKWARD_TO_CUT = 2 * SERVER_FORWARD
 SERVER_BACKWARD = SERVER_BACKWARD_TO_CUT - 2 * SAMPLES * CUT * 16
 
 
-def test_each_state_sends_and_computes_what_it_needs_and_nothing_else() -> None:
+@pytest.mark.parametrize("evaluate_every", [1, 3, 6])
+def test_each_state_sends_and_computes_what_it_needs_and_nothing_else(evaluate_every: int) -> None:
     pair, data, test = halves(), Reads(), Reads()
     passes: list[tuple[bool, bool]] = []
-    pair.client.register_forward_hook(lambda m, i, out: passes.append((m.training, out.requires_grad)))
+    half: list[nn.Module] = []
+
+    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
+        passes.append((module.training, output.requires_grad))
+        half[:] = [module]
+
+    pair.client.register_forward_hook(watch)
     weights, seen = [], []
 
     def look(record) -> None:
-        weights.append(pair.client[0].weight.detach().clone())
+        weights.append(half[0].get_parameter("0.weight").detach().clone())
         seen.append((record.exchange, data.count, list(passes)))
         data.count, test.count = 0, 0
         passes.clear()
 
     history = fit(
-        pair, data, test, method=Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2"), training=training(6), on_epoch=look
+        pair,
+        data,
+        test,
+        method=Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2"),
+        training=dataclasses.replace(training(6), evaluate_every=evaluate_every),
+        on_epoch=look,
     ).history
     assert history.exchanges == "ABCCAB"
 
@@ -95,6 +108,7 @@ def test_each_state_sends_and_computes_what_it_needs_and_nothing_else() -> None:
     changed = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]
     assert changed == [False, False, False, True, False]
     assert history.losses[3] < history.losses[2] < history.losses[1]  # the server goes on learning in C
+    assert [bool(record.test) for record in history.epochs] == [(n + 1) % evaluate_every == 0 for n in range(6)]
 
 
 @pytest.mark.parametrize(("codec", "exact"), [("fp32", True), ("hfp8", True), ("fp8", False)])
@@ -130,17 +144,19 @@ def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -
 
     monkeypatch.setattr(InProcessWire, "send", recording)
     data, test = Reads(), Reads()
-    pair = halves()
-    fit(pair, data, test, method=Method(Periodic(period=3)), training=training(3))
+    trained = fit(halves(), data, test, method=Method(Periodic(period=3)), training=training(3)).halves
     assert {type(frames.unpack(frame).message).__name__ for frame in sent} == {"Step", "Evaluate"}
     for frame in sent:
         tensors = frames.unpack(frame).tensors
         assert set(tensors) == {"ids", "labels", "activations"}
         assert tensors["activations"].shape == (CUT,)
     everything = b"".join(sent)
-    raw = [row.numpy().tobytes() for row in data.inputs] + [row.numpy().tobytes() for row in pair.client[0].weight.data]
-    assert not any(secret in everything for secret in raw)
-    assert data.labels[:1].to(torch.uint8).numpy().tobytes() in everything  # the search finds what is there
+    secret = [*data.inputs, *test.inputs, *trained.client.state_dict().values(), *trained.server.state_dict().values()]
+    secret = [value for value in secret if value.dim() > 0]  # all but batch norm's counters
+    assert not any(value.numpy().tobytes() in everything for value in secret)
+    with torch.no_grad():  # the search finds what is there: test activations that were sent last
+        sent_activations = trained.client.eval()(test.inputs[:BATCH])
+    assert sent_activations[3].numpy().tobytes() in everything
 
 
 def test_bytes_of_the_ledger_are_the_lengths_of_the_frames(monkeypatch) -> None:
@@ -190,10 +206,18 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_loader() -> None:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_batch_norm_in_forward_only_epochs(mode: str) -> None:
-    pair, means = halves(), []
+    pair, means, dropped = halves(), [], []
+    norms: list[Tensor] = []
+    pair.client.append(nn.Dropout(0.5))
+    pair.client.register_forward_hook(lambda m, i, out: norms.__setitem__(slice(None), [m[1].running_mean.clone()]))
+    pair.client[3].register_forward_hook(lambda m, i, out: dropped.append(m.training))
     fit(
-        pair, Reads(), method=Method(Periodic(period=3), norm_in_b=mode), training=training(3),
-        on_epoch=lambda record: means.append(pair.client[1].running_mean.clone()),
-    )  # fmt: skip
+        pair,
+        Reads(),
+        method=Method(Periodic(period=3), norm_in_b=mode),
+        training=training(3),
+        on_epoch=lambda record: means.append(norms[0]),
+    )
+    assert all(dropped)  # the choice is about batch norm alone
     assert torch.equal(means[0], means[1]) == (mode == "eval")
     assert torch.equal(means[1], means[2])  # C leaves it alone in any case

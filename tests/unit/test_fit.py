@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from cutlayer import (
     ConfigError,
@@ -17,22 +17,36 @@ from cutlayer import (
     Method,
     Optimizer,
     Periodic,
+    RefusedError,
     Run,
     StoreFullError,
     StoreOptions,
     Task,
     Training,
+    accuracy,
     fit,
     split,
 )
 from cutlayer.data import digits
 from cutlayer.models import make_model
 
+MSE = Task(nn.functional.mse_loss, {})
+
 
 def line_data(count: int = 64) -> TensorDataset:
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(count, 3, generator=draw)
     return TensorDataset(inputs, inputs @ torch.tensor([[1.0], [-2.0], [0.5]]))
+
+
+def line(frozen: bool = False) -> Halves:
+    """Halves for `line_data`, with batch norm."""
+    client = nn.Linear(3, 4).requires_grad_(not frozen)
+    return Halves(client, nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)))
+
+
+def small_batches(drop_last: bool = False) -> Training:
+    return Training(epochs=1, batch_size=32, drop_last=drop_last)
 
 
 def test_regression_with_a_loss_metric_and_optimizers_of_ones_own() -> None:
@@ -108,7 +122,8 @@ def test_a_run_folder_holds_config_metrics_and_the_merged_model(tmp_path: Path) 
     run = Run(tmp_path)
     assert run.history() == result.history
     assert [bool(record.test) for record in run.records()] == [False, True, True]
-    assert run.read_config()["config"]["method.schedule"] == "Always(warmup=1)"
+    assert run.read_config()["config"]["method"]["schedule"] == {"kind": "Always", "warmup": 1}
+    assert run.read_config()["facts"]["training samples"] == len(train)
     assert run.read_config()["environment"]["torch"] == torch.__version__
     loaded = run.load_weights(make_model("cnn", (1, 8, 8), train.mean, train.std, width=0.5)).eval()
     assert torch.equal(loaded(test.inputs), result.model.eval()(test.inputs))
@@ -122,14 +137,68 @@ def test_bf16_on_the_server_half_trains_and_leaves_fp32_weights() -> None:
     train, _ = digits()
     torch.manual_seed(0)
     model = make_model("cnn", (1, 8, 8), train.mean, train.std, width=0.5)
-    halves = {precision: split(model, "layer3") for precision in ("fp32", "bf16")}
-    losses = {
-        precision: fit(pair, train, training=Training(epochs=2, batch_size=64, precision=precision)).history.losses
-        for precision, pair in halves.items()
+    results = {
+        precision: fit(split(model, "layer3"), train, training=Training(epochs=2, batch_size=64, precision=precision))
+        for precision in ("fp32", "bf16")
     }
+    losses = {precision: result.history.losses for precision, result in results.items()}
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
-    assert all(p.dtype == torch.float32 for p in halves["bf16"].server.parameters())
+    assert all(p.dtype == torch.float32 for p in results["bf16"].halves.server.parameters())
+
+
+def test_a_test_set_whose_last_batch_has_one_sample_and_metrics_that_are_plain_numbers() -> None:
+    task = Task(nn.functional.mse_loss, {"one": lambda outputs, labels: 1.0})
+    history = fit(line(), line_data(64), line_data(33), training=small_batches(), task=task).history
+    assert history.test("one") == 1.0
+    with pytest.raises(ConfigError, match="unknown metric 'two'; known: loss, one"):
+        history.test("two")
+
+
+def test_halves_are_left_alone_so_that_two_methods_can_be_compared() -> None:
+    halves = line()
+    losses = [fit(halves, line_data(), training=small_batches(), task=MSE).history.losses for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_the_users_random_numbers_are_left_alone() -> None:
+    halves, state = line(), torch.get_rng_state()
+    loader = DataLoader(line_data(), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(5))
+    own = loader.generator.get_state()
+    fit(halves, loader, line_data(), training=small_batches(), task=MSE)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(loader.generator.get_state(), own)
+
+
+def test_a_module_that_keeps_what_it_computed() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.linear(x)
+            return self.kept
+
+    model = nn.Sequential(Keeping(), nn.Linear(4, 1))
+    result = fit(split(model, "0"), line_data(), line_data(), training=small_batches(), task=MSE)
+    assert type(result.model[0]) is Keeping
+
+
+def test_the_last_small_batch_is_left_out_in_c_as_well() -> None:
+    loader = DataLoader(line_data(33), batch_size=32, shuffle=True, drop_last=True)
+    method = Method(Periodic(period=3))
+    history = fit(line(), loader, method=method, training=Training(epochs=12), task=MSE).history
+    assert [record.samples for record in history.epochs] == [32] * 12
+
+
+def test_labels_outside_the_classes_are_named_and_the_ignored_one_is_taken() -> None:
+    inputs = torch.randn(8, 3)
+    halves = Halves(nn.Linear(3, 4), nn.Linear(4, 3))
+    with pytest.raises(RefusedError, match=r"labels: expected classes from 0 to 2, got \["):
+        fit(halves, TensorDataset(inputs, torch.arange(8) % 4), training=small_batches())
+    ignored = torch.tensor([0, 1, 2, -100] * 2)
+    assert fit(halves, TensorDataset(inputs, ignored), training=small_batches()).history.losses[0] > 0
 
 
 def test_divergence_is_an_error_that_keeps_the_last_checkpoint(tmp_path: Path) -> None:
@@ -137,7 +206,7 @@ def test_divergence_is_an_error_that_keeps_the_last_checkpoint(tmp_path: Path) -
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 1))
     training = Training(epochs=50, batch_size=16, client=Optimizer(lr=1.0), server=Optimizer(lr=1.0))
     with pytest.raises(DivergedError, match=r"not finite|has diverged"):
-        fit(split(model, "0"), line_data(), training=training, task=Task(nn.functional.mse_loss, {}), run=tmp_path)
+        fit(split(model, "0"), line_data(), training=training, task=MSE, run=tmp_path)
     assert Run(tmp_path).checkpoints.latest() is not None
 
 
@@ -146,7 +215,7 @@ def test_a_store_that_does_not_fit_is_an_error_before_anything_is_lost() -> None
     model = make_model("cnn", (1, 8, 8), train.mean, train.std)
     method = Method(Periodic(period=2), store=StoreOptions("memory", memory_budget_mib=1))
     with pytest.raises(
-        StoreFullError, match=r"1437 samples \[16, 4, 4\] in fp32 takes 1 MiB, the budget in memory is 1 MiB"
+        StoreFullError, match=r"1437 samples \[16, 4, 4\] in fp32 takes 1.4 MiB, the budget on memory is 1 MiB"
     ):
         fit(split(model, "layer3"), train, method=method, training=Training(epochs=2))
 
@@ -154,17 +223,45 @@ def test_a_store_that_does_not_fit_is_an_error_before_anything_is_lost() -> None
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Method(activations="fp7"), "unknown codec for activations and gradients 'fp7'; known: fp32, fp16"),
+        (lambda: Method(activations="fp7"), "unknown codec 'fp7'; known: fp32, fp16"),
         (lambda: Method.of(Drop(), "fp9"), "unknown codec 'fp9'; known: .*hfp8"),
         (lambda: Method(norm_in_b="frozen"), "unknown norm_in_b 'frozen'; known: train, eval"),
-        (lambda: Training(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: Training(epochs=0), "epochs must be a whole number of at least 1, got 0"),
+        (lambda: Training(epochs=2.0), "epochs must be a whole number of at least 1, got 2.0"),
+        (
+            lambda: Training(client=torch.optim.SGD([torch.zeros(1)])),
+            "client: expected an Optimizer or CustomOptimizer",
+        ),
+        (lambda: Method("drop"), r"expected a schedule, such as Drop\(threshold=0.05\), got 'drop'"),
+        (lambda: Task(metrics={"loss": accuracy}), 'the metric name "loss" is taken'),
+        (lambda: fit(nn.Linear(3, 1), line_data(8)), r"expected Halves, from split\(model, layer\).*, got Linear"),
+        (lambda: fit(line(), line_data(8), resume=True), "resume needs the folder of the run"),
+        (lambda: fit(line(), line_data(8).tensors), r"use torch.utils.data.TensorDataset"),
+        (lambda: fit(line(frozen=True), line_data(8)), "nothing to train in the client half"),
+        (
+            lambda: fit(Halves(nn.Linear(4, 4), nn.Linear(4, 1)), line_data(8)),
+            r"Linear does not take inputs .*\[batch, 3\]",
+        ),
+        (
+            lambda: fit(Halves(nn.Linear(3, 4), nn.Linear(5, 1)), line_data(8)),
+            r"Linear does not take inputs .*\[batch, 4\]",
+        ),
+        (
+            lambda: fit(line(), line_data(33), training=small_batches()),
+            "a batch of 1 cannot be trained on: Expected more",
+        ),
+        (lambda: fit(line(), line_data(8), training=small_batches(drop_last=True)), "no batch is left of 8 samples"),
+        (
+            lambda: fit(line(), line_data(32), training=small_batches(), task=Task(lambda o, y: (o - y) ** 2, {})),
+            r"expected the loss to be a mean over the batch, a scalar; got shape \[32, 1\]",
+        ),
         (lambda: Training(device="gpu"), "unknown device 'gpu'"),
         (lambda: Training(precision="fp4"), "unknown precision 'fp4'; known: fp32, bf16"),
         (lambda: Optimizer(name="lion"), "unknown optimizer 'lion'; known: sgd, adam, adamw"),
         (lambda: Optimizer(lr=0), "lr must be above 0, got 0"),
         (
             lambda: fit(Halves(nn.LSTM(3, 4), nn.Linear(4, 1)), line_data(8)),
-            "expected one floating-point tensor .* at the cut, the client half returns",
+            r"expected LSTM to return one tensor \[batch, ...\] of at most 32-bit floats, .* it returns tuple",
         ),
     ],
 )

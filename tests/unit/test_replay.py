@@ -52,13 +52,15 @@ def test_budgets() -> None:
         return store
 
     with pytest.raises(
-        StoreFullError, match=r"3145728 samples \[1\] in fp8_e4m3 takes 39 MiB, the budget in memory is 38"
+        StoreFullError, match=r"3145728 samples \[1\] in fp8_e4m3 takes 39.0 MiB, the budget on memory is 38"
     ):
         first_put(StoreOptions("memory", memory_budget_mib=38))
     assert not first_put(StoreOptions("auto", memory_budget_mib=40)).on_disk
     assert first_put(StoreOptions("auto", memory_budget_mib=38)).on_disk
     with pytest.raises(StoreFullError, match="the budget on disk is 10"):
         first_put(StoreOptions("auto", memory_budget_mib=38, disk_budget_mib=10))
+    with pytest.raises(ConfigError, match=r"store folder '/no/such': expected an existing folder"):
+        StoreOptions(folder="/no/such")
     with pytest.raises(ConfigError, match="known: auto, memory, disk"):
         StoreOptions("tape")  # type: ignore[arg-type]
 
@@ -95,7 +97,12 @@ def test_what_does_not_fit_is_refused() -> None:
     other = get_float_codec("fp8_e5m2").encode(torch.ones(1, 3))
     with pytest.raises(RefusedError, match="got fp8_e5m2"):
         store.put(torch.tensor([1]), other, torch.tensor([0]))
+    code = CODEC.encode(torch.ones(1, 3))
+    for labels in (torch.zeros(1, 2).long(), torch.zeros(1), torch.zeros(2).long()):
+        with pytest.raises(RefusedError, match=r"labels: expected int64 \[1\], got"):
+            store.put(torch.tensor([0]), code, labels)
     assert len(store) == 1
+    assert CODEC.decode(store.get(torch.tensor([0]))[0]).tolist() == [[1, 1, 1]]
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

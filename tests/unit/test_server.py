@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from cutlayer import Method, Periodic, RefusedError, Task, Training
+from cutlayer import ConfigError, Method, Periodic, RefusedError, Task, Training
 from cutlayer.formats import Encoded, encode_exactly, get_float_codec
 from cutlayer.ledger import Ledger
 from cutlayer.server import ClientInfo, Server
 from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
 
 CUT, BATCH, SAMPLES = 6, 4, 10
+F16 = get_float_codec("fp16").encode(torch.zeros(4))
 
 
 def make_server(codec: str = "fp32") -> Server:
@@ -52,8 +53,10 @@ def nan(count: int = BATCH) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (frame(Step(1, 0, 0)), "client: expected a number below 1, got 1"),
-        (frame(Step(-1, 0, 0)), "client: expected a number below 1, got -1"),
+        (frame(Step(1, 0, 0)), "client: expected a number from 0 to 0, got 1"),
+        (frame(Step(-1, 0, 0)), "client: expected a number from 0 to 0, got -1"),
+        (frame(Step(999, 0, -1)), "client: expected a number from 0 to 0, got 999"),
+        (frame(Step(0, 0, -1)), "client 0: step: expected 0, got -1"),
         (frame(Step(0, 3, 0)), r"client 0: epoch: expected epoch 0 \(A\), got Step\(client=0, epoch=3, step=0"),
         (frame(Step(0, 0, 2)), "client 0: step: expected 0, got 2"),
         (frame(codec="fp16"), "client 0: codec: expected fp32, got fp16"),
@@ -64,27 +67,34 @@ def nan(count: int = BATCH) -> torch.Tensor:
             frame(values=torch.zeros(0, CUT), labels=torch.zeros(0).long()),
             "client 0: batch size: expected 1 to 4, got 0",
         ),
-        (frame(ids=[0, 1, 2]), r"client 0: ids: expected 4 ids, got \[3\]"),
+        (frame(ids=[0, 1, 2]), "client 0: ids: expected 4 ids, got 3"),
         (frame(ids=[0, 1, 2, SAMPLES]), r"client 0: ids: expected 0 to 9, got \[0, 1, 2, 10\]"),
         (frame(ids=[0, 1, 2, -1]), r"client 0: ids: expected 0 to 9, got \[0, 1, 2, -1\]"),
-        (frame(labels=torch.zeros(3).long()), r"client 0: labels: expected 4 labels, got \[3\]"),
+        (frame(labels=torch.zeros(3).long()), "client 0: labels: expected 4 labels, got 3"),
         (frame(labels=torch.full((4,), float("nan"))), "client 0: labels: expected finite values"),
         (
             frame(labels=torch.tensor([0, 1, 2, 3])),
-            r"client 0: labels: expected whole numbers from 0 to 2, got \[0, 1, 2, 3\]",
+            r"client 0: labels: expected classes from 0 to 2, got \[0, 1, 2, 3\]",
         ),
-        (frame(labels=torch.tensor([0, 1, 2, -1])), "client 0: labels: expected whole numbers from 0 to 2"),
-        (frame(labels=torch.zeros(4, 1).long()), "client 0: labels: expected whole numbers from 0 to 2"),
+        (frame(labels=torch.tensor([0, 1, 2, -1])), "client 0: labels: expected classes from 0 to 2"),
+        (frame(labels=torch.zeros(4, 1).long()), "client 0: labels: expected classes from 0 to 2"),
         (frame(labels=torch.ones(4)), r"client 0: labels: expected shape \[3\], got \[\]"),
         (frame(labels=torch.ones(4, 2)), r"client 0: labels: expected shape \[3\], got \[2\]"),
         (frame(values=nan()), "activations: expected finite values"),
+        (
+            frame(tensors=lambda t: {**t, "ids": t["activations"]}),
+            "client 0: codec of ids: expected .*, got fp32",
+        ),
+        (frame(tensors=lambda t: {**t, "labels": F16}), "client 0: codec of labels: expected .*, got fp16"),
         (frame(tensors=lambda t: {"activations": t["activations"]}), "client 0: fields: expected"),
         (frame(tensors=lambda t: {**t, "weights": t["ids"]}), "client 0: fields: expected"),
         (frame(Update(0, 0, 0)), "expected a step or an evaluation, got Update"),
         (pack(Frame(Plan(0, 0, "A"))), "expected a step or an evaluation, got Plan"),
-        (frame(Evaluate(0, 0, 0), ids=[0, 1, 2, 4]), r"client 0: ids: expected 0 to 3, got"),
-        (frame(Evaluate(7, 0, 0)), "client: expected a number below 1, got 7"),
-        (frame(Evaluate(0, 0, 0), values=nan()), "activations: expected finite values"),
+        (frame(Evaluate(0, 999, 0)), "client 0: expected an evaluation after epoch -1, got"),
+        (frame(Evaluate(0, -1, -5)), "client 0: expected an evaluation after epoch -1, got"),
+        (frame(Evaluate(0, -1, 0), ids=[0, 1, 2, 4]), r"client 0: ids: expected 0 to 3, got"),
+        (frame(Evaluate(7, -1, 0)), "client: expected a number from 0 to 0, got 7"),
+        (frame(Evaluate(0, -1, 0), values=nan()), "activations: expected finite values"),
         (b"", "expected at least 17 bytes, got 0"),
     ],
 )
@@ -111,8 +121,13 @@ def test_a_step_that_comes_twice_is_applied_once() -> None:
     assert once.finish() == twice.finish()
     for name, value in once.half.state_dict().items():
         assert torch.equal(value, twice.half.state_dict()[name])
+    # The reply to the last step may be lost with the connection, so it can be asked for after the epoch's end as well.
+    assert twice.receive(second) == replies[1]
+    twice.begin()
+    assert twice.receive(second) == replies[1]
+    assert twice.samples == 0
     with pytest.raises(RefusedError, match="epoch: expected epoch 1"):
-        twice.receive(second)
+        twice.receive(first)
 
 
 def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
@@ -136,3 +151,36 @@ def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
     server.replay()
     assert server.samples == BATCH
     assert not torch.equal(before["0.weight"], server.half.state_dict()["0.weight"])
+
+
+def test_labels_of_another_kind_than_before_are_refused_whole() -> None:
+    clients, method = [ClientInfo(SAMPLES, 0, BATCH)], Method(Periodic(period=3))
+    task = Task(nn.functional.mse_loss, {})
+    server = Server(nn.Linear(CUT, 2), clients, (CUT,), method, Training(), task, Ledger())
+    server.begin()
+    server.receive(frame(labels=torch.zeros(4, 2)))
+    server.finish()
+    server.begin()
+    kept = torch.randn(BATCH, CUT)
+    server.receive(frame(Step(0, 1, 0), kept, labels=torch.ones(4, 2)))
+    for labels in (torch.zeros(4, 3), torch.zeros(4, 2).long()):
+        with pytest.raises(RefusedError, match=r"labels: expected floats \[2\], got"):
+            server.receive(frame(Step(0, 1, 1), labels=labels))
+    encoded, labels = server.store.get(torch.arange(4))
+    assert torch.equal(get_float_codec("fp32").decode(encoded), kept)
+    assert torch.equal(labels, torch.ones(4, 2))
+
+
+def test_a_loss_that_fails_says_on_what() -> None:
+    server = make_server()
+    server.task = Task(lambda outputs, labels: outputs.no_such_thing, {})
+    with pytest.raises(RefusedError, match=r"the loss failed on outputs \[4, 3\] and labels torch.int64 \[4\]: .*no_s"):
+        server.receive(frame())
+
+
+def test_a_schedule_that_skips_b_is_told_so() -> None:
+    server = make_server()
+    with pytest.raises(ConfigError, match="epoch 0 trained on no sample"):
+        server.finish()
+    with pytest.raises(ConfigError, match="no B epoch came before it"):
+        server.replay()

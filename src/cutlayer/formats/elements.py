@@ -115,10 +115,14 @@ def dequantize(codes: Tensor, element: Element, gain: float = 1.0, out: Tensor |
     for part, target in zip(chunks(codes), chunks(values), strict=True):
         half = scratch(0, part.numel(), torch.int16, part.device)
         # Sign extension puts the sign bit where float16 has it; the copies of it in between are cut out.
-        half.copy_((part << to_top if to_top else part).view(torch.int8))
-        half.mul_(1 << shift)
-        if shift < 8:
-            half.bitwise_and_(keep - 0x10000)
+        signed = (part << to_top if to_top else part).view(torch.int8)
+        if part.device.type == "cpu":  # NumPy widens and multiplies in one pass
+            bits = half.numpy()
+            np.multiply(signed.numpy(), np.int16(1 << shift), out=bits)
+            if shift < 8:
+                np.bitwise_and(bits, np.int16(keep - 0x10000), out=bits)
+        else:
+            half.copy_(signed).mul_(1 << shift).bitwise_and_(keep - 0x10000)
         target.copy_(half.view(torch.float16))
         for factor in factors:
             if factor != 1.0:
@@ -190,7 +194,8 @@ def _nan_codes(codes: Tensor, element: Element) -> Tensor | None:
     """Where codes mean NaN though their bits, read as float16, do not; None where it is known that none does."""
     if element.nan is None or element.mantissa == 2 or codes.numel() == 0:
         return None
-    if element.negative_zero:
-        quick = (codes.max() == 0xFF) | (codes.view(torch.int8).max() == 0x7F)
-        return None if known_false(quick) else (codes & 0x7F) == 0x7F
-    return None if known_false(codes.view(torch.int8).min() == -0x80) else codes == 0x80
+    if codes.device.type == "cpu":
+        signed = codes.view(torch.int8)
+        if int(codes.max()) < 0xFF and int(signed.max()) < 0x7F if element.negative_zero else int(signed.min()) > -0x80:
+            return None
+    return (codes & 0x7F) == 0x7F if element.negative_zero else codes == 0x80

@@ -111,9 +111,13 @@ class ScaledFloat8(Codec):
             shared = (128 - torch.frexp(scales)[1]).to(torch.uint8).reshape(1, -1)
         else:
             peak, finite = tensor_peak(values)
-            scale = power_of_two_scale(peak, self.element.largest)
+            if values.device.type == "cpu":  # plain numbers: a call of PyTorch costs more than the arithmetic here
+                number = 2.0 ** _exponent_that_fits(float(peak), self.element.largest)
+                scale, shared = number, torch.tensor([[1 / number]]).view(torch.uint8)
+            else:
+                scale = power_of_two_scale(peak, self.element.largest)
+                shared = scale.reciprocal().reshape(1, 1).view(torch.uint8)
             codes = quantize(values, self.element, scale, noise, bounded=finite)
-            shared = scale.reciprocal().reshape(1, 1).view(torch.uint8)
         return Encoded(self.name, shape, as_rows(codes.reshape(values.shape)), shared)
 
     def decode(self, encoded: Encoded) -> Tensor:
@@ -141,8 +145,8 @@ def tensor_peak(values: Tensor) -> tuple[Tensor, bool]:
     if values.numel() == 0:
         return torch.zeros((), device=values.device), True
     low, high = torch.aminmax(values)
-    peak = torch.maximum(-low, high)
-    if known_false(~torch.isfinite(peak)):
+    peak = torch.maximum(low.neg(), high)
+    if values.device.type == "cpu" and math.isfinite(peak):
         return peak, True
     return torch.where(values.isfinite(), values.abs(), 0.0).amax(), False
 
@@ -168,6 +172,9 @@ def power_of_two_scale(peaks: Tensor, largest: float) -> Tensor:
     return torch.where(peaks > 0, powers_of_two(power + 127), 1.0)
 
 
-FP32 = PlainFloat("fp32", torch.float32)
-FP16 = PlainFloat("fp16", torch.float16)
-BF16 = PlainFloat("bf16", torch.bfloat16)
+def _exponent_that_fits(peak: float, largest: float) -> int:
+    """The exponent of `power_of_two_scale` for one number."""
+    if peak == 0:
+        return 0
+    (mantissa, exponent), (top_mantissa, top_exponent) = math.frexp(peak), math.frexp(largest)
+    return max(-126, min(126, top_exponent - exponent - (mantissa > top_mantissa)))

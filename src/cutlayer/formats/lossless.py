@@ -7,8 +7,8 @@ Each kind of bytes in the rows (`Codec.streams`) is a stream, coded for itself: 
     2  stream of a bit mask of the bytes that are not 0 | stream of these bytes, which is not of kind 2
 
 Codes of activations hardly repeat, so looking for repetitions costs time and bits; Zstandard's Huffman stage does the
-work. The parameters below all but turn the search off, and came out best in `benchmarks/codecs.py`. A Huffman code
-spends a whole bit on a 0, so that mostly-zero streams, the masks of others among them, are better cut in two.
+work. The parameters below all but turn the search off, and came out best of those tried. A Huffman code
+spends a whole bit on a 0, so that streams with many zeros, the masks of others among them, are better cut in two.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _compress(stream: np.ndarray, may_split: bool = True) -> list[memoryview]:
     if stream.size == 0:
         return [memoryview(bytes([STORED]))]
     present = stream != 0
-    if may_split and stream.size >= SMALLEST_SPLIT and 2 * int(np.count_nonzero(present)) < stream.size:
+    if may_split and stream.size >= SMALLEST_SPLIT and 5 * int(np.count_nonzero(present)) < 3 * stream.size:
         mask = _compress(np.packbits(present, bitorder="little"))
         packed = [memoryview(bytes([SPLIT])), *mask, *_compress(stream[present], may_split=False)]
     else:
