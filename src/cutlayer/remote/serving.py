@@ -125,8 +125,8 @@ class _Serving:
     ) -> None:
         self.half, self.cut_shape, self.run, self.names = half, cut_shape, run, list(names)
         self.method, self.training, self.task, self.deadline = method, training, task, deadline
-        arguments = {"method": describe(method), "training": describe(training), "task": describe(task)}
-        self.config = {**(config or arguments), "clients": self.names}
+        described = {"method": describe(method), "training": describe(training), "task": describe(task)}
+        self.config = {**(config or described), "clients": self.names}
         self.ledger = Ledger()
         self.stop = Stop()
         self.refusals = Refusals()
@@ -205,8 +205,8 @@ class _Serving:
     def _epoch(self) -> None:
         server, epoch, exchange = self.server, len(self.records), self.server.exchange
         last = epoch + 1 == self.training.epochs
-        tests = server.test_store.capacity > 0
-        due = tests and (last or (epoch + 1) % self.training.evaluate_every == 0)
+        tested = any(info.test_samples for info in server.clients)
+        due = tested and (last or (epoch + 1) % self.training.evaluate_every == 0)
         server.begin()
         if exchange is Exchange.NONE:
             server.replay()
@@ -215,8 +215,8 @@ class _Serving:
             with self.reception.exchange(self.stop, epoch + 1) as links:
                 self._train_epoch(links)
                 loss = server.finish()
-                # A C epoch is evaluated on what came before it, so the clients send their test activations in time.
-                if due or (tests and server.exchange is Exchange.NONE):
+                # A C epoch is evaluated on what was sent before it.
+                if due or (tested and server.exchange is Exchange.NONE):
                     self._gather_evaluation(links, epoch)
         scores = server.evaluate() if due else {}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **self.ledger.take()))
