@@ -160,6 +160,9 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
     """A command between machines; its module is imported when it is called, as it needs the extra `grpc`."""
 
     def command(arguments: Sequence[str], console: Console) -> None:
+        if name == "serve":
+            # Who is refused in the TLS handshake is known to gRPC's core alone, which logs it at this level.
+            os.environ.setdefault("GRPC_VERBOSITY", "INFO")
         try:
             from cutlayer.remote import cli
         except ModuleNotFoundError as error:

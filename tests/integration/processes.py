@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200", "GRPC_VERBOSITY": "INFO"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200"}
 CONFIG = {"train_samples": 250, "test_samples": 64, "epochs": 8, "schedule": "periodic", "period": 4, "threads": 1}
 """Of the digits recipe: exchanges A B C C A B C C."""
 

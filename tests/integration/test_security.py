@@ -26,6 +26,7 @@ from cutlayer.wire.certs import common_name
 from cutlayer.wire.frames import Frame, Hello, Refusal, Welcome, pack, unpack
 from cutlayer.wire.link import CHUNK, CHUNK_BYTES, LAST, Connection
 from cutlayer.wire.rpc import SERVICE, check_health, fetch_config, open_channel
+from tests.integration import processes
 from tests.integration.faults import Proxy
 
 CONFIG = Config(train_samples=128, test_samples=64, epochs=3, schedule="periodic", period=2, threads=1)
@@ -299,3 +300,14 @@ def check_tls_records(stream: bytes) -> None:
         types.append(kind)
         position += 5 + length
     assert types.count(23) > 3  # application data, encrypted
+
+
+def test_the_server_command_logs_who_is_refused_in_the_tls_handshake(tls: Path, tmp_path: Path) -> None:
+    (tmp_path / "tls").symlink_to(tls)
+    with processes.serve(tmp_path) as command:
+        port = processes.port_of(command)
+        credentials = grpc.ssl_channel_credentials((tls / "client/ca.crt").read_bytes())
+        name = ("grpc.ssl_target_name_override", "cutlayer-server")
+        with grpc.secure_channel(f"127.0.0.1:{port}", credentials, [name]) as channel, pytest.raises(grpc.RpcError):
+            say(channel, pack(Frame(hello())))
+        command.wait_for("Handshake failed .*PEER_DID_NOT_RETURN_A_CERTIFICATE", timeout=10)
