@@ -24,13 +24,14 @@ from cutlayer.client import Client
 from cutlayer.data import Images
 from cutlayer.feed import Feed
 from cutlayer.formats import get_float_codec
+from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Task
 from cutlayer.models import make_model
 from cutlayer.replay import ReplayStore
 from cutlayer.run import environment
 from cutlayer.schedule import Exchange, State
-from cutlayer.server import ClientInfo, Server
+from cutlayer.server import Server
 from cutlayer.training import InProcessWire, train_epoch
 
 WIDTH, CUT, BATCH, SAMPLES = 0.5, "layer4", 128, 512

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.flops import FlopTable
-from cutlayer.formats import INTEGER_CODECS, Encoded, get_codec, get_float_codec, isfinite
+from cutlayer.formats import Encoded, get_float_codec, isfinite
+from cutlayer.intake import ClientInfo, Intake, classes_of
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.optim import ScheduledOptimizer
@@ -19,24 +16,6 @@ from cutlayer.replay import ReplayStore
 from cutlayer.schedule import Always, Exchange, State
 from cutlayer.seeds import derive, generator, seeded
 from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
-
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
-
-
-@dataclass(frozen=True)
-class ClientInfo:
-    """What the server knows of a client.
-
-    Attributes:
-        samples, test_samples: numbers of training and test samples; ids stay below them.
-        batch_size: samples in the largest batch it sends, and in the batches of a C epoch.
-        drop_last: whether a last, smaller batch is left out, in a C epoch as well.
-    """
-
-    samples: int
-    test_samples: int
-    batch_size: int
-    drop_last: bool = False
 
 
 class Server:
@@ -69,8 +48,8 @@ class Server:
             get_float_codec(method.activations),
             get_float_codec(method.gradients),
         )
-        self.classes = task.classes if task.classes is not None else self._classes()
-        self._label_kind: tuple[bool, tuple[int, ...]] | None = None
+        classes = task.classes if task.classes is not None else classes_of(task, self.flops.output_shape)
+        self.intake = Intake(clients, cut_shape, method.activations, classes)
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
@@ -119,13 +98,13 @@ class Server:
         if not isinstance(message, Step):
             raise RefusedError(f"server: expected a step or an evaluation, got {message}")
         client, epoch = message.client, self.state.epoch
-        self._require_client(client)
+        self.intake.check_client(client)
         last, reply = self._last.get(client, (None, None))
         if message == last:
             return reply  # asked for again, perhaps after the epoch has ended
         if self.exchange is Exchange.NONE or message.epoch != epoch:
             raise RefusedError(f"client {client}: epoch: expected epoch {epoch} ({self.exchange}), got {message}")
-        self._check_order(last if last is not None and last.epoch == epoch else None, message)
+        self.intake.check_order(last if last is not None and last.epoch == epoch else None, message, self.exchange)
         reply = self._step(frame, message)
         self._last[client] = (message, reply)
         return reply
@@ -170,7 +149,7 @@ class Server:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def _step(self, frame: Frame, message: Step) -> bytes | None:
-        encoded, ids, labels = self._checked(frame, message.client, [info.samples for info in self.clients])
+        encoded, ids, labels = self.intake.batch(frame, message.client)
         with self.ledger.phase("decode"):
             activations = self._decoded(encoded, message)
         if self.exchange is Exchange.ACTIVATIONS:
@@ -238,31 +217,12 @@ class Server:
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
-    def _check_order(self, last: Step | None, message: Step) -> None:
-        """A step follows its predecessor's last part, a part the one before it."""
-        if last is not None and last.part + 1 < last.parts:
-            expected = msgspec.structs.replace(last, part=last.part + 1)
-            if message != expected:
-                raise RefusedError(f"client {message.client}: step: expected {expected}, got {message}")
-            return
-        step = 0 if last is None else last.step + 1
-        if (message.step, message.part) != (step, 0):
-            got = f"{message.step}, part {message.part}"
-            raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
-        most = self.clients[message.client].batch_size
-        both = self.exchange is Exchange.BOTH
-        if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
-            raise RefusedError(
-                f"client {message.client}: parts: expected 1, or in an A epoch up to the step's samples, at most "
-                f"{most}; got {message}"
-            )
-
     def _keep(self, frame: Frame, message: Evaluate) -> None:
         if message.epoch != self.state.epoch - 1 or message.step < 0:
             raise RefusedError(
                 f"client {message.client}: expected an evaluation after epoch {self.state.epoch - 1}, got {message}"
             )
-        encoded, ids, labels = self._checked(frame, message.client, [info.test_samples for info in self.clients])
+        encoded, ids, labels = self.intake.batch(frame, message.client, test=True)
         self._decoded(encoded, message)
         self.test_store.put(ids + self.test_offsets[message.client], encoded, labels)
 
@@ -271,63 +231,3 @@ class Server:
         if not isfinite(activations):
             raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
         return activations
-
-    def _checked(self, frame: Frame, client: int, samples: list[int]) -> tuple[Encoded, Tensor, Tensor]:
-        """Activations, ids and labels of a client's frame, which fit this run."""
-        self._require_client(client)
-
-        def require(ok: bool, field: str, expected: object, got: object) -> None:
-            if not ok:
-                raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
-
-        names = ["ids", "labels", "activations"]
-        require(list(frame.tensors) == names, "fields", names, list(frame.tensors))
-        activations, size = frame.tensors["activations"], self.clients[client].batch_size
-        require(activations.codec == self.codec.name, "codec", self.codec.name, activations.codec)
-        require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
-        require(0 < len(activations) <= size, "batch size", f"1 to {size}", len(activations))
-        for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
-            require(frame.tensors[name].codec in known, f"codec of {name}", known, frame.tensors[name].codec)
-            require(
-                len(frame.tensors[name]) == len(activations),
-                name,
-                f"{len(activations)} {name}",
-                len(frame.tensors[name]),
-            )
-        ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in names[:2])
-        require(ids.shape == (len(activations),), "ids", f"{len(activations)} ids", list(ids.shape))
-        require(
-            bool((ids >= 0).all() and (ids < samples[client]).all()),
-            "ids",
-            f"0 to {samples[client] - 1}",
-            ids.tolist(),
-        )
-        kind = (labels.is_floating_point(), tuple(labels.shape[1:]))
-        expected = self._label_kind or kind
-        require(kind == expected, "labels", f"{'floats' if expected[0] else 'integers'} {list(expected[1])}", kind)
-        require(not labels.is_floating_point() or isfinite(labels), "labels", "finite values", "infinities or NaN")
-        if self.classes is not None:
-            if labels.is_floating_point():  # class probabilities
-                require(
-                    labels.shape[1:] == (self.classes,), "labels", f"shape {[self.classes]}", list(labels.shape[1:])
-                )
-            else:
-                ignored = labels == IGNORED
-                valid = labels.dim() == 1 and bool((ignored | ((labels >= 0) & (labels < self.classes))).all())
-                require(
-                    valid and not bool(ignored.all()),
-                    "labels",
-                    f"classes from 0 to {self.classes - 1}",
-                    labels.tolist(),
-                )
-        self._label_kind = kind
-        return activations, ids, labels
-
-    def _require_client(self, client: int) -> None:
-        if not 0 <= client < len(self.clients):
-            raise RefusedError(f"client: expected a number from 0 to {len(self.clients) - 1}, got {client}")
-
-    def _classes(self) -> int | None:
-        """The number of classes, where the loss is cross-entropy on outputs [B, classes]; otherwise None."""
-        cross = self.task.loss is cross_entropy or isinstance(self.task.loss, nn.CrossEntropyLoss)
-        return self.flops.output_shape[0] if cross and len(self.flops.output_shape) == 1 else None

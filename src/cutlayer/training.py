@@ -1,8 +1,9 @@
 """The loop. What happens to a batch, in order, and where to read it:
 
-    batch                        data.Feed
+    batch                        feed.Feed
     client half, encode          client.Client.forward
     wire                         wire.inproc.InProcessWire
+    checks                       intake.Intake
     decode, server half, loss,   server.Server.receive
     backward, update, encode
     wire
@@ -29,11 +30,12 @@ from cutlayer.errors import ConfigError
 from cutlayer.feed import Feed
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
+from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange, State
-from cutlayer.server import ClientInfo, Server
+from cutlayer.server import Server
 from cutlayer.split import Halves
 from cutlayer.wire.inproc import InProcessWire
 
@@ -110,8 +112,7 @@ def fit(
     )
     test_feed = Feed(test, batch_size=feed.batch_size, seed=training.seed, shuffle=False) if test is not None else None
     client = Client(0, halves.client, feed, test_feed, method, training, ledger)
-    largest = max(feed.batch_size, test_feed.batch_size if test_feed is not None else 0)
-    info = ClientInfo(len(feed), len(test_feed or ()), largest, feed.drop_last)
+    info = client_info(feed, test_feed)
     server = Server(halves.server, [info], client.cut_shape, method, training, task, ledger)
     wire = InProcessWire(server.receive, ledger)
     baseline = _baseline(client, server)
@@ -128,7 +129,7 @@ def fit(
             chosen = {"method": describe(method), "training": describe(training), "task": describe(task)}
             records, state = folder.open(chosen, _facts(halves, client), baseline, resume, modules, stores)
             if state is not None:
-                server.state = State(Exchange(state["exchange"]), state["epoch"], state["reference"])
+                server.go_back(State(Exchange(state["exchange"]), state["epoch"], state["reference"]))
         for epoch in range(len(records), training.epochs):
             exchange, last = server.exchange, epoch + 1 == training.epochs
             loss = train_epoch(client, server, wire, training.microbatches)
@@ -150,6 +151,12 @@ def fit(
         if folder is not None:
             folder.save_model(result.model)
     return result
+
+
+def client_info(train: Feed, test: Feed | None) -> ClientInfo:
+    """What the server is told of a client's data."""
+    test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
+    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size)
 
 
 def _baseline(client: Client, server: Server) -> Baseline:

@@ -155,6 +155,17 @@ def test_a_test_set_whose_last_batch_has_one_sample_and_metrics_that_are_plain_n
         history.test("two")
 
 
+def test_a_loader_of_test_data_may_have_larger_batches() -> None:
+    """They say nothing of the batches of a C epoch."""
+    sizes: list[int] = []
+    halves = line()
+    halves.server.register_forward_hook(lambda m, i, out: sizes.append(len(out)) if m.training else None)
+    train, test = DataLoader(line_data(), batch_size=16), DataLoader(line_data(), batch_size=64)
+    history = fit(halves, train, test, method=Method(Periodic(period=3)), training=Training(epochs=3), task=MSE).history
+    assert history.exchanges == "ABC"
+    assert sizes == [16] * 12
+
+
 def test_halves_are_left_alone_so_that_two_methods_can_be_compared() -> None:
     halves = line()
     losses = [fit(halves, line_data(), training=small_batches(), task=MSE).history.losses for _ in range(2)]

@@ -8,10 +8,11 @@ from torch import nn
 
 from cutlayer import Always, Halves, Method, Optimizer, RefusedError, Training, fit
 from cutlayer.formats import encode_exactly, get_codec
+from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Task
 from cutlayer.seeds import seeded
-from cutlayer.server import ClientInfo, Server
+from cutlayer.server import Server
 from cutlayer.wire.frames import Frame, Step, pack
 from tests.conftest import noise_images
 

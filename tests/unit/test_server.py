@@ -9,8 +9,9 @@ from torch import nn
 
 from cutlayer import ConfigError, Method, Periodic, RefusedError, Task, Training
 from cutlayer.formats import Encoded, encode_exactly, get_float_codec
+from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
-from cutlayer.server import ClientInfo, Server
+from cutlayer.server import Server
 from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
 
 CUT, BATCH, SAMPLES = 6, 4, 10

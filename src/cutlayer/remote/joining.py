@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
+from cutlayer.training import client_info
 from cutlayer.wire.frames import Ask, Done, Finished, Frame, Hello, Plan, Refusal, Saved, Welcome, pack, unpack
 from cutlayer.wire.link import LinkClosed
 from cutlayer.wire.rpc import Session, check_address, own_name
@@ -118,7 +120,7 @@ class _Joining:
 
     def take_part(self, address: str, tls: str | Path | None, give_up_after: float | None) -> bool:
         """Take part in a session; whether the run came to its end in it."""
-        limit = largest_frame(self.method.gradients, self.client.cut_shape, self._batch_size())
+        limit = largest_frame(self.method.gradients, self.client.cut_shape, self.client.train.batch_size)
         session = Session(address, tls, self._hello(), limit)
         try:
             welcome = self._wait_welcome(session, give_up_after)
@@ -147,10 +149,6 @@ class _Joining:
         if give_up_after is not None and waited >= give_up_after:
             raise TimeoutError(f"no connection to {session.address} in {waited:.0f} s: {session.last_error}")
 
-    def _batch_size(self) -> int:
-        feeds = [self.client.train, self.client.test or self.client.train]
-        return max(feed.batch_size for feed in feeds)
-
     def _hello(self) -> Hello:
         client = self.client
         sizes = client.train.batch_sizes()
@@ -158,10 +156,7 @@ class _Joining:
             name=self.name,
             run=self.run,
             checkpoints=tuple(self.checkpoints.epochs()),
-            samples=len(client.train),
-            test_samples=len(client.test or ()),
-            batch_size=self._batch_size(),
-            drop_last=client.train.drop_last,
+            **dataclasses.asdict(client_info(client.train, client.test)),
             epoch_samples=sum(sizes),
             epoch_flops=sum(sum(client.flops(size)) for size in sizes),
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),

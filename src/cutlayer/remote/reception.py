@@ -25,7 +25,15 @@ from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.rpc import SessionUnknown
 
 MAX_BATCH = 1 << 20
-IDENTITY = ("samples", "test_samples", "batch_size", "drop_last", "epoch_samples", "epoch_flops")
+IDENTITY = (
+    "samples",
+    "test_samples",
+    "batch_size",
+    "drop_last",
+    "test_batch_size",
+    "epoch_samples",
+    "epoch_flops",
+)
 
 
 @dataclass
@@ -86,7 +94,8 @@ class Reception:
                 )
             if number in self._sessions:
                 self._sessions[number].link.close("the client began a new session")
-            limit = largest_frame(self.activations, self.cut_shape, hello.batch_size)
+            largest = max(hello.batch_size, hello.test_batch_size)
+            limit = largest_frame(self.activations, self.cut_shape, largest)
             session = self._sessions[number] = Session(secrets.token_hex(8), Link(limit))
             self.hellos.setdefault(number, hello)
             self._condition.notify_all()
@@ -169,8 +178,9 @@ class Reception:
         for field in ("samples", "batch_size"):
             if getattr(hello, field) < 1:
                 raise RefusedError(f"{field}: expected at least 1, got {getattr(hello, field)}")
-        if hello.batch_size > MAX_BATCH:
-            raise RefusedError(f"batch_size: expected at most {MAX_BATCH}, got {hello.batch_size}")
+        for field in ("batch_size", "test_batch_size"):
+            if getattr(hello, field) > MAX_BATCH:
+                raise RefusedError(f"{field}: expected at most {MAX_BATCH}, got {getattr(hello, field)}")
         # A term that this server cannot know is what the first client said.
         first = next(iter(self.hellos.values()), hello)
         check_terms({**first.terms, **self.terms}, hello.terms)

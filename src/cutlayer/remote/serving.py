@@ -5,6 +5,7 @@ joining: batch, client half, encode    wire.link, wire.rpc    Serving.train_epoc
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import secrets
@@ -20,6 +21,7 @@ from cutlayer.describe import describe
 from cutlayer.errors import RefusedError
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
+from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.remote.reception import Reception, as_json, from_json
@@ -27,7 +29,7 @@ from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import terms_of
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange, State
-from cutlayer.server import ClientInfo, Server
+from cutlayer.server import Server
 from cutlayer.wire.frames import Ask, Done, Evaluate, Finished, Frame, Refusal, Saved, Step, pack, read_header, unpack
 from cutlayer.wire.link import Link, LinkClosed
 from cutlayer.wire.rpc import Listener, Refusals, check_address
@@ -165,7 +167,8 @@ class _Serving:
             self.reception.open(0)
             self.reception.wait_for_all(self.stop)
         hellos = [self.reception.hellos[number] for number in range(len(self.names))]
-        infos = [ClientInfo(hello.samples, hello.test_samples, hello.batch_size, hello.drop_last) for hello in hellos]
+        fields = [field.name for field in dataclasses.fields(ClientInfo)]
+        infos = [ClientInfo(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
         self.server = Server(self.half, infos, self.cut_shape, self.method, self.training, self.task, self.ledger)
         self.modules = {"server": (self.half, self.server.optimizer.optimizer)}
         self.stores = {"store": self.server.store, "test_store": self.server.test_store}

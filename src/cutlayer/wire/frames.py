@@ -73,7 +73,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         received: frames of that session that have come in.
         run: the run that its checkpoints belong to; "" if it has none.
         checkpoints: the epochs after which it has one.
-        samples, test_samples, batch_size, drop_last: as in `server.ClientInfo`.
+        samples, test_samples, batch_size, drop_last, test_batch_size: as in `intake.ClientInfo`.
         epoch_samples, epoch_flops: samples and FLOPs of the client half in an epoch of plain split learning.
         terms: what both sides must agree on, by name.
     """
@@ -87,6 +87,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     test_samples: int = 0
     batch_size: int = 0
     drop_last: bool = False
+    test_batch_size: int = 0
     epoch_samples: int = 0
     epoch_flops: int = 0
     terms: dict[str, str] = {}

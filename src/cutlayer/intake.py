@@ -1,0 +1,126 @@
+"""6. What comes in from clients: checked against the run before any of it is used. Each refusal says what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cutlayer.errors import RefusedError
+from cutlayer.formats import INTEGER_CODECS, Encoded, get_codec, isfinite
+from cutlayer.method import Task
+from cutlayer.schedule import Exchange
+from cutlayer.wire.frames import Frame, Step
+
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+NAMES = ["ids", "labels", "activations"]
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """What the server knows of a client.
+
+    Attributes:
+        samples, test_samples: numbers of training and test samples; ids stay below them.
+        batch_size: samples in the largest batch it trains on, and in the batches of a C epoch.
+        drop_last: whether a last, smaller batch is left out, in a C epoch as well.
+        test_batch_size: samples in the largest batch it evaluates; 0 for as many as it trains on.
+    """
+
+    samples: int
+    test_samples: int
+    batch_size: int
+    drop_last: bool = False
+    test_batch_size: int = 0
+
+
+def classes_of(task: Task, output_shape: tuple[int, ...]) -> int | None:
+    """The number of classes, where the loss is cross-entropy on outputs [B, classes]; otherwise None."""
+    cross = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
+    return output_shape[0] if cross and len(output_shape) == 1 else None
+
+
+class Intake:
+    """The checks of a run.
+
+    Args:
+        clients: what is known of each client, by number.
+        cut_shape: shape of one sample's activations.
+        codec: name of the codec of the activations.
+        classes: labels are whole numbers below it, or probabilities of so many; None for other tasks, whose labels
+            all have the type and shape of the first that came.
+    """
+
+    def __init__(self, clients: list[ClientInfo], cut_shape: tuple[int, ...], codec: str, classes: int | None) -> None:
+        self.clients, self.cut_shape, self.codec, self.classes = clients, cut_shape, codec, classes
+        self._label_kind: tuple[bool, tuple[int, ...]] | None = None
+
+    def check_client(self, client: int) -> None:
+        """Raise RefusedError for a client that there is not."""
+        if not 0 <= client < len(self.clients):
+            raise RefusedError(f"client: expected a number from 0 to {len(self.clients) - 1}, got {client}")
+
+    def check_order(self, last: Step | None, message: Step, exchange: Exchange) -> None:
+        """A step follows its predecessor's last part, a part the one before it; `last` is of the same epoch."""
+        if last is not None and last.part + 1 < last.parts:
+            expected = msgspec.structs.replace(last, part=last.part + 1)
+            if message != expected:
+                raise RefusedError(f"client {message.client}: step: expected {expected}, got {message}")
+            return
+        step = 0 if last is None else last.step + 1
+        if (message.step, message.part) != (step, 0):
+            got = f"{message.step}, part {message.part}"
+            raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
+        most = self.clients[message.client].batch_size
+        both = exchange is Exchange.BOTH
+        if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
+            raise RefusedError(
+                f"client {message.client}: parts: expected 1, or in an A epoch up to the step's samples, at most "
+                f"{most}; got {message}"
+            )
+
+    def batch(self, frame: Frame, client: int, *, test: bool = False) -> tuple[Encoded, Tensor, Tensor]:
+        """Activations (encoded), ids int64 [B] and labels [B, ...] of a client's training or test batch."""
+        self.check_client(client)
+        info = self.clients[client]
+        samples = info.test_samples if test else info.samples
+        largest = info.test_batch_size or info.batch_size if test else info.batch_size
+
+        def require(ok: bool, field: str, expected: object, got: object) -> None:
+            if not ok:
+                raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
+
+        require(list(frame.tensors) == NAMES, "fields", NAMES, list(frame.tensors))
+        activations = frame.tensors["activations"]
+        require(activations.codec == self.codec, "codec", self.codec, activations.codec)
+        require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
+        count = len(activations)
+        require(0 < count <= largest, "batch size", f"1 to {largest}", count)
+        for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
+            encoded = frame.tensors[name]
+            require(encoded.codec in known, f"codec of {name}", known, encoded.codec)
+            require(len(encoded) == count, name, f"{count} {name}", len(encoded))
+        ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in NAMES[:2])
+        require(ids.shape == (count,), "ids", f"{count} ids", list(ids.shape))
+        require(bool((ids >= 0).all() and (ids < samples).all()), "ids", f"0 to {samples - 1}", ids.tolist())
+        self._label_kind = self._check_labels(labels, require)
+        return activations, ids, labels
+
+    def _check_labels(self, labels: Tensor, require: Callable[..., None]) -> tuple[bool, tuple[int, ...]]:
+        floats, shape = labels.is_floating_point(), tuple(labels.shape[1:])
+        floats_first, shape_first = self._label_kind or (floats, shape)
+        expected = f"{'floats' if floats_first else 'integers'} {list(shape_first)}"
+        got = f"{'floats' if floats else 'integers'} {list(shape)}"
+        require((floats, shape) == (floats_first, shape_first), "labels", expected, got)
+        require(not floats or isfinite(labels), "labels", "finite values", "infinities or NaN")
+        if self.classes is not None and floats:  # class probabilities
+            require(shape == (self.classes,), "labels", f"shape {[self.classes]}", list(shape))
+        elif self.classes is not None:
+            ignored = labels == IGNORED
+            valid = shape == () and bool((ignored | ((labels >= 0) & (labels < self.classes))).all())
+            known = valid and not bool(ignored.all())
+            require(known, "labels", f"classes from 0 to {self.classes - 1}", labels.tolist())
+        return floats, shape
