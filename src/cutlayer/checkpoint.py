@@ -121,8 +121,8 @@ class Checkpoints:
         latest = self.latest() if epoch is None else self._place(epoch)
         if latest is None:
             return None
-        content = self._state(latest)
         try:
+            content = self._state(latest)
             self._restore(latest, content, modules, stores)
         except ConfigError:
             raise

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 
@@ -14,9 +18,17 @@ def describe(value: Any) -> Any:
     """A value as JSON values. Functions and objects go by their names, never by an address in memory."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (torch.device, torch.dtype, Enum)):
+        return str(value)
+    if isinstance(value, Tensor):
+        return fingerprint(value)
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(describe(item)) for item in value)
+    if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, functools.partial):
         return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
@@ -24,8 +36,11 @@ def describe(value: Any) -> Any:
         fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"kind": type(value).__qualname__, **fields}
     if isinstance(value, nn.Module):
-        scalars = {key: v for key, v in vars(value).items() if isinstance(v, (bool, int, float, str))}
-        return {"kind": _name(type(value)), **scalars}
+        # Constants such as label_smoothing; not counters that move, nor the mode.
+        named: list[str] = list(getattr(value, "__constants__", []))
+        constants = {name: describe(getattr(value, name)) for name in named if hasattr(value, name)}
+        tensors = {name: fingerprint(tensor) for name, tensor in value.state_dict().items()}
+        return {"kind": _name(type(value)), **constants, **tensors}
     return _name(value if hasattr(value, "__qualname__") else type(value))
 
 
@@ -34,7 +49,7 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -59,4 +74,4 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
+    return f"{getattr(value, '__module__', None)}.{value.__qualname__}"

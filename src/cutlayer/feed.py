@@ -13,7 +13,7 @@ from torch.utils.data.dataloader import default_collate
 
 from cutlayer.data import Augment, Images
 from cutlayer.errors import ConfigError
-from cutlayer.seeds import derive, generator, seeded
+from cutlayer.seeds import derive, generator, seeded_everywhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,9 @@ class Feed:
         if loader is None and batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.loader, self.seed, self.client, self.augment = loader, seed, client, augment
-        self.shuffle, self.drop_last = shuffle, drop_last if loader is None else loader.drop_last
+        if loader is not None:  # a batch sampler of the user's own knows better than the loader
+            drop_last = getattr(loader.batch_sampler, "drop_last", loader.drop_last)
+        self.shuffle, self.drop_last = shuffle, drop_last
         self.batch_size = batch_size
         sizes = self.batch_sizes()
         if not sizes:
@@ -91,14 +93,21 @@ class Feed:
         return [len(batch) for batch in self._indices(0)]
 
     def sample(self) -> Batch:
-        """The first one or two samples, to see shapes and types with."""
+        """The first one or two samples, as they are trained on, to see shapes and types with."""
+        first = self.first()
+        return Batch(first.ids, self._augmented(first.inputs, 0, 0), first.labels)
+
+    def first(self) -> Batch:
+        """The first one or two samples, not augmented."""
         ids, (inputs, labels) = next(self._fetch([list(range(min(2, len(self))))], 0))
-        return Batch(ids, self._augmented(inputs, 0, 0), labels)
+        return Batch(ids, inputs, labels)
 
     def _augmented(self, inputs: Tensor, epoch: int, step: int) -> Tensor:
         if self.augment is None:
             return inputs
-        return self.augment(inputs, generator(self.seed, "augment", self.client, epoch, step))
+        name = ("augment", self.client, epoch, step)
+        with seeded_everywhere(self.seed, *name):  # for an augmentation that does not use the generator it is given
+            return self.augment(inputs, generator(self.seed, *name))
 
     def _indices(self, epoch: int) -> list[list[int]]:
         if self.loader is None:
@@ -109,7 +118,8 @@ class Feed:
             batches = [part.tolist() for part in order.split(self.batch_size)]
             return batches[:-1] if self.drop_last and len(batches[-1]) < self.batch_size else batches
         # A sampler draws from a generator of its own, if it has one, from the global one, or from the epoch's number.
-        parts = (self.loader, self.loader.sampler, self.loader.batch_sampler)
+        inner = getattr(self.loader.batch_sampler, "sampler", None)
+        parts = (self.loader, self.loader.sampler, self.loader.batch_sampler, inner)
         own: list[torch.Generator] = list({id(g): g for p in parts if (g := getattr(p, "generator", None))}.values())
         states = [(draw, draw.get_state()) for draw in own]
         for part in parts[1:]:
@@ -117,7 +127,7 @@ class Feed:
                 part.set_epoch(epoch)
         for draw in own:
             draw.manual_seed(derive(self.seed, "order", self.client, epoch))
-        with seeded(self.seed, "order", self.client, epoch):
+        with seeded_everywhere(self.seed, "order", self.client, epoch):
             batches = [list(batch) for batch in self.loader.batch_sampler]  # type: ignore[union-attr]
         for draw, state in states:
             draw.set_state(state)
@@ -132,7 +142,7 @@ class Feed:
         source = iter(self._loader(indices, epoch))
         for step in range(len(indices)):
             # A data set may draw in __getitem__ (random transforms), in this process when there are no workers.
-            with seeded(self.seed, "fetch", self.client, epoch, step):
+            with seeded_everywhere(self.seed, "fetch", self.client, epoch, step):
                 ids, item = next(source)
             if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(isinstance(t, Tensor) for t in item):
                 whole = type(item).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutlayer.errors import ConfigError
+from cutlayer.split import copied
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -18,7 +18,7 @@ class FlopTable:
     """FLOPs of a half by batch size, counted once each.
 
     Passes run on a copy that holds no data (device "meta") and none of the user's hooks, so weights, running
-    statistics and random states stay as they are; a half that cannot run so is counted on a copy on the CPU. Make the
+    statistics and random states stay as they are; for a half that cannot run so a copy on the CPU is kept. Make the
     table before the half runs: a module that keeps what it computed cannot be copied any more.
 
     Args:
@@ -36,19 +36,13 @@ class FlopTable:
     def __init__(self, half: nn.Module, sample_shape: Sequence[int], dtype: torch.dtype) -> None:
         self.sample_shape, self.dtype = tuple(sample_shape), dtype
         self._known: dict[tuple[int, bool, bool], tuple[int, int]] = {}
-        try:
-            self._copy, without_data = copy.deepcopy(half).cpu(), copy.deepcopy(half).to("meta")
-        except RuntimeError as error:
-            raise ConfigError(
-                f"cannot copy {type(half).__name__}: {error}. If a module keeps a tensor that it computed, "
-                "detach it there, or pass a fresh module"
-            ) from error
+        self._copy, without_data = copied(half).cpu(), copied(half).to("meta")
         for module in [*self._copy.modules(), *without_data.modules()]:  # the user's hooks are meant for real passes
             for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
                 hooks.clear()
         try:
             self.output_shape = self._shape(without_data, torch.device("meta"))
-            self._copy, self._device = without_data, torch.device("meta")
+            self._real, self._copy, self._device = self._copy, without_data, torch.device("meta")
         except Exception:  # whatever a module of the user's own says of tensors without data
             self._device = torch.device("cpu")
             try:
@@ -69,7 +63,13 @@ class FlopTable:
         if key not in self._known:
             try:
                 with torch.random.fork_rng(devices=[]):
-                    self._known[key] = self._count(batch, input_gradient, training)
+                    try:
+                        self._known[key] = self._count(batch, input_gradient, training)
+                    except (RuntimeError, NotImplementedError):
+                        if self._device.type != "meta":
+                            raise
+                        self._copy, self._device = self._real, torch.device("cpu")
+                        self._known[key] = self._count(batch, input_gradient, training)
             except ValueError as error:
                 raise ConfigError(
                     f"a batch of {batch} cannot be trained on: {error}. If the last batch of an epoch is too small for "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -15,7 +16,6 @@ from cutlayer.method import Task
 from cutlayer.schedule import Exchange
 from cutlayer.wire.frames import Frame, Step
 
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 NAMES = ["ids", "labels", "activations"]
 
 
@@ -37,10 +37,32 @@ class ClientInfo:
     test_batch_size: int = 0
 
 
-def classes_of(task: Task, output_shape: tuple[int, ...]) -> int | None:
-    """The number of classes, where the loss is cross-entropy on outputs [B, classes]; otherwise None."""
-    cross = task.loss is cross_entropy or isinstance(task.loss, nn.CrossEntropyLoss)
-    return output_shape[0] if cross and len(output_shape) == 1 else None
+@dataclass(frozen=True)
+class Classes:
+    """What labels may be in a classification.
+
+    Attributes:
+        count: labels are whole numbers below it, or probabilities of so many.
+        shape: of a label that is a whole number; None for any.
+        ignored: a label that the loss leaves out, if there is one; a whole batch of it is refused.
+    """
+
+    count: int
+    shape: tuple[int, ...] | None = None
+    ignored: int | None = None
+
+
+def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
+    """From `Task.classes`, or from cross-entropy on outputs [B, classes]; None for other tasks."""
+    if task.loss is cross_entropy:
+        ignored: int | None = -100  # its default
+    elif isinstance(task.loss, nn.CrossEntropyLoss):
+        ignored = task.loss.ignore_index
+    else:
+        return Classes(task.classes) if task.classes is not None else None
+    if len(output_shape) == 1:
+        return Classes(task.classes or output_shape[0], (), ignored)
+    return Classes(task.classes, None, ignored) if task.classes is not None else None
 
 
 class Intake:
@@ -50,13 +72,15 @@ class Intake:
         clients: what is known of each client, by number.
         cut_shape: shape of one sample's activations.
         codec: name of the codec of the activations.
-        classes: labels are whole numbers below it, or probabilities of so many; None for other tasks, whose labels
-            all have the type and shape of the first that came.
+        classes: what labels may be; None for other tasks, whose labels all have the type and shape of the first.
     """
 
-    def __init__(self, clients: list[ClientInfo], cut_shape: tuple[int, ...], codec: str, classes: int | None) -> None:
+    def __init__(
+        self, clients: list[ClientInfo], cut_shape: tuple[int, ...], codec: str, classes: Classes | None
+    ) -> None:
         self.clients, self.cut_shape, self.codec, self.classes = clients, cut_shape, codec, classes
-        self._label_kind: tuple[bool, tuple[int, ...]] | None = None
+        # Training and test labels may differ in kind: probabilities of a mixture there, classes here.
+        self._label_kinds: dict[bool, tuple[bool, tuple[int, ...]]] = {}
 
     def check_client(self, client: int) -> None:
         """Raise RefusedError for a client that there is not."""
@@ -106,21 +130,25 @@ class Intake:
         ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in NAMES[:2])
         require(ids.shape == (count,), "ids", f"{count} ids", list(ids.shape))
         require(bool((ids >= 0).all() and (ids < samples).all()), "ids", f"0 to {samples - 1}", ids.tolist())
-        self._label_kind = self._check_labels(labels, require)
+        self._label_kinds[test] = self._check_labels(labels, self._label_kinds.get(test), require)
         return activations, ids, labels
 
-    def _check_labels(self, labels: Tensor, require: Callable[..., None]) -> tuple[bool, tuple[int, ...]]:
+    def _check_labels(
+        self, labels: Tensor, first: tuple[bool, tuple[int, ...]] | None, require: Callable[..., None]
+    ) -> tuple[bool, tuple[int, ...]]:
         floats, shape = labels.is_floating_point(), tuple(labels.shape[1:])
-        floats_first, shape_first = self._label_kind or (floats, shape)
+        floats_first, shape_first = first or (floats, shape)
         expected = f"{'floats' if floats_first else 'integers'} {list(shape_first)}"
         got = f"{'floats' if floats else 'integers'} {list(shape)}"
         require((floats, shape) == (floats_first, shape_first), "labels", expected, got)
         require(not floats or isfinite(labels), "labels", "finite values", "infinities or NaN")
-        if self.classes is not None and floats:  # class probabilities
-            require(shape == (self.classes,), "labels", f"shape {[self.classes]}", list(shape))
-        elif self.classes is not None:
-            ignored = labels == IGNORED
-            valid = shape == () and bool((ignored | ((labels >= 0) & (labels < self.classes))).all())
-            known = valid and not bool(ignored.all())
-            require(known, "labels", f"classes from 0 to {self.classes - 1}", labels.tolist())
+        classes = self.classes
+        if classes is not None and floats:  # class probabilities
+            require(shape == (classes.count,), "labels", f"shape {[classes.count]}", list(shape))
+        elif classes is not None:
+            ignored = labels == classes.ignored if classes.ignored is not None else torch.zeros_like(labels).bool()
+            known = bool((ignored | ((labels >= 0) & (labels < classes.count))).all()) and not bool(ignored.all())
+            known = known and classes.shape in (None, shape)
+            expected = f"classes from 0 to {classes.count - 1}" + ("" if classes.shape is None else ", one a sample")
+            require(known, "labels", expected, labels.tolist())
         return floats, shape

@@ -122,7 +122,7 @@ class Task:
         metrics: by name ("loss" is taken), from outputs and labels of a batch to a mean over its samples.
         classes: if given, labels are whole numbers from 0 to classes - 1, and the server refuses others before they
             reach the loss (float labels must then be probabilities [B, classes]). With cross-entropy on outputs
-            [B, classes] it is taken from the outputs.
+            [B, classes] it is taken from the outputs, and `ignore_index` is allowed.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy

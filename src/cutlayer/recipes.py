@@ -19,7 +19,7 @@ def fashion_mnist() -> Config:
 
 
 def cifar10_small() -> Config:
-    """A quarter-width VGG11 on 10,000 images of CIFAR-10: minutes on a laptop."""
+    """A quarter-width VGG11 on 10,000 images of CIFAR-10: a quarter of an hour on one core."""
     return Config(
         data="cifar10",
         train_samples=10_000,

@@ -62,7 +62,6 @@ class ReplayStore:
         """Counts the changes, so that a checkpoint knows whether it must write the store again."""
         self._arrays: dict[str, np.ndarray] = {}
         self._present = np.zeros(capacity, bool)
-        self._label_dtype = torch.int64
 
     def __len__(self) -> int:
         """Samples that are there."""

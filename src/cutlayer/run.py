@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,6 +23,10 @@ from cutlayer.describe import differences
 from cutlayer.errors import ConfigError
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.replay import ReplayStore
+
+
+# Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
+LOCK_PATIENCE = 6.0
 
 
 class Run:
@@ -49,10 +54,15 @@ class Run:
         """Keep other processes from writing to the run. Raises ConfigError where one does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(f"{self.folder}: another process is at work on this run") from None
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ConfigError(f"{self.folder}: another process is at work on this run") from None
+                    time.sleep(0.1)
             yield
 
     def open(
@@ -89,7 +99,7 @@ class Run:
     def check(self, config: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
         """Raise ConfigError that names what differs from what the run was begun with."""
         before = self.read_config()
-        if different := differences(before["config"], config) + differences(before["facts"], facts or {}):
+        if different := differences(before["config"], config) + differences(before.get("facts", {}), facts or {}):
             raise ConfigError(
                 f"{self.folder} was begun with something else and cannot be resumed with this: {'; '.join(different)}"
             )

@@ -8,9 +8,11 @@ that resumes draws what it would have drawn.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -23,6 +25,20 @@ def derive(seed: int, *name: str | int) -> int:
 def generator(seed: int, *name: str | int) -> torch.Generator:
     """A CPU generator for the draw of this name."""
     return torch.Generator().manual_seed(derive(seed, *name))
+
+
+@contextmanager
+def seeded_everywhere(seed: int, *name: str | int) -> Iterator[None]:
+    """As `seeded`, and the generators of Python's `random` and `numpy.random` as well, for code of the user's own."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        random.seed(derive(seed, *name))
+        np.random.seed(derive(seed, *name) % 2**32)
+        with seeded(seed, *name):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @contextmanager

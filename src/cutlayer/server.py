@@ -48,8 +48,7 @@ class Server:
             get_float_codec(method.activations),
             get_float_codec(method.gradients),
         )
-        classes = task.classes if task.classes is not None else classes_of(task, self.flops.output_shape)
-        self.intake = Intake(clients, cut_shape, method.activations, classes)
+        self.intake = Intake(clients, cut_shape, method.activations, classes_of(task, self.flops.output_shape))
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
@@ -192,7 +191,7 @@ class Server:
                 raise ConfigError(
                     f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}"
                 )
-            # A C epoch trains on what was checked before; there the host need not wait for the device.
+            # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
             if self.exchange is not Exchange.NONE and not isfinite(loss):
                 raise DivergedError(
                     f"epoch {self.state.epoch}, step {self._steps}: the loss is {loss.item()}; lower the learning "

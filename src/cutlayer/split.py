@@ -7,6 +7,7 @@ import inspect
 import operator
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -22,12 +23,19 @@ class Halves:
     Attributes:
         client: from the inputs to the tensor at the cut, float [B, ...].
         server: from the tensor at the cut to the outputs.
-        whole: the uncut network, for its structure; None for halves that never were one.
+        whole: the uncut network, for its structure; by default the two halves, one after the other.
     """
 
     client: nn.Module
     server: nn.Module
     whole: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self._separate = self.whole is None
+        if self.whole is None:
+            # A copy now: after training, a module that keeps what it computed cannot be copied any more.
+            parts = OrderedDict(client=copied(self.client), server=copied(self.server))
+            self.whole = nn.Sequential(parts)
 
     def merged(self) -> nn.Module:
         """The uncut network, of its original class, with the halves' present weights; on the CPU, in eval mode.
@@ -35,9 +43,11 @@ class Halves:
         For halves that never were one network it is an `nn.Sequential` with the names `client` and `server`.
         """
         client, server = self.client.state_dict(), self.server.state_dict()
-        if self.whole is None:
-            parts = OrderedDict(client=copy.deepcopy(self.client), server=copy.deepcopy(self.server))
-            return nn.Sequential(parts).cpu().eval()
+        if self._separate:
+            client, server = (
+                {f"{side}.{k}": v for k, v in state.items()} for side, state in (("client", client), ("server", server))
+            )
+        assert self.whole is not None  # made at the latest in __post_init__
         merged = copy.deepcopy(self.whole).cpu()
         # What the network holds but never calls is in neither half, so some may be missing, but none unexpected.
         if unexpected := merged.load_state_dict({**client, **server}, strict=False).unexpected_keys:
@@ -45,6 +55,20 @@ class Halves:
                 f"the halves hold what the network does not: {', '.join(unexpected)}; was a half replaced?"
             )
         return merged.eval()
+
+
+Copied = TypeVar("Copied", nn.Module, Halves)
+
+
+def copied(value: Copied) -> Copied:
+    """A deep copy of a module or of halves. Raises ConfigError for one that keeps a tensor with its graph."""
+    try:
+        return copy.deepcopy(value)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot copy {type(value).__name__}: {error}. If a module keeps a tensor that it computed, detach it "
+            "there, or pass fresh modules"
+        ) from error
 
 
 class _ToTheCut(fx.Tracer):
@@ -70,7 +94,7 @@ def split(model: nn.Module, cut: str) -> Halves:
     """
     if cut == "" or cut not in dict(model.named_modules()):
         raise ConfigError(f"no layer {cut!r} to cut at; possible cuts: {', '.join(cut_points(model))}")
-    whole = copy.deepcopy(model)
+    whole = copied(model)
     graph, cut_node, client_nodes = _divide(whole, cut)
 
     client_graph = fx.Graph()

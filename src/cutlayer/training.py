@@ -14,7 +14,6 @@ In a B epoch the way ends at the server, which keeps what it got; a C epoch is t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from cutlayer.method import Method, Task, Training
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange, State
 from cutlayer.server import Server
-from cutlayer.split import Halves
+from cutlayer.split import Halves, copied
 from cutlayer.wire.inproc import InProcessWire
 
 
@@ -93,7 +92,8 @@ def fit(
     Raises:
         ConfigError: the arguments contradict each other, the data, or the run that is to be resumed.
         DivergedError: loss, activations or gradients became infinite or NaN; the last checkpoint stays.
-        StoreFullError: the activations of all samples exceed the replay store's budget; raised before training begins.
+        StoreFullError: the activations of all samples exceed the replay store's budget, which is checked before
+            training begins (for labels of one number), or the disk is full.
     """
     if not isinstance(halves, Halves):
         raise ConfigError(
@@ -101,7 +101,7 @@ def fit(
         )
     if resume and run is None:
         raise ConfigError("resume needs the folder of the run")
-    halves, ledger = copy.deepcopy(halves), Ledger()
+    halves, ledger = copied(halves), Ledger()
     feed = Feed(
         train,
         batch_size=training.batch_size,
@@ -169,12 +169,12 @@ def _baseline(client: Client, server: Server) -> Baseline:
 
 def _facts(halves: Halves, client: Client) -> dict[str, Any]:
     """What can be said of halves and data, so that a run is not resumed with others by mistake."""
-    sample = client.train.sample()
+    first = client.train.first()
     return {
         "client half": structure(halves.client),
         "server half": structure(halves.server),
         "training samples": len(client.train),
         "batches": describe(client.train.batch_sizes()[:1] + client.train.batch_sizes()[-1:]),
-        "first samples": fingerprint(sample.inputs, sample.labels),
+        "first samples": fingerprint(first.inputs, first.labels),
         "test samples": len(client.test) if client.test is not None else 0,
     }

@@ -1,12 +1,16 @@
 """A run that kills its own process (SIGKILL) at a given training step; started by test_resume.py as a process.
 
-python -m tests.integration.killed_run RUN_FOLDER STEP       # STEP -1: not at all
+    python -m tests.integration.killed_run RUN_FOLDER STEP KIND      # STEP -1: not at all
+
+KIND "disk": a store on disk and augmentation; "disk-before" and "disk-after" end it around the naming of the checkpoint
+after STEP epochs. KIND "loader": a store in memory, a shuffled DataLoader, evaluation and checkpoints at odd intervals.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +38,27 @@ class Deadly:
         return cross_entropy(outputs, labels)
 
 
+def kill_at_rename(epoch: int, moment: str) -> None:
+    """End the process when the checkpoint after this many epochs gets its name, before or after it has."""
+    rename = Path.rename
+
+    def deadly(self: Path, target: Path) -> Path:
+        now = Path(target).name == f"epoch-{epoch:06d}"
+        if now and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = rename(self, target)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    Path.rename = deadly  # type: ignore[method-assign]
+
+
 def main(folder: str, step: int, kind: str) -> None:
+    kind, _, moment = kind.partition("-")
+    if moment:
+        kill_at_rename(step, moment)
+        step = -1
     torch.set_num_threads(1)
     train, test = digits()
     with seeded(0, "model"):

@@ -1,4 +1,4 @@
-"""The examples run, and the loop written by hand gives what the package gives."""
+"""The examples run and learn."""
 
 import re
 import subprocess

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from cutlayer import ConfigError, CropFlip
 from cutlayer.data import load
@@ -159,6 +159,15 @@ def test_batches_cover_the_data_and_carry_its_positions() -> None:
     assert (ids(loader, 0), loader.batch_size) == (list(range(9)), 3)
     own = Feed(DataLoader(data, batch_sampler=[[3, 1], [4, 4, 9]]))
     assert (ids(own, 0), own.batch_size) == ([3, 1, 4, 4, 9], 3)
+
+
+def test_a_batch_sampler_around_a_sampler_with_a_generator_of_its_own() -> None:
+    data, draw = TensorDataset(torch.arange(33.0), torch.arange(33)), torch.Generator().manual_seed(1)
+    sampler = BatchSampler(RandomSampler(data, generator=draw), 32, drop_last=True)
+    feed, state = Feed(DataLoader(data, batch_sampler=sampler)), draw.get_state()
+    assert ids(feed, 0) == ids(feed, 0) != ids(feed, 1)
+    assert torch.equal(draw.get_state(), state)
+    assert feed.drop_last
 
 
 def test_sources_that_cannot_be_used_are_explained() -> None:

@@ -69,7 +69,7 @@ def test_each_state_sends_and_computes_what_it_needs_and_nothing_else(evaluate_e
 
     def look(record) -> None:
         weights.append(half[0].get_parameter("0.weight").detach().clone())
-        seen.append((record.exchange, data.count, list(passes)))
+        seen.append((record.exchange, data.count + (test.count if record.exchange == "C" else 0), list(passes)))
         data.count, test.count = 0, 0
         passes.clear()
 

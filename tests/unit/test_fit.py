@@ -192,8 +192,28 @@ def test_a_module_that_keeps_what_it_computed() -> None:
             return self.kept
 
     model = nn.Sequential(Keeping(), nn.Linear(4, 1))
-    result = fit(split(model, "0"), line_data(), line_data(), training=small_batches(), task=MSE)
-    assert type(result.model[0]) is Keeping
+    for test in (line_data(), None):
+        result = fit(split(model, "0"), line_data(), test, training=small_batches(), task=MSE)
+        assert type(result.model[0]) is Keeping
+        own = fit(Halves(Keeping(), nn.Linear(4, 1)), line_data(), test, training=small_batches(), task=MSE)
+        kept, trained = own.model.state_dict()["client.linear.weight"], own.halves.client.state_dict()["linear.weight"]
+        assert torch.equal(kept, trained)
+    with pytest.raises(ConfigError, match="keeps a tensor that it computed"):
+        fit(own.halves, line_data(), training=small_batches(), task=MSE)
+
+
+def test_a_module_that_looks_at_its_data_in_training_is_counted_all_the_same() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) if not self.training or x.sum().item() < 1e9 else x
+
+    halves = Halves(Dropping(), nn.Linear(4, 1))
+    history = fit(halves, line_data(), training=small_batches(), task=MSE).history
+    assert history.epochs[0].flops["client"] == {"forward": 2 * 64 * 12, "backward": 2 * 64 * 12}
 
 
 def test_the_last_small_batch_is_left_out_in_c_as_well() -> None:
@@ -206,10 +226,31 @@ def test_the_last_small_batch_is_left_out_in_c_as_well() -> None:
 def test_labels_outside_the_classes_are_named_and_the_ignored_one_is_taken() -> None:
     inputs = torch.randn(8, 3)
     halves = Halves(nn.Linear(3, 4), nn.Linear(4, 3))
-    with pytest.raises(RefusedError, match=r"labels: expected classes from 0 to 2, got \["):
+    with pytest.raises(RefusedError, match=r"labels: expected classes from 0 to 2, one a sample, got \["):
         fit(halves, TensorDataset(inputs, torch.arange(8) % 4), training=small_batches())
     ignored = torch.tensor([0, 1, 2, -100] * 2)
     assert fit(halves, TensorDataset(inputs, ignored), training=small_batches()).history.losses[0] > 0
+    other = Task(nn.CrossEntropyLoss(ignore_index=255))
+    accepted = TensorDataset(inputs, torch.tensor([0, 1, 2, 255] * 2))
+    assert fit(halves, accepted, training=small_batches(), task=other).history.losses[0] > 0
+    with pytest.raises(RefusedError, match="expected classes from 0 to 2"):
+        fit(halves, TensorDataset(inputs, ignored), training=small_batches(), task=other)
+
+
+def test_probabilities_to_train_on_and_classes_to_test_on() -> None:
+    inputs = torch.randn(8, 3)
+    soft, hard = TensorDataset(inputs, torch.full((8, 3), 1 / 3)), TensorDataset(inputs, torch.arange(8) % 3)
+    history = fit(Halves(nn.Linear(3, 4), nn.Linear(4, 3)), soft, hard, training=small_batches()).history
+    assert history.test("accuracy") is not None
+
+
+def test_labels_with_a_shape() -> None:
+    inputs, labels = torch.randn(8, 3), torch.arange(40).reshape(8, 5) % 2
+    halves = Halves(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 10), nn.Unflatten(1, (2, 5))))
+    task = Task(nn.functional.cross_entropy, {}, classes=2)
+    assert fit(halves, TensorDataset(inputs, labels), training=small_batches(), task=task).history.losses[0] > 0
+    with pytest.raises(RefusedError, match="expected classes from 0 to 1, got"):
+        fit(halves, TensorDataset(inputs, labels + 1), training=small_batches(), task=task)
 
 
 def test_divergence_is_an_error_that_keeps_the_last_checkpoint(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def nan(count: int = BATCH) -> torch.Tensor:
         (frame(labels=torch.full((4,), float("nan"))), "client 0: labels: expected finite values"),
         (
             frame(labels=torch.tensor([0, 1, 2, 3])),
-            r"client 0: labels: expected classes from 0 to 2, got \[0, 1, 2, 3\]",
+            r"client 0: labels: expected classes from 0 to 2, one a sample, got \[0, 1, 2, 3\]",
         ),
         (frame(labels=torch.tensor([0, 1, 2, -1])), "client 0: labels: expected classes from 0 to 2"),
         (frame(labels=torch.zeros(4, 1).long()), "client 0: labels: expected classes from 0 to 2"),
