@@ -24,7 +24,6 @@ from cutlayer.errors import ConfigError
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.replay import ReplayStore
 
-
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
 
