@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,7 @@ class Checkpoints:
         for name, (module, optimizer) in modules.items():
             tensors, optimizers[name] = _optimizer_state(optimizer)
             tensors |= {f"model.{key}": value for key, value in module.state_dict().items()}
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-                new / f"{name}.safetensors",
-            )
+            save_tensors(tensors, new / f"{name}.safetensors")
         written = {}
         for name, store in stores.items():
             written[name] = {"codec": store.codec, "shape": list(store.shape), "version": store.version}
@@ -156,6 +154,13 @@ class Checkpoints:
                 "written by another release"
             )
         return content
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors as safetensors, the file as a whole or not at all. Copies: the format knows no shared memory."""
+    temporary = file.with_suffix(".tmp")
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+    temporary.rename(file)
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

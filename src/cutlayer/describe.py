@@ -53,10 +53,10 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def structure(half: nn.Module) -> str:
-    """A short digest of a half's modules, parameters and buffers: names, classes, shapes and types, not values."""
+def structure(half: nn.Module, *, classes: bool = True) -> str:
+    """A short digest of a half's parameters and buffers: names, shapes and types, not values; and of its `classes`."""
     digest = hashlib.sha256()
-    for name, module in half.named_modules():
+    for name, module in half.named_modules() if classes else ():
         digest.update(f"{name} {type(module).__name__};".encode())
     for name, tensor in half.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())

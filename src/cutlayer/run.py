@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from cutlayer.checkpoint import Checkpoints
+from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.describe import differences
 from cutlayer.errors import ConfigError
 from cutlayer.history import Baseline, EpochRecord, History
@@ -148,9 +148,7 @@ class Run:
 
     def save_model(self, model: nn.Module) -> None:
         """Write the merged model's weights."""
-        temporary = self.model_file.with_suffix(".tmp")
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
-        temporary.rename(self.model_file)
+        save_tensors(model.state_dict(), self.model_file)
 
     def load_weights(self, model: nn.Module) -> nn.Module:
         """Load the merged model's weights into a network of the same structure; return it."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from cutlayer.errors import ConfigError, DivergedError, unknown
 
@@ -40,6 +42,11 @@ class State:
     exchange: Exchange = Exchange.BOTH
     epoch: int = 0
     reference: float = math.inf
+
+    @staticmethod
+    def restored(values: Mapping[str, Any]) -> State:
+        """The state whose attributes were written to a checkpoint as JSON values, among others."""
+        return State(Exchange(values["exchange"]), values["epoch"], values["reference"])
 
 
 @dataclass(frozen=True, kw_only=True)

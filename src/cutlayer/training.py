@@ -129,7 +129,7 @@ def fit(
             chosen = {"method": describe(method), "training": describe(training), "task": describe(task)}
             records, state = folder.open(chosen, _facts(halves, client), baseline, resume, modules, stores)
             if state is not None:
-                server.go_back(State(Exchange(state["exchange"]), state["epoch"], state["reference"]))
+                server.go_back(State.restored(state))
         for epoch in range(len(records), training.epochs):
             exchange, last = server.exchange, epoch + 1 == training.epochs
             loss = train_epoch(client, server, wire, training.microbatches)

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cutlayer.checkpoint import Checkpoints
+from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.client import Client
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.feed import Feed
@@ -256,7 +255,4 @@ class _Joining:
                         self.stop.check()
 
     def _finish(self) -> None:
-        final = self.folder / "client.safetensors"
-        temporary = final.with_suffix(".tmp")
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.half.state_dict().items()}, temporary)
-        temporary.rename(final)
+        save_tensors(self.half.state_dict(), self.folder / "client.safetensors")

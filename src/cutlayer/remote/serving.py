@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
+from cutlayer.checkpoint import save_tensors
 from cutlayer.describe import describe
 from cutlayer.errors import RefusedError
 from cutlayer.formats.base import numel
@@ -185,7 +185,7 @@ class _Serving:
         assert found is not None, "a run begins with a checkpoint"
         epochs, state = found
         self.records = self.run.rewind(epochs)
-        self.server.go_back(State(Exchange(state["exchange"]), state["epoch"], state["reference"]))
+        self.server.go_back(State.restored(state))
         self.ledger.take()
 
     def _save(self) -> None:
@@ -198,10 +198,7 @@ class _Serving:
         return max((r.epoch + 1 for r in self.records if r.exchange != Exchange.NONE.value), default=0)
 
     def _finish(self) -> None:
-        final = self.run.folder / "server.safetensors"
-        temporary = final.with_suffix(".tmp")
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.half.state_dict().items()}, temporary)
-        temporary.rename(final)
+        save_tensors(self.half.state_dict(), self.run.folder / "server.safetensors")
 
     # --- an epoch ---
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from torch import nn
 
+from cutlayer.describe import structure
 from cutlayer.errors import RefusedError
 from cutlayer.formats import get_float_codec
 from cutlayer.method import Method, Training
@@ -27,14 +27,8 @@ def terms_of(
         "seed": str(training.seed),
     }
     if client_half is not None:
-        terms["client half"] = structure(client_half)
+        terms["client half"] = structure(client_half, classes=False)
     return terms
-
-
-def structure(half: nn.Module) -> str:
-    """A digest of the names, shapes and types of a half's parameters and buffers; it says nothing of their values."""
-    listed = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in half.state_dict().items()]
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
 
 
 def check_terms(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
