@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.feed import Batch, Feed
 from cutlayer.flops import FlopTable
-from cutlayer.formats import encode_exactly, get_float_codec, isfinite
+from cutlayer.formats import encode_exactly, evaluation_codec, get_float_codec, isfinite
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.optim import ScheduledOptimizer
@@ -56,6 +56,7 @@ class Client:
         self.optimizer = ScheduledOptimizer(training.client, self.half.parameters(), training.epochs)
         self.method, self.seed, self.ledger = method, training.seed, ledger
         self.codec = get_float_codec(method.activations)
+        self.test_codec = evaluation_codec(method.activations)
         self.gradient_codec = get_float_codec(method.gradients)
         self.cut_shape = self.flops.output_shape
         self.plan = Plan(number, -1, "")
@@ -169,7 +170,8 @@ class Client:
                     "not finite; lower the learning rate, or look for inputs that are not finite"
                 )
             name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
-            encoded = self.codec.encode(activations, derive(self.seed, *name))
+            codec = self.test_codec if isinstance(message, Evaluate) else self.codec
+            encoded = codec.encode(activations, derive(self.seed, *name))
             return pack(
                 Frame(
                     message,

@@ -71,14 +71,20 @@ class Intake:
     Args:
         clients: what is known of each client, by number.
         cut_shape: shape of one sample's activations.
-        codec: name of the codec of the activations.
+        codec, test_codec: names of the codecs of the activations, in training and in evaluation.
         classes: what labels may be; None for other tasks, whose labels all have the type and shape of the first.
     """
 
     def __init__(
-        self, clients: list[ClientInfo], cut_shape: tuple[int, ...], codec: str, classes: Classes | None
+        self,
+        clients: list[ClientInfo],
+        cut_shape: tuple[int, ...],
+        codec: str,
+        test_codec: str,
+        classes: Classes | None,
     ) -> None:
-        self.clients, self.cut_shape, self.codec, self.classes = clients, cut_shape, codec, classes
+        self.clients, self.cut_shape, self.classes = clients, cut_shape, classes
+        self.codecs = {False: codec, True: test_codec}
         # Training and test labels may differ in kind: probabilities of a mixture there, classes here.
         self._label_kinds: dict[bool, tuple[bool, tuple[int, ...]]] = {}
 
@@ -119,7 +125,7 @@ class Intake:
 
         require(list(frame.tensors) == NAMES, "fields", NAMES, list(frame.tensors))
         activations = frame.tensors["activations"]
-        require(activations.codec == self.codec, "codec", self.codec, activations.codec)
+        require(activations.codec == self.codecs[test], "codec", self.codecs[test], activations.codec)
         require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
         count = len(activations)
         require(0 < count <= largest, "batch size", f"1 to {largest}", count)

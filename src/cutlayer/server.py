@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.flops import FlopTable
-from cutlayer.formats import Encoded, get_float_codec, isfinite
+from cutlayer.formats import Codec, Encoded, evaluation_codec, get_float_codec, isfinite
 from cutlayer.intake import ClientInfo, Intake, classes_of
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
@@ -48,7 +48,9 @@ class Server:
             get_float_codec(method.activations),
             get_float_codec(method.gradients),
         )
-        self.intake = Intake(clients, cut_shape, method.activations, classes_of(task, self.flops.output_shape))
+        self.test_codec = evaluation_codec(method.activations)
+        classes = classes_of(task, self.flops.output_shape)
+        self.intake = Intake(clients, cut_shape, self.codec.name, self.test_codec.name, classes)
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
@@ -137,7 +139,7 @@ class Server:
             for encoded, labels in self.test_store.batches(batch_size):
                 labels = labels.to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    outputs = self.half(self.codec.decode(encoded.to(self.device)))
+                    outputs = self.half(self.test_codec.decode(encoded.to(self.device)))
                 outputs = outputs.float()
                 scores = {"loss": self.task.loss, **self.task.metrics}
                 for name, score in scores.items():
@@ -150,7 +152,7 @@ class Server:
     def _step(self, frame: Frame, message: Step) -> bytes | None:
         encoded, ids, labels = self.intake.batch(frame, message.client)
         with self.ledger.phase("decode"):
-            activations = self._decoded(encoded, message)
+            activations = self._decoded(self.codec, encoded, message)
         if self.exchange is Exchange.ACTIVATIONS:
             self._train(activations, labels.to(self.device))
             with self.ledger.phase("store"):
@@ -222,11 +224,11 @@ class Server:
                 f"client {message.client}: expected an evaluation after epoch {self.state.epoch - 1}, got {message}"
             )
         encoded, ids, labels = self.intake.batch(frame, message.client, test=True)
-        self._decoded(encoded, message)
+        self._decoded(self.test_codec, encoded, message)
         self.test_store.put(ids + self.test_offsets[message.client], encoded, labels)
 
-    def _decoded(self, encoded: Encoded, message: object) -> Tensor:
-        activations = self.codec.decode(encoded.to(self.device))
+    def _decoded(self, codec: Codec, encoded: Encoded, message: object) -> Tensor:
+        activations = codec.decode(encoded.to(self.device))
         if not isfinite(activations):
             raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
         return activations

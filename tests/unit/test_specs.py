@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.formats import PAIRS, get_codec, get_float_codec, get_pair, specs
+from cutlayer.formats import PAIRS, evaluation_codec, get_codec, get_float_codec, get_pair, specs
 from cutlayer.wire.frames import Frame, Step, pack, unpack
 
 
@@ -84,6 +84,18 @@ def test_a_newer_version_carries_its_number_and_an_older_release_refuses_it(monk
 )  # fmt: skip
 def test_pairs_of_both_directions(spec: str, names: tuple[str, str]) -> None:
     assert tuple(codec.name for codec in get_pair(spec)) == names
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("fp8_e4m3:channel:stochastic+zstd", "fp8_e4m3:channel+zstd"),
+        ("randtopk0.05,0.2>mxfp4:stochastic+zstd", "topk0.05>mxfp4+zstd"),
+        ("topk0.1>fp16", "topk0.1>fp16"),
+    ],
+)
+def test_evaluation_does_not_draw(spec: str, name: str) -> None:
+    assert evaluation_codec(spec).name == name
 
 
 def test_every_pair_has_its_codecs() -> None:

@@ -130,6 +130,12 @@ def get_pair(spec: str) -> tuple[Codec, Codec]:
     return get_float_codec(up), get_float_codec(down)
 
 
+def evaluation_codec(spec: str) -> Codec:
+    """The codec of this spec without its draws, for evaluation: `topk` for `randtopk`, rounding to nearest."""
+    name = get_float_codec(spec).name.replace(":stochastic", "")
+    return get_float_codec(re.sub(r"^rand(topk[^,>]*),[^>]*", r"\1", name))
+
+
 def _format(written: str, spec: str) -> Codec:
     """The codec of `name[@version][:option]...`."""
     head, *asked = written.split(":")
