@@ -153,6 +153,7 @@ def row(arm: str, same: list[dict]) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "cifar10.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
