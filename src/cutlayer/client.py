@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cutlayer.delta import DeltaSender
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.feed import Batch, Feed
 from cutlayer.flops import FlopTable
-from cutlayer.formats import encode_exactly, evaluation_codec, get_float_codec, isfinite
+from cutlayer.formats import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.optim import ScheduledOptimizer
+from cutlayer.replay import ReplayStore
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive, seeded
 from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
@@ -55,12 +57,21 @@ class Client:
         self.half = half.to(self.device)
         self.optimizer = ScheduledOptimizer(training.client, self.half.parameters(), training.epochs)
         self.method, self.seed, self.ledger = method, training.seed, ledger
-        self.codec = get_float_codec(method.activations)
-        self.test_codec = evaluation_codec(method.activations)
-        self.gradient_codec = get_float_codec(method.gradients)
+        transfer = get_transfer(method.activations)
+        self.codec, self.test_codec = transfer.codec, evaluation_codec(transfer)
+        self.gradient_codec = get_transfer(method.gradients).codec
         self.cut_shape = self.flops.output_shape
+        self.deltas = None
+        if transfer.delta is not None:
+            self.deltas = DeltaSender(self.codec, transfer.delta, len(train), self.cut_shape, method.store)
+        self.anew = False
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
+
+    @property
+    def stores(self) -> dict[str, ReplayStore]:
+        """What a checkpoint of this client holds beside its half and optimizer."""
+        return {} if self.deltas is None else {"references": self.deltas.store}
 
     def begin(self, data: bytes) -> None:
         """Take the server's plan for an epoch that exchanges something."""
@@ -68,6 +79,7 @@ class Client:
         if not isinstance(plan, Plan) or plan.client != self.number or plan.exchange not in ("A", "B"):
             raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
         self.plan, self.pending = plan, deque()
+        self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
         self.half.train()
         if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b == "eval":
             for module in self.half.modules():
@@ -87,7 +99,7 @@ class Client:
     def forward(self, step: int, batch: Batch) -> bytes:
         """The activations of a batch, with ids and labels, as a frame. Only an A epoch builds a graph."""
         self.pending.clear()
-        return self._forward(Step(self.number, self.plan.epoch, step), batch)
+        return self._forward(Step(self.number, self.plan.epoch, step, anew=self.anew and step == 0), batch)
 
     def forward_parts(self, step: int, batch: Batch, parts: int) -> Iterator[bytes]:
         """The frames of a batch in up to so many parts, each made when it is asked for; `backward` takes the replies.
@@ -102,7 +114,8 @@ class Client:
         self.pending.clear()
         pieces = list(zip(*(tensor.split(size) for tensor in (batch.ids, batch.inputs, batch.labels)), strict=True))
         for part, piece in enumerate(pieces):
-            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids))
+            anew = self.anew and step == 0
+            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids), anew)
             yield self._forward(message, Batch(*piece))
 
     def _forward(self, message: Step, batch: Batch) -> bytes:
@@ -170,18 +183,16 @@ class Client:
                     "not finite; lower the learning rate, or look for inputs that are not finite"
                 )
             name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
-            codec = self.test_codec if isinstance(message, Evaluate) else self.codec
-            encoded = codec.encode(activations, derive(self.seed, *name))
-            return pack(
-                Frame(
-                    message,
-                    {
-                        "ids": encode_exactly(batch.ids),
-                        "labels": encode_exactly(batch.labels),
-                        "activations": encoded,
-                    },
-                )
-            )
+            seed = derive(self.seed, *name)
+            tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}
+            if isinstance(message, Evaluate):
+                tensors["activations"] = self.test_codec.encode(activations)
+            elif self.deltas is None:
+                tensors["activations"] = self.codec.encode(activations, seed)
+            else:
+                sent, tensors["activations"] = self.deltas.encode(batch.ids, activations, seed)
+                tensors["sent"] = encode_exactly(sent.to(torch.uint8))
+            return pack(Frame(message, tensors))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cutlayer.delta import REFERENCE, moved, references
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
+from cutlayer.feedback import ErrorFeedback
 from cutlayer.flops import FlopTable
-from cutlayer.formats import Codec, Encoded, evaluation_codec, get_float_codec, isfinite
+from cutlayer.formats import Codec, Encoded, evaluation_codec, get_transfer, isfinite
 from cutlayer.intake import ClientInfo, Intake, classes_of
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
@@ -44,22 +46,26 @@ class Server:
         self.optimizer = ScheduledOptimizer(training.server, self.half.parameters(), training.epochs)
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
         self.method, self.seed, self.precision = method, training.seed, training.precision
-        self.codec, self.gradient_codec = (
-            get_float_codec(method.activations),
-            get_float_codec(method.gradients),
-        )
-        self.test_codec = evaluation_codec(method.activations)
+        up, down = get_transfer(method.activations), get_transfer(method.gradients)
+        self.codec, self.gradient_codec, self.test_codec = up.codec, down.codec, evaluation_codec(up)
+        self.delta = up.delta is not None
+        self.store_codec = REFERENCE if self.delta else self.codec
         classes = classes_of(task, self.flops.output_shape)
-        self.intake = Intake(clients, cut_shape, self.codec.name, self.test_codec.name, classes)
+        self.intake = Intake(clients, cut_shape, self.codec.name, self.test_codec.name, classes, self.delta)
         self.state: State = method.schedule.start()
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
         self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients))]
         self.store = ReplayStore(sum(info.samples for info in clients), method.store)
         self.test_store = ReplayStore(sum(info.test_samples for info in clients), method.store)
-        if not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
-            sample_bytes = sum(self.codec.layout(cut_shape)) + 8
-            self.store.check_budget(self.codec.name, cut_shape, sample_bytes)
+        self.stores = {"store": self.store, "test_store": self.test_store}
+        if self.delta or not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
+            sample_bytes = sum(self.store_codec.layout(cut_shape)) + 8
+            self.store.check_budget(self.store_codec.name, cut_shape, sample_bytes)
+        self.feedback = None
+        if down.feedback:
+            self.feedback = ErrorFeedback(self.gradient_codec, self.store.capacity, cut_shape, method.store)
+            self.stores["residuals"] = self.feedback.store
         self._last: dict[int, tuple[Step, bytes | None]] = {}
         self._begin_sums()
 
@@ -83,7 +89,9 @@ class Server:
 
     def plan(self, client: int) -> bytes:
         """The frame that tells a client what this epoch exchanges."""
-        return pack(Frame(Plan(client, self.state.epoch, self.exchange.value)))
+        start = self.offsets[client]
+        digest = self.store.digest(start, start + self.clients[client].samples) if self.delta else None
+        return pack(Frame(Plan(client, self.state.epoch, self.exchange.value, digest)))
 
     def receive(self, data: bytes) -> bytes | None:
         """Take one frame from a client; return the reply, if there is one.
@@ -119,7 +127,7 @@ class Server:
         shuffle = generator(self.seed, "replay", self.state.epoch)
         for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=drop_last):
             with self.ledger.phase("decode"):
-                activations = self.codec.decode(encoded.to(self.device))
+                activations = self.store_codec.decode(encoded.to(self.device))
             self._train(activations, labels.to(self.device))
 
     def finish(self) -> float:
@@ -150,23 +158,32 @@ class Server:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def _step(self, frame: Frame, message: Step) -> bytes | None:
-        encoded, ids, labels = self.intake.batch(frame, message.client)
+        encoded, ids, labels, sent = self.intake.batch(frame, message.client)
+        ids = ids + self.offsets[message.client]
         with self.ledger.phase("decode"):
             activations = self._decoded(self.codec, encoded, message)
-        if self.exchange is Exchange.ACTIVATIONS:
-            self._train(activations, labels.to(self.device))
-            with self.ledger.phase("store"):
-                self.store.put(ids + self.offsets[message.client], encoded, labels)
-            return None
-        activations.requires_grad_()
+            if sent is not None:
+                encoded = self._moved(ids, sent, activations, message)
+                activations = self.store_codec.decode(encoded)
+        if self.exchange is Exchange.BOTH:
+            activations.requires_grad_()
         self._train(activations, labels.to(self.device), message)
+        if self.exchange is Exchange.ACTIVATIONS or self.delta:
+            with self.ledger.phase("store"):
+                self.store.put(ids, encoded, labels)
+        if self.exchange is Exchange.ACTIVATIONS:
+            return None
         with self.ledger.phase("encode"):
             gradients = activations.grad
             if gradients is None or not isfinite(gradients):
                 raise DivergedError(f"{message}: gradients at the cut are not finite; lower the learning rate")
             part = (message.part,) if message.parts > 1 else ()
             name = ("encode", "down", message.client, message.epoch, message.step, *part)
-            encoded = self.gradient_codec.encode(gradients, derive(self.seed, *name))
+            seed = derive(self.seed, *name)
+            if self.feedback is not None:
+                encoded = self.feedback.encode(ids, gradients, seed)
+            else:
+                encoded = self.gradient_codec.encode(gradients, seed)
             update = Update(message.client, message.epoch, message.step, message.part)
             return pack(Frame(update, {"gradients": encoded}))
 
@@ -223,9 +240,20 @@ class Server:
             raise RefusedError(
                 f"client {message.client}: expected an evaluation after epoch {self.state.epoch - 1}, got {message}"
             )
-        encoded, ids, labels = self.intake.batch(frame, message.client, test=True)
+        encoded, ids, labels, _ = self.intake.batch(frame, message.client, test=True)
         self._decoded(self.test_codec, encoded, message)
         self.test_store.put(ids + self.test_offsets[message.client], encoded, labels)
+
+    def _moved(self, ids: Tensor, sent: Tensor, changes: Tensor, message: Step) -> Encoded:
+        """The references of these samples after their changes; see `delta`."""
+        client, anew = message.client, message.anew and message.part == 0
+        known = self.store.present(ids) & (not anew)
+        if not bool((sent | known).all()):
+            lacking = (ids - self.offsets[client])[~(sent | known)].tolist()
+            raise RefusedError(f"client {client}: sent: expected changes of samples {lacking}, which have no reference")
+        if anew:
+            self.store.clear(self.offsets[client], self.offsets[client] + self.clients[client].samples)
+        return moved(references(self.store, ids, changes), sent.to(changes.device), changes)
 
     def _decoded(self, codec: Codec, encoded: Encoded, message: object) -> Tensor:
         activations = codec.decode(encoded.to(self.device))

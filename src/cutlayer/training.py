@@ -121,7 +121,7 @@ def fit(
         "client": (client.half, client.optimizer.optimizer),
         "server": (server.half, server.optimizer.optimizer),
     }
-    stores = {"store": server.store, "test_store": server.test_store}
+    stores = {**server.stores, **client.stores}
     folder = run if isinstance(run, Run) or run is None else Run(run)
     records: list[EpochRecord] = []
     with folder.locked() if folder is not None else nullcontext():

@@ -169,7 +169,7 @@ class _Joining:
             )
         if welcome.client != self.client.number:
             self.client = self._client(welcome.client)
-        self.checkpoints.load(self._modules(), {}, welcome.restore)
+        self.checkpoints.load(self._modules(), self.client.stores, welcome.restore)
         self.checkpoints.prune(0, welcome.restore)
         self.run = welcome.run
         self.ledger.take()
@@ -178,7 +178,7 @@ class _Joining:
         return {"client": (self.client.half, self.client.optimizer.optimizer)}
 
     def _save(self, epochs: int) -> None:
-        self.checkpoints.save(epochs, self._modules(), {}, {"run": self.run}, keep=True)
+        self.checkpoints.save(epochs, self._modules(), self.client.stores, {"run": self.run}, keep=True)
 
     def _obey(self, session: Session) -> bool:
         while True:

@@ -171,7 +171,7 @@ class _Serving:
         infos = [ClientInfo(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
         self.server = Server(self.half, infos, self.cut_shape, self.method, self.training, self.task, self.ledger)
         self.modules = {"server": (self.half, self.server.optimizer.optimizer)}
-        self.stores = {"store": self.server.store, "test_store": self.server.test_store}
+        self.stores = self.server.stores
         samples, flops = (sum(getattr(hello, f"epoch_{what}") for hello in hellos) for what in ("samples", "flops"))
         self.baseline = Baseline(samples * numel(self.cut_shape) * 4 * 2, flops)
         if not self.run.exists():

@@ -8,7 +8,7 @@ from torch import nn
 
 from cutlayer.describe import structure
 from cutlayer.errors import RefusedError
-from cutlayer.formats import get_float_codec
+from cutlayer.formats import evaluation_codec, get_transfer
 from cutlayer.method import Method, Training
 
 
@@ -41,5 +41,7 @@ def check_terms(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
 
 def largest_frame(codec: str, cut_shape: tuple[int, ...], batch_size: int) -> int:
     """Bytes of the largest frame that a peer of this run has reason to send: a batch, and labels of 64 KiB a sample."""
-    layout = get_float_codec(codec).layout(cut_shape)
-    return (1 << 20) + layout.shared_bytes + batch_size * (2 * layout.row_bytes + (1 << 16))
+    transfer = get_transfer(codec)
+    layouts = [used.layout(cut_shape) for used in (transfer.codec, evaluation_codec(transfer))]
+    row_bytes, shared_bytes = (max(sizes) for sizes in zip(*layouts, strict=True))
+    return (1 << 20) + shared_bytes + batch_size * (2 * row_bytes + (1 << 16))

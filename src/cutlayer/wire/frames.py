@@ -25,16 +25,23 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
 
 
-class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):
-    """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch)."""
+class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, omit_defaults=True):
+    """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch).
+
+    `references`: where changes are sent, the digest of the references that the server has of this client's samples.
+    """
 
     client: int
     epoch: int
     exchange: str
+    references: int | None = None
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
-    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`."""
+    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`.
+
+    `anew`, in the first step of an epoch: the client has let go of its references, and so must the server.
+    """
 
     client: int
     epoch: int
@@ -42,6 +49,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, 
     part: int = 0
     parts: int = 1
     samples: int = 0
+    anew: bool = False
 
 
 class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
@@ -247,8 +255,8 @@ def unpack(data: bytes) -> Frame:
 def sizes(data: bytes) -> Iterator[tuple[str, int]]:
     """What each byte of a frame is for, as (kind, bytes) pairs that sum to its length.
 
-    Kinds are "activations", "gradients" and "labels" for these tensors, "evaluation" for whole frames of an
-    evaluation, and "control" for the rest: prefix, header, sample ids, plans.
+    Kinds are "activations" (with "sent"), "gradients" and "labels" for these tensors, "evaluation" for whole frames
+    of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
     """
     header, _ = read_header(data)
     if isinstance(header.message, Evaluate):
@@ -256,7 +264,8 @@ def sizes(data: bytes) -> Iterator[tuple[str, int]]:
         return
     counted = 0
     for field in header.fields:
-        if field.name in ("activations", "gradients", "labels"):
+        kind = "activations" if field.name == "sent" else field.name
+        if kind in ("activations", "gradients", "labels"):
             counted += field.nbytes
-            yield field.name, field.nbytes
+            yield kind, field.nbytes
     yield "control", len(data) - counted
