@@ -150,7 +150,7 @@ class Intake:
         sent = None
         if names is NAMES_OF_CHANGES:
             encoded = frame.tensors["sent"]
-            require((encoded.codec, encoded.shape) == ("u8", ()), "sent", "bytes, one a sample", encoded.codec)
+            require((encoded.codec, encoded.shape) == ("u8", ()), "sent", "a byte for each sample", encoded.codec)
             codes = get_codec(encoded.codec).decode(encoded)
             require(bool((codes <= 1).all()), "sent", "0 or 1 for each sample", codes.tolist())
             sent = codes.bool()
