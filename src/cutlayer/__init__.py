@@ -8,6 +8,7 @@ result.history, result.model
 
 from cutlayer.data import CropFlip
 from cutlayer.errors import ConfigError, CutlayerError, DivergedError, RefusedError, StoreFullError
+from cutlayer.fleet import Fleet
 from cutlayer.history import EpochRecord, History
 from cutlayer.method import Method, Task, Training, accuracy
 from cutlayer.optim import CustomOptimizer, Optimizer
@@ -28,6 +29,7 @@ __all__ = [
     "Drop",
     "EpochRecord",
     "Exchange",
+    "Fleet",
     "Halves",
     "History",
     "Method",

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +18,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from cutlayer.checkpoint import Checkpoints, save_tensors
+from cutlayer.checkpoint import Checkpoints, Store, save_tensors
 from cutlayer.describe import differences
 from cutlayer.errors import ConfigError
 from cutlayer.history import Baseline, EpochRecord, History
-from cutlayer.replay import ReplayStore
 
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
@@ -71,7 +70,7 @@ class Run:
         baseline: Baseline,
         resume: bool,
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: dict[str, ReplayStore],
+        stores: Mapping[str, Store],
     ) -> tuple[list[EpochRecord], dict[str, Any] | None]:
         """Begin the run, or bring everything to the newest checkpoint of one that is to be resumed.
 
