@@ -30,7 +30,8 @@ from cutlayer.training import fit
 from cutlayer.wire.certs import make_certificates
 from cutlayer.wire.frames import PREFIX, Frame, Hello, Refusal, pack, read_header, unpack
 from cutlayer.wire.link import CHUNK, Connection
-from cutlayer.wire.rpc import SERVICE, Session, open_channel
+from cutlayer.wire.rpc import SERVICE
+from cutlayer.wire.session import Session, open_channel
 from tests.integration.processes import CONFIG, port_of, serve
 
 WORDS = [

@@ -21,7 +21,8 @@ from cutlayer.remote.terms import largest_frame, terms_of
 from cutlayer.training import client_info
 from cutlayer.wire.frames import Ask, Done, Finished, Frame, Hello, Plan, Refusal, Saved, Welcome, pack, unpack
 from cutlayer.wire.link import LinkClosed
-from cutlayer.wire.rpc import Session, check_address, own_name
+from cutlayer.wire.rpc import KEEPALIVE, check_address
+from cutlayer.wire.session import Session, own_name
 
 log = logging.getLogger("cutlayer.client")
 
@@ -40,6 +41,7 @@ def join(
     training: Training = Training(),
     on_epoch: Callable[[str, int], None] | None = None,
     give_up_after: float | None = None,
+    keepalive: float = KEEPALIVE,
     stop: Stop | None = None,
 ) -> nn.Module:
     """Take part in a run that another process serves; return the trained client half.
@@ -56,6 +58,7 @@ def join(
         method, training: as the server's; what matters to both is compared when they meet.
         on_epoch: called after each epoch of this client, with its exchange ("A" or "B") and its number.
         give_up_after: seconds without a server after which this raises TimeoutError; None tries for ever.
+        keepalive: seconds within which a connection whose other end has vanished without a word is given up.
         stop: lets another thread, or signals, end this early.
 
     Raises:
@@ -70,7 +73,7 @@ def join(
             raise ConfigError(f"name: the certificate in {tls} is made out to {certified!r}, not to {name!r}")
         name = certified
     joining = _Joining(name or "client", half, train, test, Path(folder), method, training, on_epoch, stop or Stop())
-    while not joining.take_part(address, tls, give_up_after):
+    while not joining.take_part(address, tls, give_up_after, keepalive):
         pass
     return half
 
@@ -117,10 +120,12 @@ class _Joining:
             test = Feed(self.test, batch_size=feed.batch_size, seed=training.seed, client=number, shuffle=False)
         return Client(number, self.half, feed, test, self.method, training, self.ledger)
 
-    def take_part(self, address: str, tls: str | Path | None, give_up_after: float | None) -> bool:
+    def take_part(
+        self, address: str, tls: str | Path | None, give_up_after: float | None, keepalive: float = KEEPALIVE
+    ) -> bool:
         """Take part in a session; whether the run came to its end in it."""
         limit = largest_frame(self.method.gradients, self.client.cut_shape, self.client.train.batch_size)
-        session = Session(address, tls, self._hello(), limit)
+        session = Session(address, tls, self._hello(), limit, keepalive)
         try:
             welcome = self._wait_welcome(session, give_up_after)
             self._restore(welcome)

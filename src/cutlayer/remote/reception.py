@@ -22,7 +22,7 @@ from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import check_terms, largest_frame
 from cutlayer.wire.frames import Hello, Welcome
 from cutlayer.wire.link import Connection, Link, LinkClosed
-from cutlayer.wire.rpc import SessionUnknown
+from cutlayer.wire.listener import SessionUnknown
 
 MAX_BATCH = 1 << 20
 IDENTITY = (

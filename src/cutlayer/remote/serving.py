@@ -1,6 +1,6 @@
 """The server's process. What happens to a batch is read in the same order as in `training`:
 
-joining: batch, client half, encode    wire.link, wire.rpc    Serving.train_epoch: decode, server half, ..., encode
+joining: batch, client half, encode    wire    Serving.train_epoch: decode, server half, ..., encode
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from cutlayer.schedule import Exchange, State
 from cutlayer.server import Server
 from cutlayer.wire.frames import Ask, Done, Evaluate, Finished, Frame, Refusal, Saved, Step, pack, read_header, unpack
 from cutlayer.wire.link import Link, LinkClosed
-from cutlayer.wire.rpc import Listener, Refusals, check_address
+from cutlayer.wire.listener import Listener, Refusals
+from cutlayer.wire.rpc import KEEPALIVE, check_address
 
 log = logging.getLogger("cutlayer.server")
 
@@ -64,6 +65,7 @@ def serve(
     on_listening: Callable[[int], None] | None = None,
     deadline: float = 300.0,
     linger: float = 30.0,
+    keepalive: float = KEEPALIVE,
     stop: Stop | None = None,
 ) -> Served:
     """Hold the server half of a run, for clients that `join` from processes of their own.
@@ -84,6 +86,7 @@ def serve(
         on_listening: called with the port once connections are taken.
         deadline: seconds after which a client that is connected and sends nothing is disconnected.
         linger: seconds that the end of the run waits for clients to hear of it.
+        keepalive: seconds within which a connection whose other end has vanished without a word is given up.
         stop: lets another thread, or signals, end the run early.
 
     Raises:
@@ -95,7 +98,7 @@ def serve(
     serving = _Serving(half, cut_shape, Run(run), clients, client_half, method, training, task, config, deadline)
     serving.stop = stop or Stop()
     refusals, offered = Refusals(), json.dumps(config or {})
-    listener = Listener(listen, tls, serving.reception.admit, offered, refusals, 2 * len(clients) + 8)
+    listener = Listener(listen, tls, serving.reception.admit, offered, refusals, 2 * len(clients) + 8, keepalive)
     serving.refusals = refusals
     try:
         if on_listening is not None:
