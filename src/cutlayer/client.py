@@ -84,6 +84,11 @@ class Client:
         """What the epoch under way exchanges."""
         return Exchange(self.plan.exchange)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the midst of an A epoch and waits for the server."""
+        return bool(self.pending) or self._shares
+
     # --- an epoch, in the order of its frames ---
 
     def answers(self, data: bytes) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cutlayer.errors import ConfigError, unknown
+from cutlayer.errors import ConfigError, RefusedError, unknown
 
 if TYPE_CHECKING:
     from cutlayer.parties import Party
@@ -99,8 +99,8 @@ class Sequential(Mode):
         """All batches of a client, then all of the next."""
         for party in parties:
             party.begin()
-            while (part := party.part()) is not None:
-                party.answer(server.train([part])[0])
+            while _turn(server, party):
+                pass
             server.settle()
 
 
@@ -167,7 +167,12 @@ class ParallelSplit(Averaging):
 def _turn(server: Server, party: Party) -> bool:
     """A party's next step, with all its parts; whether it had one."""
     while (part := party.part()) is not None:
-        party.answer(server.train([part])[0])
+        try:
+            (reply,) = server.train([part])
+        except RefusedError as error:  # labels that the loss does not take
+            party.refuse(error)
+            continue
+        party.answer(reply)
         if part.ends_step:
             return True
     return False

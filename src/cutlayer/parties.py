@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Peer(Protocol):
-    """A connection to one client, wherever it is. Every frame is in the ledger."""
+    """A connection to one client, wherever it is."""
 
     number: int
 
@@ -49,7 +49,11 @@ class Party(ABC):
         """Its next part of a step; None where it has no more."""
 
     def answer(self, reply: bytes | None) -> None:  # noqa: B027
-        """Take the answer to the last part."""
+        """Take the answer to the last part, which was trained on."""
+
+    def refuse(self, error: RefusedError) -> None:
+        """Hear that the last part could not be trained on."""
+        raise error
 
     def send_weights(self) -> None:  # noqa: B027
         """Have its half added to the average, if it trains one."""
@@ -83,6 +87,7 @@ class Present(Party):
         super().__init__(server, peer.number)
         self.peer, self.lost = peer, False
         self._steps = self._samples = 0
+        self._taken: tuple[bytes, Part] | None = None
         self._trains = server.exchange_of(peer.number) is Exchange.BOTH
 
     def begin(self) -> None:
@@ -100,8 +105,7 @@ class Present(Party):
                 message = read_header(data)[0].message
                 if isinstance(message, Step):
                     part = self.server.take(data, self.client)
-                    self._steps += part.ends_step
-                    self._samples += len(part.labels)
+                    self._taken = data, part
                     return part
                 self._end(data)
             except RefusedError as error:
@@ -109,9 +113,18 @@ class Present(Party):
         return None
 
     def answer(self, reply: bytes | None) -> None:
-        """Send it its gradients."""
+        """Count the part, and send the gradients."""
+        assert self._taken is not None
+        data, part = self._taken
+        self.server.ledger.frame("up", data)
+        self._steps += part.ends_step
+        self._samples += len(part.labels)
         if reply is not None:
             self._send(reply)
+
+    def refuse(self, error: RefusedError) -> None:
+        """Tell it that the last part is refused; it may send another."""
+        self.peer.refuse(error)
 
     def send_weights(self) -> None:
         """Take its weights, which it sends of its own accord."""
@@ -134,7 +147,7 @@ class Present(Party):
             if not self._add_weights(data):
                 raise RefusedError(f"client {self.client}: expected a step, or its weights at its end")
         else:
-            check_done(self.server, unpack(data), Done(self.client, self.server.state.epoch, self._steps, {}))
+            check_done(self.server, data, Done(self.client, self.server.state.epoch, self._steps, {}))
             self.finished = True
 
     def _add_weights(self, data: bytes) -> bool:
@@ -145,6 +158,7 @@ class Present(Party):
         if message != expected or not self._samples:
             raise RefusedError(f"client {self.client}: expected {expected}, got {message}")
         self.server.shared.add(self.client, frame.tensors, self._samples)
+        self.server.ledger.frame("up", data)
         self._samples = 0
         return last
 
@@ -152,6 +166,7 @@ class Present(Party):
         try:
             if not self.lost:
                 self.peer.send(frame)
+                self.server.ledger.frame("down", frame)
         except Gone:
             self._lose()
 
@@ -169,26 +184,28 @@ class Present(Party):
 
 def evaluate(server: Server, peer: Peer, epoch: int) -> None:
     """Have a client send the activations of its test data, with the shared half if there is one. Raises Gone."""
-    if server.shared.tensors:
-        peer.send(server.shared.frame(Weights(peer.number, epoch, evaluation=True)))
-    peer.send(pack(Frame(Ask(peer.number, epoch))))
+    shared = [server.shared.frame(Weights(peer.number, epoch, evaluation=True))] if server.shared.tensors else []
+    for frame in (*shared, pack(Frame(Ask(peer.number, epoch)))):
+        peer.send(frame)
+        server.ledger.frame("down", frame)
     steps = 0
     while True:
         data = peer.receive()
         try:
             frame = unpack(data)
             if not isinstance(frame.message, Evaluate):
-                check_done(server, frame, Done(peer.number, epoch, steps, {}))
+                check_done(server, data, Done(peer.number, epoch, steps, {}))
                 return
             server.keep(frame, Evaluate(peer.number, epoch, steps))
+            server.ledger.frame("up", data)
             steps += 1
         except RefusedError as error:
             peer.refuse(error)
 
 
-def check_done(server: Server, frame: Frame, expected: Done) -> None:
-    """Check a client's word that it is at its end, and count the FLOPs that it tells of."""
-    message = frame.message
+def check_done(server: Server, data: bytes, expected: Done) -> None:
+    """Check a client's word that it is at its end, and count it and the FLOPs that it tells of."""
+    message = unpack(data).message
     if not isinstance(message, Done) or (message.client, message.epoch, message.steps) != (
         expected.client,
         expected.epoch,
@@ -201,5 +218,6 @@ def check_done(server: Server, frame: Frame, expected: Done) -> None:
     known = {"forward", "backward", "evaluation"}
     if not set(message.flops) <= known or any(not 0 <= count < 1 << 62 for count in message.flops.values()):
         raise RefusedError(f"flops: expected counts of {sorted(known)}, got {message.flops}")
+    server.ledger.frame("up", data)
     for what, count in message.flops.items():
         server.ledger.flops("client", what, count)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.averaging import Average, SharedHalf
-from cutlayer.errors import ConfigError, DivergedError, RefusedError
+from cutlayer.checkpoint import Store
+from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError
 from cutlayer.flops import FlopTable
 from cutlayer.formats import Encoded, get_float_codec, isfinite
 from cutlayer.intake import ClientInfo, Intake, classes_of
@@ -228,6 +229,8 @@ class Server:
     def finish(self) -> float:
         """End the epoch: its mean training loss; the schedule moves on to the next one."""
         self.settle()
+        if self.samples == 0 and self.absent:
+            raise Gone(f"epoch {self.state.epoch}: no client was there to the end of a step")
         if self.samples == 0:
             raise ConfigError(f"epoch {self.state.epoch} trained on no sample; expected at least one batch")
         loss = self._loss_sum.item() / self.samples
@@ -263,6 +266,19 @@ class Server:
         return {name: value / len(self.test_store) for name, value in sums.items()} if len(self.test_store) else {}
 
     # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        """What a checkpoint holds of the server: its half and optimizer."""
+        return {"server": (self.half, self.body.optimizer.optimizer)}
+
+    def stores(self) -> dict[str, Store]:
+        """And what is large."""
+        stores: dict[str, Store] = {"store": self.store, "test_store": self.test_store}
+        if len(self.clients) > 1:
+            stores["shared"] = self.shared
+        if self.halves is not None:
+            stores["server_halves"] = self.halves
+        return stores
 
     def saved(self) -> dict[str, Any]:
         """The states of the schedule as JSON values."""

@@ -140,15 +140,10 @@ def fit(
         clients.append(Client(number, body, feed, test_feed, method, training, ledger, table))
     infos = [client_info(*pair) for pair in feeds]
     server = Server(halves.server, infos, clients[0].cut_shape, method, training, task, ledger)
-    peers = [InProcessPeer(client.number, client.answers, ledger) for client in clients]
+    peers = [InProcessPeer(client.number, client.answers) for client in clients]
     baseline = _baseline(clients, server)
 
-    modules = {"server": (server.half, server.body.optimizer.optimizer)}
-    stores: dict[str, Any] = {"clients": pool, "store": server.store, "test_store": server.test_store}
-    if len(clients) > 1:
-        stores["shared"] = server.shared
-    if server.halves is not None:
-        stores["server_halves"] = server.halves
+    modules, stores = server.modules(), {"clients": pool, **server.stores()}
     folder = run if isinstance(run, Run) or run is None else Run(run)
     records: list[EpochRecord] = []
     with folder.locked() if folder is not None else nullcontext():

@@ -97,6 +97,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         checkpoints: the epochs after which it has one.
         samples, test_samples, batch_size, drop_last, test_batch_size: as in `intake.ClientInfo`.
         epoch_samples, epoch_flops: samples and FLOPs of the client half in an epoch of plain split learning.
+        half_bytes: bytes of the largest frame that holds the client half.
         terms: what both sides must agree on, by name.
     """
 
@@ -112,6 +113,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     test_batch_size: int = 0
     epoch_samples: int = 0
     epoch_flops: int = 0
+    half_bytes: int = 0
     terms: dict[str, str] = {}
 
 

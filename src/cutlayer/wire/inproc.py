@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from cutlayer.errors import Gone, RefusedError
-from cutlayer.ledger import Ledger
 
 
 class InProcessPeer:
@@ -17,17 +16,15 @@ class InProcessPeer:
     Args:
         number: the client's.
         answers: from a frame to the frames that the client sends in answer.
-        ledger: counts what passes.
     """
 
-    def __init__(self, number: int, answers: Callable[[bytes], Iterator[bytes]], ledger: Ledger) -> None:
-        self.number, self.answers, self.ledger = number, answers, ledger
+    def __init__(self, number: int, answers: Callable[[bytes], Iterator[bytes]]) -> None:
+        self.number, self.answers = number, answers
         self._answers: deque[Iterator[bytes]] = deque()
         self._lost_after: int | None = None
 
     def send(self, frame: bytes) -> None:
         """Send a frame to the client."""
-        self.ledger.frame("down", frame)
         self._answers.append(self.answers(frame))
 
     def receive(self) -> bytes:
@@ -36,7 +33,6 @@ class InProcessPeer:
             frame = next(self._answers[0], None)
             if frame is not None:
                 self._count_down()
-                self.ledger.frame("up", frame)
                 return frame
             self._answers.popleft()
         raise RuntimeError(f"client {self.number} has nothing more to send; it waits for a frame")
