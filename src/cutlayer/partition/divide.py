@@ -31,10 +31,10 @@ def dirichlet(
     """Label distribution skew: each class is divided among the clients in proportions drawn from Dir(alpha).
 
     Of the two usual variants this is the one per class: Yurochkin et al. 2019, arXiv 1905.12022, and
-    "distribution-based label imbalance" in NIID-Bench, Li et al. 2022, arXiv 2102.02079, as in that paper; its code
-    also balances sizes, which is left out here, so the sizes of the clients differ as well. In the other variant, Hsu
-    et al. 2019, arXiv 1909.06335, each client draws its own class proportions and all have the same size. In both, a
-    small alpha gives a client few classes, and a large one approaches `iid`.
+    "distribution-based label imbalance" in NIID-Bench, Li et al. 2022, arXiv 2102.02079, whose code also balances
+    sizes. That is left out here, so the sizes of the clients differ as well. In the other variant, Hsu et al. 2019,
+    arXiv 1909.06335, each client draws its own class proportions and all have the same size. In both, a small alpha
+    gives a client few classes, and a large one approaches `iid`.
 
     A draw in which a client has fewer than `min_samples` is drawn anew, as in that code, up to 100 times. Then clients
     with too few get single samples from whoever has most, of the class which that client has most of; `parameters` then

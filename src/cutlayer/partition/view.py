@@ -139,14 +139,16 @@ def _bars(axes: Axes, counts: np.ndarray) -> None:
 
 
 def _heat_map(sizes: Axes, shares: Axes, counts: np.ndarray) -> None:
+    from matplotlib.colors import PowerNorm
+
     own = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     order = np.lexsort((-own.max(1), own.argmax(1)))
-    sizes.fill_between(np.arange(len(counts)), counts.sum(1)[order], step="mid", color="0.5", lw=0)
+    sizes.stairs(counts.sum(1)[order], np.arange(len(counts) + 1) - 0.5, fill=True, color="0.5")
     sizes.set(ylabel="samples", ylim=(0, None))
     sizes.spines[["top", "right"]].set_visible(False)
-    picture = shares.imshow(
-        own[order].T, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1, origin="lower"
-    )
+    # One scale for all figures, so that they compare; the root lets the small shares of many classes be seen.
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
+    picture = shares.imshow(own[order].T, aspect="auto", interpolation="nearest", norm=scale, origin="lower")
     if counts.shape[1] <= 20:
         shares.set_yticks(range(counts.shape[1]))
     shares.set(xlabel="clients, sorted by the class that they have most of", ylabel="class")
