@@ -12,6 +12,7 @@ from cutlayer.fleet import Fleet
 from cutlayer.history import EpochRecord, History
 from cutlayer.method import Method, Task, Training, accuracy
 from cutlayer.optim import CustomOptimizer, Optimizer
+from cutlayer.partition import Partition, make_partition
 from cutlayer.replay import StoreOptions
 from cutlayer.run import Run
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Periodic, Plateau, Schedule
@@ -34,6 +35,7 @@ __all__ = [
     "History",
     "Method",
     "Optimizer",
+    "Partition",
     "Periodic",
     "Plateau",
     "RefusedError",
@@ -47,5 +49,6 @@ __all__ = [
     "accuracy",
     "cut_points",
     "fit",
+    "make_partition",
     "split",
 ]
