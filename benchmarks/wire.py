@@ -29,7 +29,8 @@ from cutlayer.run import environment
 from cutlayer.wire.certs import SERVER_NAME, make_certificates
 from cutlayer.wire.frames import Frame, Hello, Step, Update, Welcome, pack
 from cutlayer.wire.link import Link
-from cutlayer.wire.rpc import Listener, Refusals, Session
+from cutlayer.wire.listener import Listener, Refusals
+from cutlayer.wire.session import Session
 
 LIMIT = 64 << 20
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,11 +96,11 @@ class DeltaSender:
 class ReferenceStore(ReplayStore):
     """References in a checkpoint can be done without: where they cannot be read, everything is sent in full."""
 
-    def load(self, folder: Path, codec: str, shape: tuple[int, ...], version: int) -> None:
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
         """As `ReplayStore.load`; empty where that fails."""
         try:
-            super().load(folder, codec, shape, version)
+            super().load(folder, about)
         except (OSError, ValueError, KeyError) as error:
             log.warning("references in %s cannot be read (%s)", folder, error)
             self.clear(0, self.capacity)
-            self.version = version + 1
+            self.version = about["version"] + 1

@@ -22,12 +22,14 @@ class Proxy:
     """Forwards TCP connections to a port; `drop` resets those that are open, `captured` is what the client sent first.
 
     Args:
-        delay: seconds that bytes take in each direction.
         keep: bytes of each direction of each connection to keep in `captured`.
+        hole_after: bytes from a client after which its connection becomes a black hole: nothing passes any more, in
+            neither direction, and nothing is closed. So do new connections, until `heal`.
     """
 
-    def __init__(self, port: int, keep: int = 0) -> None:
-        self.port_behind, self.keep = port, keep
+    def __init__(self, port: int, keep: int = 0, hole_after: int | None = None) -> None:
+        self.port_behind, self.keep, self.hole_after = port, keep, hole_after
+        self.hole = threading.Event()
         self.captured: list[bytearray] = []
         self.connections = 0
         self._open: set[socket.socket] = set()
@@ -51,22 +53,36 @@ class Proxy:
             with self._lock:
                 self._open |= {near, far}
                 self.connections += 1
+            swallowed = threading.Event()
+            if self.hole.is_set():
+                swallowed.set()
             for pair in ((near, far), (far, near)):
                 kept = bytearray()
                 self.captured.append(kept)
-                threading.Thread(target=self._forward, args=(*pair, kept), daemon=True).start()
+                threading.Thread(target=self._forward, args=(*pair, kept, swallowed), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, kept: bytearray, swallowed: threading.Event) -> None:
+        upward, passed = source.getsockname()[1] == self.port, 0
         try:
             while data := source.recv(1 << 16):
                 kept += data[: max(0, self.keep - len(kept))]
-                sink.sendall(data)
+                passed += len(data)
+                if upward and self.hole_after is not None and passed > self.hole_after:
+                    swallowed.set()
+                    self.hole.set()
+                if not swallowed.is_set():
+                    sink.sendall(data)
         except OSError:
             pass
         for end in (source, sink):
             with self._lock:
                 self._open.discard(end)
             end.close()
+
+    def heal(self) -> None:
+        """Let new connections pass, and make no more holes."""
+        self.hole_after = None
+        self.hole.clear()
 
     def drop(self) -> int:
         """Break all connections; return how many there were."""

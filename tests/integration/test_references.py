@@ -62,12 +62,12 @@ def remove(place: Path) -> None:
 def test_both_sides_end_with_the_same_references(microbatches: int, tmp_path: Path) -> None:
     records = run(tmp_path, microbatches=microbatches)
     last = next((tmp_path / "checkpoints").iterdir())
-    assert np.array_equal(rows(last / "references"), rows(last / "store"))
+    assert np.array_equal(rows(last / "references-0"), rows(last / "store"))
     assert min(sent_up(records)) < max(sent_up(records))  # some samples were not sent
 
 
 @pytest.mark.parametrize(
-    ("damage", "where"), [(flip_a_bit, "references"), (flip_a_bit, "store"), (remove, "references")]
+    ("damage", "where"), [(flip_a_bit, "references-0"), (flip_a_bit, "store"), (remove, "references-0")]
 )
 def test_references_that_differ_are_sent_anew(
     damage: Callable[[Path], None], where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -82,7 +82,7 @@ def test_references_that_differ_are_sent_anew(
     assert sent_up(records)[3] > 1.2 * sent_up(undisturbed)[3]
     assert sent_up(records)[4] < sent_up(records)[3]  # in step again
     last = next((tmp_path / "b" / "checkpoints").iterdir())
-    assert np.array_equal(rows(last / "references"), rows(last / "store"))
+    assert np.array_equal(rows(last / "references-0"), rows(last / "store"))
 
 
 def test_kills_of_client_and_server_change_nothing(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from cutlayer.remote.signals import Stopped
 from cutlayer.wire.certs import common_name
 from cutlayer.wire.frames import Frame, Hello, Refusal, Welcome, pack, unpack
 from cutlayer.wire.link import CHUNK, CHUNK_BYTES, LAST, Connection
-from cutlayer.wire.rpc import SERVICE, check_health, fetch_config, open_channel
+from cutlayer.wire.rpc import SERVICE
+from cutlayer.wire.session import check_health, fetch_config, open_channel
 from tests.integration import processes
 from tests.integration.faults import Proxy
 

@@ -41,6 +41,11 @@ def frame(
     return pack(Frame(message or Step(0, 0, 0), {**content, **tensors}))
 
 
+def receive(server: Server, data: bytes) -> bytes | None:
+    (reply,) = server.train([server.take(data)])
+    return reply
+
+
 def kept(server: Server, ids: list[int]) -> torch.Tensor:
     return REFERENCE.decode(server.store.encoded(torch.tensor(ids)))
 
@@ -61,22 +66,22 @@ def kept(server: Server, ids: list[int]) -> torch.Tensor:
 def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, message: str) -> None:
     server = make_server()
     with pytest.raises(RefusedError, match=message):
-        server.receive(data)
+        receive(server, data)
     assert server.samples == len(server.store) == 0
-    assert server.receive(frame()) is not None  # and the run goes on
+    assert receive(server, frame()) is not None  # and the run goes on
 
 
 def test_changes_add_up_from_a_to_b_and_are_replayed_in_c() -> None:
     server = make_server()
     empty = unpack(server.plan(0)).message
     assert isinstance(empty, Plan)
-    server.receive(frame())
+    receive(server, frame())
     server.finish()
     server.begin()
     told = unpack(server.plan(0)).message
-    assert told == Plan(0, 1, "B", server.store.digest(0, SAMPLES))
+    assert told == Plan(0, 1, "B", references=server.store.digest(0, SAMPLES))
     assert told.references != empty.references
-    assert server.receive(frame(Step(0, 1, 0), sent=[0, 1, 0, 0], ids=[3, 2, 1, 0])) is None
+    assert receive(server, frame(Step(0, 1, 0), sent=[0, 1, 0, 0], ids=[3, 2, 1, 0])) is None
     assert torch.equal(kept(server, [0, 1, 2, 3]), torch.ones(4, CUT) * torch.tensor([[1.0], [1.0], [2.0], [1.0]]))
     server.finish()
     server.begin()
@@ -86,39 +91,37 @@ def test_changes_add_up_from_a_to_b_and_are_replayed_in_c() -> None:
 
 def test_a_batch_of_which_nothing_is_sent_is_trained_on() -> None:
     server = make_server()
-    server.receive(frame())
+    receive(server, frame())
     before = kept(server, [0, 1, 2, 3])
     nothing = frame(Step(0, 0, 1), sent=[0, 0, 0, 0])
     assert dict(sizes(nothing))["activations"] == BATCH  # a byte for each sample
-    assert server.receive(nothing) is not None
+    assert receive(server, nothing) is not None
     assert torch.equal(kept(server, [0, 1, 2, 3]), before)
     assert server.samples == 2 * BATCH
 
 
 def test_a_client_that_begins_anew_is_followed_and_only_in_the_first_step() -> None:
     server = make_server()
-    server.receive(frame())
-    server.receive(frame(Step(0, 0, 1), ids=[4, 5, 6, 7]))
+    receive(server, frame())
+    receive(server, frame(Step(0, 0, 1), ids=[4, 5, 6, 7]))
     with pytest.raises(RefusedError, match="anew: expected in the first step and with delta"):
-        server.receive(frame(Step(0, 0, 2, anew=True)))
+        receive(server, frame(Step(0, 0, 2, anew=True)))
     server.finish()
     server.begin()
-    again = frame(Step(0, 1, 0, anew=True), changes=torch.full((4, CUT), 3.0))
-    server.receive(again)
-    server.receive(again)  # a step that comes twice is applied once
+    receive(server, frame(Step(0, 1, 0, anew=True), changes=torch.full((4, CUT), 3.0)))
     assert torch.equal(kept(server, [0, 1, 2, 3]), torch.full((4, CUT), 3.0))
     assert len(server.store) == BATCH
     plain = make_server("fp16")
     with pytest.raises(RefusedError, match="anew: expected"):
-        plain.receive(frame(Step(0, 0, 0, anew=True)))
+        receive(plain, frame(Step(0, 0, 0, anew=True)))
     with pytest.raises(RefusedError, match="fields: expected"):
-        plain.receive(frame())
+        receive(plain, frame())
 
 
 def test_references_saturate_and_stay_finite() -> None:
     server = make_server()
     for step in range(3):
-        server.receive(frame(Step(0, 0, step), changes=torch.full((4, CUT), 6e4)))
+        receive(server, frame(Step(0, 0, step), changes=torch.full((4, CUT), 6e4)))
     assert torch.equal(kept(server, [0]), torch.full((1, CUT), 65504.0))
 
 

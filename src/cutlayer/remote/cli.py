@@ -23,7 +23,8 @@ from cutlayer.remote import Stop, join, make_certificates, serve
 from cutlayer.remote.signals import Stopped
 from cutlayer.report import ProgressView
 from cutlayer.run import Run
-from cutlayer.wire.rpc import check_address, check_health, describe, fetch_config, own_name
+from cutlayer.wire.rpc import KEEPALIVE, check_address
+from cutlayer.wire.session import check_health, describe, fetch_config, own_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ServeArguments:
     """Folder of the run, to begin or to go on with; by default runs/RECIPE's data set-served."""
     deadline: float = 300.0
     """Seconds after which a client that is connected and sends nothing is disconnected."""
+    keepalive: float = KEEPALIVE
+    """Seconds within which a connection whose other end has vanished without a word is given up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,8 @@ class JoinArguments:
     """Device of the client half."""
     give_up_after: float | None = None
     """Seconds without a server after which to end; by default never."""
+    keepalive: float = KEEPALIVE
+    """Seconds within which a connection whose other end has vanished without a word is given up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
                 on_epoch=view,
                 on_listening=listening,
                 deadline=chosen.deadline,
+                keepalive=chosen.keepalive,
                 stop=stop,
             )
         except Stopped as stopped:
@@ -179,6 +185,7 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
                 training=config.training(),
                 on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
                 give_up_after=chosen.give_up_after,
+                keepalive=chosen.keepalive,
                 stop=stop,
             )
         except Stopped as stopped:
