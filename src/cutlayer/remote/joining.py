@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -230,7 +231,9 @@ class _Joining:
         session.link.send(pack(Frame(Done(client.number, ask.epoch, steps, self._flops()))))
 
     def _flops(self) -> dict[str, int]:
-        return self.ledger.take()["flops"]["client"]
+        costs = self.ledger.take()
+        log.info("seconds by phase: %s", json.dumps(costs["seconds"]))
+        return costs["flops"]["client"]
 
     def _reply(self, session: Session) -> bytes:
         data = self._receive(session, waits=True)
