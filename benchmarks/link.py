@@ -79,7 +79,7 @@ async def delay_proxy(seconds: float) -> None:
     """Forward DELAYED to PORT, holding all bytes for so long. Runs in the server's namespace, as a process."""
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(32)
 
         async def write() -> None:
             while True:

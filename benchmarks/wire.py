@@ -229,7 +229,7 @@ def real_steps(microbatches: int, epochs: int) -> str:
     steps = -(-records[0].samples // 64)
     epochs_ms, shares = [], []
     for mine, record in zip(client_seconds, records, strict=True):
-        whole, works = sum(mine.values()), [sum(s.values()) - s["wait"] for s in (mine, record.seconds)]
+        whole, works = sum(record.seconds.values()), [sum(s.values()) - s["wait"] for s in (mine, record.seconds)]
         epochs_ms.append(1e3 * whole / steps)
         shares.append(
             (mine["wait"] / whole, record.seconds["wait"] / sum(record.seconds.values()), 1 - sum(works) / whole)

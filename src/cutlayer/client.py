@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -83,15 +84,19 @@ class Client:
         """The training batches of the epoch under way."""
         return self._timed(self.train.epoch(self.plan.epoch))
 
-    def forward(self, step: int, batch: Batch) -> bytes:
-        """The activations of a batch, with ids and labels, as a frame. Only an A epoch builds a graph."""
+    def forward(self, step: int, batch: Batch) -> Callable[[], bytes]:
+        """Run a batch through the half. Only an A epoch builds a graph.
+
+        Returns a call that encodes the activations and makes the frame, with ids and labels. It may be made in another
+        thread, while the next batch is in the half.
+        """
         self.pending.clear()
         return self._forward(Step(self.number, self.plan.epoch, step), batch)
 
-    def forward_parts(self, step: int, batch: Batch, parts: int) -> Iterator[bytes]:
-        """The frames of a batch in up to so many parts, each made when it is asked for; `backward` takes the replies.
+    def forward_parts(self, step: int, batch: Batch, parts: int) -> Iterator[Callable[[], bytes]]:
+        """`forward` for a batch in up to so many parts, each when it is asked for; `backward` takes the replies.
 
-        Without parts, and in a B epoch, this is the one frame of `forward`. The updates equal those of the whole batch
+        Without parts, and in a B epoch, this is the one of `forward`. The updates equal those of the whole batch
         up to the order of float additions, except that batch norm normalizes each part by itself.
         """
         size = -(-len(batch.ids) // parts)
@@ -104,7 +109,7 @@ class Client:
             message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids))
             yield self._forward(message, Batch(*piece))
 
-    def _forward(self, message: Step, batch: Batch) -> bytes:
+    def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
         learns = self.exchange is Exchange.BOTH
         with self.ledger.phase("client forward"):
             name = ("client", self.number, message.epoch, message.step, *_part(message))
@@ -113,7 +118,7 @@ class Client:
         if learns:
             self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
-        return self._frame(message, batch, activations)
+        return partial(self._frame, message, batch, activations)
 
     def backward(self, data: bytes) -> None:
         """Finish the step, or the part of one, that waits for these gradients: backward, and after all parts update."""

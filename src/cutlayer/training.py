@@ -47,7 +47,7 @@ def train_epoch(client: Client, server: Server, wire: InProcessWire, microbatche
     else:
         client.begin(wire.deliver(server.plan(client.number)))
         for step, batch in enumerate(client.batches()):
-            replies = [wire.send(frame) for frame in client.forward_parts(step, batch, microbatches)]
+            replies = [wire.send(encode()) for encode in client.forward_parts(step, batch, microbatches)]
             for reply in replies:
                 if reply is not None:
                     client.backward(reply)

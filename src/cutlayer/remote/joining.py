@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -17,6 +18,7 @@ from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
+from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
 from cutlayer.training import client_info
@@ -211,12 +213,16 @@ class _Joining:
     def _epoch(self, session: Session, plan: bytes) -> None:
         client, link, steps = self.client, session.link, 0
         client.begin(plan)
-        for step, batch in enumerate(client.batches()):
-            for frame in client.forward_parts(step, batch, self.training.microbatches):
-                self._send(session, frame)
-            while client.pending:
-                client.backward(self._reply(session))
-            steps += 1
+        with Sender(partial(self._send, session)) as sender:
+            for step, batch in enumerate(client.batches()):
+                for encode in client.forward_parts(step, batch, self.training.microbatches):
+                    sender.put(encode)
+                if client.pending:
+                    sender.drain()
+                while client.pending:
+                    client.backward(self._reply(session))
+                steps += 1
+            sender.drain()
         # On the disk before the server hears of it, so that the server never has gone on further than this client.
         self._save(client.plan.epoch + 1)
         link.send(pack(Frame(Done(client.number, client.plan.epoch, steps, self._flops()))))
