@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def run(*command: object) -> str:
 
 
 @contextmanager
-def emulated_link(mbit: int) -> Iterator[None]:
+def emulated_link(mbit: float) -> Iterator[None]:
     """Two namespaces, 10.77.0.1 (client) and 10.77.0.2 (server), with so many Mbit/s in each direction between them."""
     for name in (CLIENT, SERVER):
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -79,7 +79,7 @@ async def delay_proxy(seconds: float) -> None:
     """Forward DELAYED to PORT, holding all bytes for so long. Runs in the server's namespace, as a process."""
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(32)
 
         async def write() -> None:
             while True:
@@ -154,7 +154,9 @@ class EpochEnds:
                 self.ends += [(time.monotonic(), counters())] * (lines - len(self.ends))
 
 
-def train(mbit: int, seconds: float, *options: object) -> tuple[Run, EpochEnds, dict[str, int], float]:
+def train(
+    mbit: float, seconds: float, *options: object, recipe: Sequence[object] = RECIPE
+) -> tuple[Run, EpochEnds, dict[str, int], float]:
     """A run over the link: its folder, the epochs' ends, the interface's counters and the seconds it took."""
     folder = Path(tempfile.mkdtemp(prefix="cutlayer-link-"))
     make_certificates(folder / "tls", ["client"])
@@ -163,7 +165,7 @@ def train(mbit: int, seconds: float, *options: object) -> tuple[Run, EpochEnds, 
         try:
             tls = ("--tls", folder / "tls/server", "--run-dir", folder / "server")
             server = Command(
-                SERVER, "-m", "cutlayer.cli", "serve", *RECIPE, "--listen", f"0.0.0.0:{PORT}", *tls, *options
+                SERVER, "-m", "cutlayer.cli", "serve", *recipe, "--listen", f"0.0.0.0:{PORT}", *tls, *options
             )
             server.wait_for("listening")
             before, started = counters(), time.monotonic()

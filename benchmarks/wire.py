@@ -4,17 +4,23 @@
 
 A step's exchange (one frame up, one down) over this package's links on gRPC, in plain text and with mutual TLS, beside
 raw TCP sockets that carry the same bytes, in plain text and with mutual TLS by Python's `ssl`, all in one run and in
-turn, so that whatever else the machine does hits all of them.
+turn, so that whatever else the machine does hits all of them. Then real A steps, `cutlayer serve` and `cutlayer join`
+with mutual TLS: what share of a step each side waits, and what share is neither side's work.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import os
+import re
 import socket
 import ssl
 import statistics
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +31,7 @@ import torch
 
 from cutlayer.errors import CutlayerError
 from cutlayer.formats import encode_exactly, get_codec
-from cutlayer.run import environment
+from cutlayer.run import Run, environment
 from cutlayer.wire.certs import SERVER_NAME, make_certificates
 from cutlayer.wire.frames import Frame, Hello, Step, Update, Welcome, pack
 from cutlayer.wire.link import Link
@@ -116,7 +122,11 @@ def answer_sockets(tls: str | None, ports: multiprocessing.Queue, replies: dict[
 # --- this process -----------------------------------------------------------------------------------------------------
 
 
-def link_exchange(port: int, tls: str | None) -> Callable[[bytes], object]:
+Exchange = tuple[Callable[[bytes], object], Callable[[], object]]
+"""Exchanges a frame for its reply; ends the connection."""
+
+
+def link_exchange(port: int, tls: str | None) -> Exchange:
     session = Session(f"127.0.0.1:{port}", tls, Hello("client"), LIMIT)
     assert session.wait_welcome(20) is not None
 
@@ -124,10 +134,10 @@ def link_exchange(port: int, tls: str | None) -> Callable[[bytes], object]:
         session.link.send(data)
         return session.link.receive(60)
 
-    return exchange
+    return exchange, session.close
 
 
-def socket_exchange(port: int, tls: str | None) -> Callable[[bytes], object]:
+def socket_exchange(port: int, tls: str | None) -> Exchange:
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if tls is not None:
@@ -141,7 +151,7 @@ def socket_exchange(port: int, tls: str | None) -> Callable[[bytes], object]:
         send_framed(sock, data)
         return receive_exactly(sock, buffer)
 
-    return exchange
+    return exchange, sock.close
 
 
 WAYS = {
@@ -166,7 +176,7 @@ def measure(repeats: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, 
     processes = []
     with tempfile.TemporaryDirectory() as folder:
         make_certificates(folder, ["client"])
-        exchanges = {}
+        exchanges: dict[str, Exchange] = {}
         for way, (answer, connect, encrypted) in WAYS.items():
             ports = context.Queue()
             server_tls = f"{folder}/server" if encrypted else None
@@ -175,7 +185,7 @@ def measure(repeats: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, 
             processes.append(process)
             exchanges[way] = connect(ports.get(), f"{folder}/client" if encrypted else None)
         for repeat in range(-3, repeats):
-            for way, exchange in exchanges.items():
+            for way, (exchange, _) in exchanges.items():
                 for name, (up, _) in pairs.items():
                     for _ in range(10 if name == "empty" else 1):
                         started = time.perf_counter()
@@ -183,12 +193,58 @@ def measure(repeats: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, 
                         spent = time.perf_counter() - started
                         if repeat >= 0:
                             found[way][name].append(spent)
+        for _, close in exchanges.values():
+            close()
         for process in processes:
             process.terminate()
     return found, {name: len(up) + len(down) for name, (up, down) in pairs.items()}
 
 
-def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> str:
+# --- real steps ---------------------------------------------------------------------------------------------------
+
+
+def cutlayer(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "cutlayer.cli", *map(str, arguments)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200"}
+    return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def real_steps(microbatches: int, epochs: int) -> str:
+    """A row: A steps of the digits recipe, four times as wide, in fp8; the first epoch is left out."""
+    options = ["--schedule", "always", "--codec", "fp8", "--epochs", epochs, "--evaluate-every", 1000, "--threads", 1]
+    options += ["--width", 4, "--microbatches", microbatches]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_certificates(folder / "tls", ["client"])
+        tls, run = ("--tls", folder / "tls/server"), ("--run-dir", folder / "server")
+        server = cutlayer("serve", "digits", "--listen", "127.0.0.1:0", *tls, *run, *options)
+        assert server.stdout is not None
+        port = next(found[1] for line in server.stdout if (found := re.search(r"listening on port (\d+)", line)))
+        tls, run = ("--tls", folder / "tls/client"), ("--run-dir", folder / "client")
+        client = cutlayer("join", f"127.0.0.1:{port}", *tls, *run)
+        said, _ = client.communicate(timeout=600)
+        server.communicate(timeout=60)
+        client_seconds = [json.loads(text) for text in re.findall(r"seconds by phase: (\{.*\})", said)][1:epochs]
+        records = Run(folder / "server").records()[1:]
+    steps = -(-records[0].samples // 64)
+    epochs_ms, shares = [], []
+    for mine, record in zip(client_seconds, records, strict=True):
+        whole, works = sum(record.seconds.values()), [sum(s.values()) - s["wait"] for s in (mine, record.seconds)]
+        epochs_ms.append(1e3 * whole / steps)
+        shares.append(
+            (mine["wait"] / whole, record.seconds["wait"] / sum(record.seconds.values()), 1 - sum(works) / whole)
+        )
+    cells = [
+        f"{statistics.median(values):.0%} ({min(values):.0%} to {max(values):.0%})"
+        for values in zip(*shares, strict=True)
+    ]
+    if microbatches > 1:
+        cells[2] = "both work at once"
+    cells = [str(microbatches), f"{statistics.median(epochs_ms):.1f}", *cells, f"{len(shares)} epochs of {steps} steps"]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int], steps: list[str]) -> str:
     names = list(sizes)
     about = environment()
     lines = [
@@ -212,7 +268,19 @@ def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> st
     lines += [
         "",
         f"n = {', '.join(f'{count} ({name})' for name, count in n.items())}; {about['processor']}, {about['cores']} "
-        f"cores shared with other work, Python {about['python']}, grpcio {grpc.__version__}, {ssl.OPENSSL_VERSION}.",
+        f"cores shared with other work, load average before {os.getloadavg()[0]:.1f}, Python {about['python']}, "
+        f"grpcio {grpc.__version__}, {ssl.OPENSSL_VERSION}.",
+        "",
+        "## Waiting in a real A step",
+        "",
+        "`cutlayer serve` and `cutlayer join` over loopback with mutual TLS: digits, small CNN four times as wide",
+        "(1,024 values a sample at the cut), batch 64, fp8, one thread each. Shares of a step's time, by the phase",
+        "`wait` of the ledgers: median (smallest to largest) over the epochs after the first. In the plain order each",
+        "side waits while the other works; what neither does is the wire, the scheduler and other users of the cores.",
+        "",
+        "| parts of a step | step, ms | client waits | server waits | neither works | n |",
+        "|---|---|---|---|---|---|",
+        *steps,
         "",
         "Command: `python benchmarks/wire.py`",
         "",
@@ -223,10 +291,12 @@ def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int]) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "wire.md")
     chosen = parser.parse_args()
     found, sizes = measure(chosen.repeats)
-    text = table(found, sizes)
+    steps = [real_steps(microbatches, chosen.epochs) for microbatches in (1, 4)]
+    text = table(found, sizes, steps)
     print(text)
     chosen.output.parent.mkdir(exist_ok=True)
     chosen.output.write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Client:
         self.deltas = None
         if transfer.delta is not None:
             self.deltas = DeltaSender(self.codec, transfer.delta, len(train), self.cut_shape, method.store)
-        self._anew = False
+        self.anew = False
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
         self._ahead: Batch | None = None
@@ -86,7 +87,6 @@ class Client:
         """The client half."""
         return self._body().half
 
-    @property
     def stores(self) -> dict[str, ReplayStore]:
         """What a checkpoint of this client holds beside its half and optimizer."""
         return {} if self.deltas is None else {"references": self.deltas.store}
@@ -103,8 +103,11 @@ class Client:
 
     # --- an epoch, in the order of its frames ---
 
-    def answers(self, data: bytes) -> Iterator[bytes]:
-        """Take a frame from the server; what is to be sent in answer, each frame made when it is asked for.
+    def answers(self, data: bytes) -> Iterator[Callable[[], bytes]]:
+        """Take a frame from the server; what is to be sent in answer, as calls that make the frames.
+
+        A batch goes through the half when the iterator is asked for the next call; the call encodes it. Calls are made
+        in their order, but another thread may make them, while the next batch is in the half.
 
         A plan is answered with the batches of the epoch: all of them where no gradients come back, otherwise the first,
         and each update with the next one. New weights are taken over.
@@ -131,7 +134,7 @@ class Client:
             raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
         self.leave()
         self.plan, self._steps = plan, 0
-        self._anew = self.deltas is not None and not self.deltas.agree(plan.references)
+        self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
         self._body().optimizer.begin(plan.epoch)
         self._source = self._timed(self.train.epoch(plan.epoch))
         self._ahead = next(self._source, None)
@@ -142,7 +145,7 @@ class Client:
         self.pending.clear()
         self._body().held = False
 
-    def _go_on(self) -> Iterator[bytes]:
+    def _go_on(self) -> Iterator[Callable[[], bytes]]:
         """From here to the next frame that the client waits for, or to the end of the epoch."""
         self._shares = False
         while self._ahead is not None:
@@ -151,36 +154,42 @@ class Client:
             yield from self.forward(self._steps - 1, batch)
             if self.exchange is Exchange.BOTH:
                 return
-        yield self._done(self.plan, self._steps)
+        yield partial(self._done, self.plan, self._steps)
 
-    def _after_update(self) -> Iterator[bytes]:
+    def _after_update(self) -> Iterator[Callable[[], bytes]]:
         share, last = self.plan.share, self._ahead is None
         if share is not None and (last or (share > 0 and self._steps % share == 0)):
             self._shares = not last
             message = Weights(self.number, self.plan.epoch, self._steps, last)
-            yield weights_frame(message, self.half.state_dict())
+            yield partial(weights_frame, message, self.half.state_dict())
             if not last:
                 return
         yield from self._go_on()
 
-    def _evaluation(self, ask: Ask) -> Iterator[bytes]:
+    def _evaluation(self, ask: Ask) -> Iterator[Callable[[], bytes]]:
+        """The activations of the test data with the half as it is now, batch by batch."""
         steps = 0
-        for steps, frame in enumerate(self.evaluation_frames(ask.epoch), 1):  # noqa: B007
-            yield frame
-        yield self._done(ask, steps)
+        for batch in self._timed(self.test.epoch(0)) if self.test is not None else ():
+            half = self.half.eval()
+            with self.ledger.phase("evaluation"), torch.no_grad():
+                activations = half(batch.inputs.to(self.device))
+            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
+            yield partial(self._frame, Evaluate(self.number, ask.epoch, steps), batch, activations)
+            steps += 1
+        yield partial(self._done, ask, steps)
 
     def _done(self, message: Plan | Ask, steps: int) -> bytes:
         return pack(Frame(Done(self.number, message.epoch, steps, self.on_done(message))))
 
     # --- a step ---
 
-    def forward(self, step: int, batch: Batch) -> Iterator[bytes]:
-        """The activations of a batch, with ids and labels: one frame, or as many as the batch has parts.
+    def forward(self, step: int, batch: Batch) -> Iterator[Callable[[], bytes]]:
+        """The activations of a batch, with ids and labels, in one frame, or in as many as the batch has parts.
 
         Only an A epoch builds a graph; there `backward` takes the replies. The updates of parts equal those of the
         whole batch up to the order of float additions, except that batch norm normalizes each part by itself.
         """
-        size, anew = -(-len(batch.ids) // self.microbatches), self._anew and step == 0
+        size, anew = -(-len(batch.ids) // self.microbatches), self.anew and step == 0
         self.pending.clear()
         if size == len(batch.ids) or self.exchange is not Exchange.BOTH:
             yield self._forward(Step(self.number, self.plan.epoch, step, anew=anew), batch)
@@ -190,7 +199,7 @@ class Client:
             message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids), anew)
             yield self._forward(message, Batch(*piece))
 
-    def _forward(self, message: Step, batch: Batch) -> bytes:
+    def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
         learns = self.exchange is Exchange.BOTH
         body = self._body()
         self._set_mode(body.half)
@@ -202,7 +211,7 @@ class Client:
             body.held = True
             self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
-        return self._frame(message, batch, activations)
+        return partial(self._frame, message, batch, activations)
 
     def _set_mode(self, half: nn.Module) -> None:
         half.train()
@@ -249,17 +258,6 @@ class Client:
         self.pending.popleft()
         body.held = message.part + 1 < message.parts
         return not body.held
-
-    def evaluation_frames(self, epoch: int) -> Iterator[bytes]:
-        """The activations of the test data with the half as it is after this epoch, batch by batch, as frames."""
-        if self.test is None:
-            return
-        for step, batch in enumerate(self._timed(self.test.epoch(0))):
-            half = self.half.eval()
-            with self.ledger.phase("evaluation"), torch.no_grad():
-                activations = half(batch.inputs.to(self.device))
-            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
-            yield self._frame(Evaluate(self.number, epoch, step), batch, activations)
 
     def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
         with self.ledger.phase("encode"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,17 +15,25 @@ Direction = Literal["up", "down"]
 TRAINING_KINDS = ("activations", "gradients", "labels", "control", "weights")
 
 
+class _Thread(threading.local):
+    """The phases that a thread is in, the innermost last, and until when they are charged."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.mark = 0.0
+
+
 class Ledger:
     """Costs of one epoch, to be read with `take`.
 
     Bytes are counted by direction ("up": client to server) and kind (see `frames.sizes`), FLOPs by party and pass,
-    seconds by phase. A phase inside another is not counted twice: while it lasts, the outer one stands still. On CUDA
-    the seconds of a phase are those the host spent in it.
+    seconds by phase. A phase inside another is not counted twice: while it lasts, the outer one stands still. Phases of
+    two threads at once count both. On CUDA the seconds of a phase are those the host spent in it.
     """
 
     def __init__(self) -> None:
-        self._phases: list[str] = []
-        self._mark = time.perf_counter()
+        self._thread = _Thread()
+        self._lock = threading.Lock()
         self._clear()
 
     def _clear(self) -> None:
@@ -45,18 +54,19 @@ class Ledger:
     def phase(self, name: str) -> Iterator[None]:
         """Charge the time inside the block to this phase."""
         self._charge()
-        self._phases.append(name)
+        self._thread.phases.append(name)
         try:
             yield
         finally:
             self._charge()
-            self._phases.pop()
+            self._thread.phases.pop()
 
     def _charge(self) -> None:
-        now = time.perf_counter()
-        if self._phases:
-            self._seconds[self._phases[-1]] += now - self._mark
-        self._mark = now
+        thread, now = self._thread, time.perf_counter()
+        if thread.phases:
+            with self._lock:
+                self._seconds[thread.phases[-1]] += now - thread.mark
+        thread.mark = now
 
     def take(self) -> dict[str, Any]:
         """The costs since the last call, as plain dictionaries; counting starts again from zero."""

@@ -43,9 +43,13 @@ class Method:
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
         if get_transfer(self.activations).feedback:
-            raise ConfigError(f"activations {self.activations!r}: 'ef>' is for gradients alone; give UP/DOWN")
+            raise ConfigError(
+                f"activations {self.activations!r}: 'ef>' is for gradients alone; give two specs, UP/DOWN"
+            )
         if get_transfer(self.gradients).delta is not None:
-            raise ConfigError(f"gradients {self.gradients!r}: 'delta>' is for activations alone; give UP/DOWN")
+            raise ConfigError(
+                f"gradients {self.gradients!r}: 'delta>' is for activations alone; give two specs, UP/DOWN"
+            )
         if self.norm_in_b not in ("train", "eval"):
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, ("train", "eval")))
 

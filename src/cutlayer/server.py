@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +36,8 @@ class Part:
         client: its number; None where samples of several clients are mixed.
         activations: float32 [B, *cut].
         labels: [B, ...].
-        message, ids, encoded: as they came; None for what comes from the store.
+        message, encoded: as they came, or with delta the references that follow; None for what comes from the store.
+        ids: int64 [B], rows of the store.
         learns: whether the client waits for gradients.
     """
 
@@ -146,7 +146,7 @@ class Server:
         """The frame that tells a client what this epoch exchanges."""
         exchange = self.exchange_of(client)
         share = self.share if exchange is Exchange.BOTH else None
-        digest = self.store.digest(*self.offsets[client : client + 2]) if self.delta else None
+        digest = self.store.digest(self.offsets[client], self.offsets[client + 1]) if self.delta else None
         return pack(Frame(Plan(client, self.state.epoch, exchange.value, share, digest)))
 
     def take(self, data: bytes, client: int | None = None) -> Part:
@@ -167,10 +167,11 @@ class Server:
             raise RefusedError(f"client {message.client}: epoch: expected epoch {epoch} ({exchange}), got {message}")
         self.intake.check_order(self._last.get(message.client), message, exchange)
         encoded, ids, labels, sent = self.intake.batch(frame, message.client)
+        ids = ids + self.offsets[message.client]
         with self.ledger.phase("decode"):
             activations = self._decoded(self.codec, encoded, message)
             if sent is not None:
-                encoded = self._moved(ids + self.offsets[message.client], sent, activations, message)
+                encoded = self._moved(ids, sent, activations, message)
                 activations = self.store_codec.decode(encoded)
         learns = exchange is Exchange.BOTH
         return Part(message.client, activations, labels.to(self.device), message, ids, encoded, learns)
@@ -285,12 +286,12 @@ class Server:
     def stores(self) -> dict[str, Store]:
         """And what is large."""
         stores: dict[str, Store] = {"store": self.store, "test_store": self.test_store}
-        if self.feedback is not None:
-            stores["residuals"] = self.feedback.store
         if len(self.clients) > 1:
             stores["shared"] = self.shared
         if self.halves is not None:
             stores["server_halves"] = self.halves
+        if self.feedback is not None:
+            stores["residuals"] = self.feedback.store
         return stores
 
     def saved(self) -> dict[str, Any]:
@@ -370,15 +371,14 @@ class Server:
                 self._begun[client] += samples
 
     def _conclude(self, part: Part, count: int) -> bytes | None:
-        """After the update: keep the activations, of a B epoch or as references; the reply in an A epoch."""
+        """After the update: keep the activations of a B epoch; the reply in an A epoch."""
         message = part.message
         if message is None or part.client is None or part.ids is None or part.encoded is None:
             return None
         self._last[part.client] = message
-        ids = part.ids + self.offsets[part.client]
         if not part.learns or self.delta:
             with self.ledger.phase("store"):
-                self.store.put(ids, part.encoded, part.labels.cpu())
+                self.store.put(part.ids, part.encoded, part.labels.cpu())
         if not part.learns:
             return None
         with self.ledger.phase("encode"):
@@ -389,8 +389,11 @@ class Server:
                 gradients = gradients * (count / len(part.labels))
             number = (message.part,) if message.parts > 1 else ()
             name = ("encode", "down", message.client, message.epoch, message.step, *number)
-            encode = self.gradient_codec.encode if self.feedback is None else partial(self.feedback.encode, ids)
-            encoded = encode(gradients, derive(self.seed, *name))
+            seed = derive(self.seed, *name)
+            if self.feedback is not None:
+                encoded = self.feedback.encode(part.ids, gradients, seed)
+            else:
+                encoded = self.gradient_codec.encode(gradients, seed)
             update = Update(message.client, message.epoch, message.step, message.part)
             return pack(Frame(update, {"gradients": encoded}))
 
@@ -423,7 +426,7 @@ class Server:
             lacking = (ids - self.offsets[client])[~(sent | known)].tolist()
             raise RefusedError(f"client {client}: sent: expected changes of samples {lacking}, which have no reference")
         if anew:
-            self.store.clear(*self.offsets[client : client + 2])
+            self.store.clear(self.offsets[client], self.offsets[client + 1])
         return moved(references(self.store, ids, changes), sent.to(changes.device), changes)
 
     def _decoded(self, codec: Codec, encoded: Encoded, message: object) -> Tensor:

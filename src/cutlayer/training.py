@@ -145,7 +145,8 @@ def fit(
 
     modules, stores = server.modules(), {"clients": pool, **server.stores()}
     for client in clients:
-        stores |= {f"{name}-{client.number}": store for name, store in client.stores.items()}
+        whose = f"_{client.number}" if len(clients) > 1 else ""
+        stores |= {f"{name}{whose}": store for name, store in client.stores().items()}
     folder = run if isinstance(run, Run) or run is None else Run(run)
     records: list[EpochRecord] = []
     with folder.locked() if folder is not None else nullcontext():

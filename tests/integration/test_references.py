@@ -1,5 +1,6 @@
 """References of both sides in real runs: parts of batches, damage and loss on either side, kills."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutlayer import fit
+from cutlayer import Fleet, fit
 from cutlayer.config import Config
 from cutlayer.wire.certs import make_certificates
 from tests.integration import faults
@@ -62,12 +63,12 @@ def remove(place: Path) -> None:
 def test_both_sides_end_with_the_same_references(microbatches: int, tmp_path: Path) -> None:
     records = run(tmp_path, microbatches=microbatches)
     last = next((tmp_path / "checkpoints").iterdir())
-    assert np.array_equal(rows(last / "references-0"), rows(last / "store"))
+    assert np.array_equal(rows(last / "references"), rows(last / "store"))
     assert min(sent_up(records)) < max(sent_up(records))  # some samples were not sent
 
 
 @pytest.mark.parametrize(
-    ("damage", "where"), [(flip_a_bit, "references-0"), (flip_a_bit, "store"), (remove, "references-0")]
+    ("damage", "where"), [(flip_a_bit, "references"), (flip_a_bit, "store"), (remove, "references")]
 )
 def test_references_that_differ_are_sent_anew(
     damage: Callable[[Path], None], where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -82,7 +83,7 @@ def test_references_that_differ_are_sent_anew(
     assert sent_up(records)[3] > 1.2 * sent_up(undisturbed)[3]
     assert sent_up(records)[4] < sent_up(records)[3]  # in step again
     last = next((tmp_path / "b" / "checkpoints").iterdir())
-    assert np.array_equal(rows(last / "references-0"), rows(last / "store"))
+    assert np.array_equal(rows(last / "references"), rows(last / "store"))
 
 
 def test_kills_of_client_and_server_change_nothing(tmp_path: Path) -> None:
@@ -112,3 +113,17 @@ def test_a_client_that_lost_its_references_sends_all_anew(damage: Callable[[Path
         assert server.wait() == 0, server.output
     here, there = max(checkpoints.iterdir()), max((tmp_path / "server" / "checkpoints").iterdir())
     assert np.array_equal(rows(here / "references"), rows(there / "store"))
+
+
+def test_each_of_several_clients_has_its_references(tmp_path: Path) -> None:
+    """Also where clients are lost in the midst of epochs."""
+    config = Config(**{**SMALL, "epochs": 8})
+    train, _ = config.datasets()
+    parts = [train.first(150), train.first(60)]
+    method = dataclasses.replace(config.method(), fleet=Fleet(dropout=0.3))
+    assert any(method.fleet.lost_after(0, epoch, 0, 3) is not None for epoch in range(8))
+    result = fit(config.halves(train), parts, method=method, training=config.training(), run=tmp_path)
+    assert result.history.losses[-1] < result.history.losses[0]
+    last = next((tmp_path / "checkpoints").iterdir())
+    for number, kept in enumerate(np.split(rows(last / "store"), [150])):
+        assert np.array_equal(rows(last / f"references_{number}"), kept)

@@ -11,6 +11,7 @@ from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.server import Server
 from cutlayer.wire.frames import Frame, Plan, Step, pack, sizes, unpack
+from tests.unit.test_server import receive
 
 CUT, BATCH, SAMPLES = 6, 4, 10
 
@@ -39,11 +40,6 @@ def frame(
         "sent": encode_exactly(torch.tensor(sent)),
     }
     return pack(Frame(message or Step(0, 0, 0), {**content, **tensors}))
-
-
-def receive(server: Server, data: bytes) -> bytes | None:
-    (reply,) = server.train([server.take(data)])
-    return reply
 
 
 def kept(server: Server, ids: list[int]) -> torch.Tensor:
@@ -108,7 +104,8 @@ def test_a_client_that_begins_anew_is_followed_and_only_in_the_first_step() -> N
         receive(server, frame(Step(0, 0, 2, anew=True)))
     server.finish()
     server.begin()
-    receive(server, frame(Step(0, 1, 0, anew=True), changes=torch.full((4, CUT), 3.0)))
+    again = frame(Step(0, 1, 0, anew=True), changes=torch.full((4, CUT), 3.0))
+    receive(server, again)
     assert torch.equal(kept(server, [0, 1, 2, 3]), torch.full((4, CUT), 3.0))
     assert len(server.store) == BATCH
     plain = make_server("fp16")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -18,6 +20,7 @@ from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.pool import Body
+from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
 from cutlayer.training import client_info
@@ -181,7 +184,7 @@ class _Joining:
             )
         if welcome.client != self.client.number:
             self.client = self._client(welcome.client)
-        self.checkpoints.load(self._modules(), self.client.stores, welcome.restore)
+        self.checkpoints.load(self._modules(), self.client.stores(), welcome.restore)
         self.checkpoints.prune(0, welcome.restore)
         self.run = welcome.run
         self.ledger.take()
@@ -190,17 +193,22 @@ class _Joining:
         return {"client": (self.half, self.body.optimizer.optimizer)}
 
     def _save(self, epochs: int) -> None:
-        self.checkpoints.save(epochs, self._modules(), self.client.stores, {"run": self.run}, keep=True)
+        self.checkpoints.save(epochs, self._modules(), self.client.stores(), {"run": self.run}, keep=True)
 
     def _obey(self, session: Session) -> bool:
+        with Sender(partial(self._send, session)) as sender:
+            return self._obey_with(session, sender)
+
+    def _obey_with(self, session: Session, sender: Sender) -> bool:
         while True:
             data = self._receive(session)
             message = read_header(data)[0].message
             if isinstance(message, Plan):
                 self.stop.check()
             if isinstance(message, Plan | Update | Weights | Ask):
-                for frame in self.client.answers(data):
-                    self._send(session, frame)
+                for make in self.client.answers(data):
+                    sender.put(make)
+                sender.drain()
             elif isinstance(message, Saved):
                 # What the server cannot go back behind, this client need not, either.
                 needed = [epoch for epoch in self.checkpoints.epochs() if epoch <= message.epochs]
@@ -221,7 +229,9 @@ class _Joining:
             self._save(message.epoch + 1)
             if self.on_epoch is not None:
                 self.on_epoch(message.exchange, message.epoch)
-        return self.ledger.take()["flops"]["client"]
+        costs = self.ledger.take()
+        log.info("seconds by phase: %s", json.dumps(costs["seconds"]))
+        return costs["flops"]["client"]
 
     def _receive(self, session: Session) -> bytes:
         """The server's next frame. Between epochs, and where the server is gone, this is the place to stop."""

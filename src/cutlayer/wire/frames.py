@@ -31,7 +31,7 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
     Attributes:
         share: in an A epoch, the steps after which the client sends its weights and waits for new ones, beside the
             end of the epoch, where it only sends them; 0 for the end alone, None where its half is its own.
-        references: where changes are sent, the digest of the references that the server has of its samples.
+        references: where changes are sent, the digest of the references that the server has of this client's samples.
     """
 
     client: int

@@ -15,12 +15,12 @@ class InProcessPeer:
 
     Args:
         number: the client's.
-        answers: from a frame to the frames that the client sends in answer.
+        answers: from a frame to what the client sends in answer, as calls that make the frames.
     """
 
-    def __init__(self, number: int, answers: Callable[[bytes], Iterator[bytes]]) -> None:
+    def __init__(self, number: int, answers: Callable[[bytes], Iterator[Callable[[], bytes]]]) -> None:
         self.number, self.answers = number, answers
-        self._answers: deque[Iterator[bytes]] = deque()
+        self._answers: deque[Iterator[Callable[[], bytes]]] = deque()
         self._lost_after: int | None = None
 
     def send(self, frame: bytes) -> None:
@@ -30,10 +30,10 @@ class InProcessPeer:
     def receive(self) -> bytes:
         """The client's next frame."""
         while self._answers:
-            frame = next(self._answers[0], None)
-            if frame is not None:
+            make = next(self._answers[0], None)
+            if make is not None:
                 self._count_down()
-                return frame
+                return make()
             self._answers.popleft()
         raise RuntimeError(f"client {self.number} has nothing more to send; it waits for a frame")
 

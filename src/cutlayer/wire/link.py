@@ -20,7 +20,8 @@ from cutlayer.errors import CutlayerError, RefusedError
 from cutlayer.wire.frames import PREFIX, total_length
 
 CHUNK = struct.Struct("<BQQ")
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
+"""Bytes of a frame in a message, at most: what a sign of life may have to wait for, 2 s at 1 Mbit/s."""
 MORE, LAST, CONFIRM = 0, 1, 2  # a chunk, a frame's last chunk, no chunk at all
 
 

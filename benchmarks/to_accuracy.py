@@ -1,0 +1,229 @@
+"""Time to accuracy over an emulated link of 20 Mbit/s and 40 ms: plain split learning in 32 bits against the method.
+
+    python benchmarks/to_accuracy.py curves         # accuracy by epoch, in process: results/to_accuracy.json
+    sudo python benchmarks/to_accuracy.py link      # seconds by kind of epoch, over the link, and the table
+
+The rule, fixed before any of these seeds was run: the target is the mean, over the seeds, of plain split learning's
+final test accuracy, minus half a point. A run has reached it at the first epoch from which on its accuracy stays at
+the target or above to the end. Optimizers, learning rates, batches and epochs are the same for all methods; cut and
+threshold (of 0.1 and 0.2) were chosen on another seed (100), which is not counted.
+
+A run in process has the same bits as one over the link, so a run's seconds are the sum, over its epochs up to the
+target, of the median seconds of an epoch of that kind over the link. Whole runs of the method over the link check
+losses and sum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+from pathlib import Path
+
+import link
+import torch
+
+from cutlayer.config import Config
+from cutlayer.history import EpochRecord
+from cutlayer.optim import Optimizer
+from cutlayer.run import environment
+from cutlayer.training import fit
+
+MBIT, SEEDS, PLAIN = 20, (0, 1, 2), "plain, fp32"
+ADAM = Optimizer("adam", 2e-3, weight_decay=0.0, schedule="cosine")
+CONFIG = Config(
+    data="fashion_mnist",
+    train_samples=2000,
+    test_samples=2000,
+    model="cnn",
+    cut="layer1",
+    epochs=30,
+    batch_size=64,
+    client=ADAM,
+    server=ADAM,
+    threads=1,
+)
+SAME = ("cut", "width", "epochs", "batch_size", "threads", "evaluate_every")
+METHODS = {
+    PLAIN: {"schedule": "always", "codec": "fp32"},
+    "drop(0.2), fp8": {"schedule": "drop", "threshold": 0.2, "codec": "fp8"},
+    "drop(0.2), mxfp4+zstd": {"schedule": "drop", "threshold": 0.2, "codec": "mxfp4+zstd"},
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+# --- accuracy by epoch, in process ----------------------------------------------------------------------------------
+
+
+def curves(file: Path) -> None:
+    """Exchanges, losses and test accuracies of every method and seed."""
+    torch.set_num_threads(1)
+    found: dict[str, list[dict]] = {}
+    for name, choices in METHODS.items():
+        for seed in SEEDS:
+            config = dataclasses.replace(CONFIG, seed=seed, **choices)
+            train, test = config.datasets()
+            result = fit(config.halves(train), train, test, method=config.method(), training=config.training())
+            run = {
+                "seed": seed,
+                "exchanges": result.history.exchanges,
+                "losses": result.history.losses,
+                "accuracies": [round(record.test["accuracy"], 6) for record in result.history.epochs],
+            }
+            found.setdefault(name, []).append(run)
+            print(name, seed, run["exchanges"], run["accuracies"], flush=True)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def epochs_to(target: float, accuracies: list[float]) -> int | None:
+    """How many epochs it takes to the target, where it is held to the end; None where it is not."""
+    below = [epoch for epoch, accuracy in enumerate(accuracies) if accuracy < target]
+    needed = below[-1] + 2 if below else 1
+    return needed if needed <= len(accuracies) else None
+
+
+# --- seconds, over the link -----------------------------------------------------------------------------------------
+
+
+def over_link(limit: float, **choices: object) -> tuple[list[EpochRecord], list[float]]:
+    """Records of a run over the link without evaluation but for 64 samples at the end, and when its epochs ended."""
+    config = dataclasses.replace(CONFIG, **{"test_samples": 64, "evaluate_every": 1000, **choices})
+    fields = (*SAME, "train_samples", "test_samples", "schedule", "threshold", "codec", "period", "seed")
+    options = [part for field in fields for part in (f"--{field.replace('_', '-')}", getattr(config, field))]
+    for half in ("client", "server"):
+        options += [f"--{half}.name", "adam", f"--{half}.lr", ADAM.lr, f"--{half}.weight-decay", ADAM.weight_decay]
+        options += [f"--{half}.schedule", ADAM.schedule]
+    folder, epochs, _, _ = link.train(MBIT, limit, *options, recipe=["fashion_mnist"])
+    return folder.records(), [end for end, _ in epochs.ends]
+
+
+def spent(records: list[EpochRecord], ends: list[float]) -> dict[str, list[float]]:
+    """Seconds of the epochs by exchange, each from the end of the one before; so the first is left out."""
+    found: dict[str, list[float]] = {}
+    for record, before, end in zip(records[1:], ends, ends[1:], strict=True):
+        found.setdefault(record.exchange, []).append(end - before)
+    return found
+
+
+def measure(found: dict[str, list[dict]]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Seconds by method and exchange, n >= 3 of each; and a line for each whole run that checks them."""
+    seconds, checks = {PLAIN: spent(*over_link(1800, **METHODS[PLAIN], epochs=4))}, []
+    print(PLAIN, seconds[PLAIN], flush=True)
+    for name, choices in METHODS.items():
+        if name == PLAIN:
+            continue
+        cycle = {"schedule": "periodic", "period": 2, "epochs": 7, "codec": choices["codec"]}
+        seconds[name] = {kind: times for kind, times in spent(*over_link(1800, **cycle)).items() if kind in "AB"}
+        records, ends = over_link(1800, **choices, seed=SEEDS[0])
+        seconds[name]["C"] = spent(records, ends)["C"]
+        print(name, seconds[name], flush=True)
+        run = found[name][0]
+        same = [record.loss for record in records] == run["losses"]
+        total = sum(statistics.median(seconds[name][kind]) for kind in run["exchanges"][1:])
+        checks.append(
+            f"- {name}: losses of all epochs {'equal' if same else 'DIFFER FROM'} those in process; epochs 2 to "
+            f"{len(records)} took {ends[-1] - ends[0]:.1f} s, the sum of medians is {total:.1f} s."
+        )
+        print(checks[-1], flush=True)
+    return seconds, checks
+
+
+def table(
+    found: dict[str, list[dict]], seconds: dict[str, dict[str, list[float]]], checks: list[str], load: str
+) -> str:
+    target = statistics.mean(run["accuracies"][-1] for run in found[PLAIN]) - 0.005
+    about = environment()
+    lines = [
+        "# Time to accuracy at 20 Mbit/s and 40 ms",
+        "",
+        f"Fashion-MNIST, {CONFIG.train_samples} training and {CONFIG.test_samples} test samples, small CNN cut after "
+        f"`{CONFIG.cut}` (16,384 values a sample), batch {CONFIG.batch_size}, {CONFIG.epochs} epochs, Adam with a "
+        "cosine rate. Batches go whole (no micro-batches). Evaluation traffic is not counted, for no method.",
+        "",
+        "The rule: " + " ".join((__doc__ or "").split("The rule, ")[1].split("\n\n")[0].split()),
+        "",
+        f"Target: {target:.4f}.",
+        "",
+        "## Seconds of an epoch over the link",
+        "",
+        "| | A | B | C |",
+        "|---|---|---|---|",
+    ]
+    for name, kinds in seconds.items():
+        cells = []
+        for kind in "ABC":
+            times = kinds.get(kind)
+            cells.append(
+                f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}, n = {len(times)})"
+                if times
+                else ""
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Median (smallest to largest).",
+        "",
+        "## To the target",
+        "",
+        "| | seed | exchanges | final accuracy | epochs to the target | seconds | faster than plain, same seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    plain: dict[int, float] = {}
+    ratios: dict[str, list[float]] = {}
+    for name, runs in found.items():
+        for run in runs:
+            needed = epochs_to(target, run["accuracies"])
+            took, ratio = None, ""
+            if needed is not None:
+                took = sum(statistics.median(seconds[name][kind]) for kind in run["exchanges"][:needed])
+                if name == PLAIN:
+                    plain[run["seed"]] = took
+                elif run["seed"] in plain:
+                    ratios.setdefault(name, []).append(plain[run["seed"]] / took)
+                    ratio = f"{ratios[name][-1]:.1f}x"
+            lines.append(
+                f"| {name} | {run['seed']} | {run['exchanges']} | {run['accuracies'][-1]:.4f} | "
+                f"{needed or 'not held'} | {'' if took is None else f'{took:.0f}'} | {ratio} |"
+            )
+    lines += [""]
+    for name in METHODS:
+        if name != PLAIN:
+            values = ratios.get(name, [])
+            mean = statistics.mean(run["accuracies"][-1] for run in found[name])
+            middle = f"median {statistics.median(values):.1f}x" if values else "no ratio"
+            lines.append(
+                f"- {name}: {middle} over the {len(values)} of {len(SEEDS)} seeds where both reach the target (aim: "
+                f"more than 15x); mean final accuracy {mean:.4f}, {mean - target - 0.005:+.4f} against plain."
+            )
+    lines += [
+        "",
+        "## Checks: whole runs over the link, seed 0",
+        "",
+        *checks,
+        "",
+        f"{about['processor']}, {about['cores']} cores for both sides, proxy and link, one thread a process, load "
+        f"average before {load}; PyTorch {about['torch']}. Commands: see `benchmarks/to_accuracy.py`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("curves", "link"))
+    chosen = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "to_accuracy.json"
+    if chosen.part == "curves":
+        return curves(file)
+    load = f"{os.getloadavg()[0]:.1f}"
+    found = json.loads(file.read_text())
+    text = table(found, *measure(found), load)
+    print(text)
+    (RESULTS / "to_accuracy.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
