@@ -43,13 +43,14 @@ ARMS = {
     ],
     "changes of activations": [
         "delta>mxfp4/mxfp4:stochastic", "delta0.3>mxfp4/mxfp4:stochastic", "delta>topk0.1>fp8_e4m3/mxfp4:stochastic",
+        "delta0.3>mxfp4/topk0.1>fp8_e5m2",
     ],
     "error feedback": ["fp32/ef>topk0.1>fp8_e5m2", "mxfp4/ef>mxfp4"],
     "one direction, the other in 32 bits": [
         "mxfp4/fp32", "int4/fp32", "fp32/mxfp4", "fp32/int4", "topk0.1>fp8_e4m3/fp32", "randtopk0.1>fp8_e4m3/fp32",
         "fp32/topk0.1>fp8_e5m2",
     ],
-    "sparse": ["topk0.1>fp8", "randtopk0.25>fp8_e4m3/fp8_e5m2"],
+    "sparse": ["mxfp4/topk0.1>fp8_e5m2", "topk0.1>fp8", "randtopk0.25>fp8_e4m3/fp8_e5m2"],
 }  # fmt: skip
 
 
