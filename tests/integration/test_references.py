@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutlayer import Fleet, fit
+from cutlayer import Fleet, StoreOptions, fit
 from cutlayer.config import Config
+from cutlayer.replay import Placement
 from cutlayer.wire.certs import make_certificates
 from tests.integration import faults
 from tests.integration.processes import CONFIG, join, port_of, serve
@@ -59,9 +60,9 @@ def remove(place: Path) -> None:
     shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("microbatches", [1, 3])
-def test_both_sides_end_with_the_same_references(microbatches: int, tmp_path: Path) -> None:
-    records = run(tmp_path, microbatches=microbatches)
+@pytest.mark.parametrize(("microbatches", "placement"), [(1, "memory"), (3, "disk")])
+def test_both_sides_end_with_the_same_references(microbatches: int, placement: Placement, tmp_path: Path) -> None:
+    records = run(tmp_path, microbatches=microbatches, store=StoreOptions(placement))
     last = next((tmp_path / "checkpoints").iterdir())
     assert np.array_equal(rows(last / "references"), rows(last / "store"))
     assert min(sent_up(records)) < max(sent_up(records))  # some samples were not sent
