@@ -94,7 +94,7 @@ async def delay_proxy(seconds: float) -> None:
         await writing
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A small buffer, so that what the link cannot take waits in the server and not here, as on a path without proxy.
+        # A small buffer: what the link cannot take waits in the server, not here, as on a path without a proxy.
         far = socket.socket()
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
         far.connect(("127.0.0.1", PORT))
