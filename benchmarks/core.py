@@ -28,11 +28,13 @@ from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Task
 from cutlayer.models import make_model
+from cutlayer.pool import Body
 from cutlayer.replay import ReplayStore
 from cutlayer.run import environment
 from cutlayer.schedule import Exchange, State
 from cutlayer.server import Server
-from cutlayer.training import InProcessWire, train_epoch
+from cutlayer.training import train_epoch
+from cutlayer.wire.inproc import InProcessPeer
 
 WIDTH, CUT, BATCH, SAMPLES = 0.5, "layer4", 128, 512
 
@@ -71,11 +73,12 @@ def cut(data: Images, method: Method) -> tuple[Callable[[], None], Server]:
     """An epoch of split training over frames in this process; the server's state says which exchange."""
     training, ledger = Training(epochs=10**6, batch_size=BATCH, client=OPTIMIZER, server=OPTIMIZER), Ledger()
     halves = split(network(), CUT)
-    client = Client(0, halves.client, Feed(data, batch_size=BATCH), None, method, training, ledger)
+    body = Body(halves.client, OPTIMIZER, training.epochs, training.device)
+    client = Client(0, lambda: body, Feed(data, batch_size=BATCH), None, method, training, ledger)
     info = ClientInfo(SAMPLES, 0, BATCH)
     server = Server(halves.server, [info], client.cut_shape, method, training, Task(), ledger)
-    wire = InProcessWire(server.receive, ledger)
-    return lambda: void(train_epoch(client, server, wire)), server
+    peer = InProcessPeer(0, client.answers)
+    return lambda: void(train_epoch(server, [peer])), server
 
 
 def void(_: object) -> None:
@@ -166,10 +169,12 @@ def frame_overhead(data: Images) -> list[str]:
         for codec in ("fp32", "fp8_e4m3"):
             ledger, method = Ledger(), Method(Always(), codec, codec)
             training = Training(epochs=1, batch_size=BATCH)
-            client = Client(0, halves.client, Feed(data.first(BATCH), batch_size=BATCH), None, method, training, ledger)
+            body = Body(halves.client, OPTIMIZER, training.epochs, training.device)
+            feed = Feed(data.first(BATCH), batch_size=BATCH)
+            client = Client(0, lambda body=body: body, feed, None, method, training, ledger)
             info = ClientInfo(BATCH, 0, BATCH)
             server = Server(halves.server, [info], client.cut_shape, method, training, Task(), ledger)
-            train_epoch(client, server, InProcessWire(server.receive, ledger))
+            train_epoch(server, [InProcessPeer(0, client.answers)])
             sizes: dict[str, int] = {}
             for kinds in ledger.take()["bytes"].values():
                 for kind, count in kinds.items():

@@ -8,9 +8,11 @@ result.history, result.model
 
 from cutlayer.data import CropFlip
 from cutlayer.errors import ConfigError, CutlayerError, DivergedError, RefusedError, StoreFullError
+from cutlayer.fleet import Fleet
 from cutlayer.history import EpochRecord, History
 from cutlayer.method import Method, Task, Training, accuracy
 from cutlayer.optim import CustomOptimizer, Optimizer
+from cutlayer.partition import Partition, make_partition
 from cutlayer.replay import StoreOptions
 from cutlayer.run import Run
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Periodic, Plateau, Schedule
@@ -28,10 +30,12 @@ __all__ = [
     "Drop",
     "EpochRecord",
     "Exchange",
+    "Fleet",
     "Halves",
     "History",
     "Method",
     "Optimizer",
+    "Partition",
     "Periodic",
     "Plateau",
     "RefusedError",
@@ -45,5 +49,6 @@ __all__ = [
     "accuracy",
     "cut_points",
     "fit",
+    "make_partition",
     "split",
 ]

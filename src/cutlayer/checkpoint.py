@@ -7,16 +7,33 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError
-from cutlayer.replay import ReplayStore
+from cutlayer.optim import load_optimizer, optimizer_state
+from cutlayer.pool import link
 
-FORMAT = 1
+FORMAT = 2
+
+
+class Store(Protocol):
+    """Something large that a checkpoint keeps in a folder of its own."""
+
+    def about(self) -> dict[str, Any]:
+        """What `load` must know beside the folder; equal only where nothing has changed."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write it into a new folder."""
+        ...
+
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
+        """Read back what `save` wrote."""
+        ...
 
 
 class Checkpoints:
@@ -47,7 +64,7 @@ class Checkpoints:
         self,
         epoch: int,
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: dict[str, ReplayStore],
+        stores: Mapping[str, Store],
         state: dict[str, Any],
         *,
         keep: bool = False,
@@ -57,7 +74,7 @@ class Checkpoints:
         Args:
             epoch: epochs done.
             modules: each half and its optimizer, by name.
-            stores: replay stores by name. One that has not changed since the last checkpoint is linked, not copied.
+            stores: by name. One that has not changed since the last checkpoint is linked, not copied.
             state: whatever else there is to know, as JSON values.
             keep: leave older checkpoints where they are, for `prune`; otherwise they are deleted.
         """
@@ -68,14 +85,14 @@ class Checkpoints:
         new.mkdir(parents=True)
         optimizers = {}
         for name, (module, optimizer) in modules.items():
-            tensors, optimizers[name] = _optimizer_state(optimizer)
+            tensors, optimizers[name] = optimizer_state(optimizer)
             tensors |= {f"model.{key}": value for key, value in module.state_dict().items()}
             save_tensors(tensors, new / f"{name}.safetensors")
         written = {}
         for name, store in stores.items():
-            written[name] = {"codec": store.codec, "shape": list(store.shape), "version": store.version}
+            written[name] = store.about()
             if previous is not None and written[name] == known.get(name):
-                shutil.copytree(previous / name, new / name, copy_function=_link)
+                shutil.copytree(previous / name, new / name, copy_function=link)
             else:
                 store.save(new / name)
         content = {
@@ -109,7 +126,7 @@ class Checkpoints:
     def load(
         self,
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: dict[str, ReplayStore],
+        stores: Mapping[str, Store],
         epoch: int | None = None,
     ) -> tuple[int, dict[str, Any]] | None:
         """Bring modules, optimizers and stores to the newest checkpoint; return (epochs done, state), or None.
@@ -135,16 +152,15 @@ class Checkpoints:
         latest: Path,
         content: dict[str, Any],
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: dict[str, ReplayStore],
+        stores: Mapping[str, Store],
     ) -> None:
         for name, (module, optimizer) in modules.items():
             tensors = load_file(latest / f"{name}.safetensors")
-            _load_optimizer(optimizer, tensors, content["optimizers"][name])
+            load_optimizer(optimizer, tensors, content["optimizers"][name])
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             module.load_state_dict(weights)
         for name, store in stores.items():
-            about = content["stores"][name]
-            store.load(latest / name, about["codec"], tuple(about["shape"]), about["version"])
+            store.load(latest / name, content["stores"][name])
 
     def _state(self, checkpoint: Path) -> dict[str, Any]:
         content = json.loads((checkpoint / "state.json").read_text())
@@ -161,36 +177,6 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     temporary = file.with_suffix(".tmp")
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
     temporary.rename(file)
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name and the rest as JSON values."""
-    state = optimizer.state_dict()
-    tensors, rest = {}, {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                rest.setdefault(str(index), {})[key] = value
-    return tensors, {"groups": state["param_groups"], "rest": rest}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in about["rest"].items()}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name; copy it where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _flush(path: Path) -> None:

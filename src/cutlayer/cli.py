@@ -1,4 +1,4 @@
-"""The command line: `cutlayer train RECIPE`, `cutlayer train --resume RUN`, `cutlayer compare RUN ...`, `demo`."""
+"""The command line: `cutlayer train RECIPE`, `cutlayer train --resume RUN`, `compare RUN ...`, `demo`, `partition`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from cutlayer.config import Config
 from cutlayer.errors import ConfigError, CutlayerError, unknown
+from cutlayer.partition import cli as partition
 from cutlayer.recipes import RECIPES
 from cutlayer.report import ProgressView, comparison
 from cutlayer.run import Run
@@ -177,6 +178,7 @@ COMMANDS = {
     "train": train,
     "compare": compare,
     "demo": demo,
+    "partition": partition.command,
     "certs": remote("certs", "Make certificates for a server and its clients."),
     "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
     "join": remote("join", "Take part in a run that another machine serves."),

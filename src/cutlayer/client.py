@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cutlayer.averaging import load_weights, weights_frame
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.feed import Batch, Feed
 from cutlayer.flops import FlopTable
 from cutlayer.formats import encode_exactly, get_float_codec, isfinite
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
-from cutlayer.optim import ScheduledOptimizer
+from cutlayer.pool import Body
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive, seeded
-from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+from cutlayer.wire.frames import Ask, Done, Evaluate, Frame, Plan, Step, Update, Weights, pack, unpack
 
 
 def _part(message: Step | Evaluate) -> tuple[int, ...]:
@@ -28,82 +29,159 @@ def _part(message: Step | Evaluate) -> tuple[int, ...]:
 
 
 class Client:
-    """One client: its half, its data, its optimizer.
+    """One client: its half, its data, its optimizer. It does what the server's frames say: see `answers`.
 
     Args:
         number: the client's number, from 0.
-        half: from a batch of inputs to the activations at the cut.
+        body: its half, from a batch of inputs to the activations at the cut, and its optimizer; asked for at every use.
         train, test: its batches for training and, if it has any, for evaluation.
+        flops: of such a half, where another client has the table already.
+        on_done: called when all of an epoch or an evaluation is done, before the server hears of it; returns the
+            FLOPs to tell it of.
     """
 
     def __init__(
         self,
         number: int,
-        half: nn.Module,
+        body: Callable[[], Body],
         train: Feed,
         test: Feed | None,
         method: Method,
         training: Training,
         ledger: Ledger,
+        flops: FlopTable | None = None,
+        on_done: Callable[[Plan | Ask], dict[str, int]] = lambda message: {},
     ) -> None:
         self.number, self.train, self.test = number, train, test
         self.device = torch.device(training.device)
-        if not any(parameter.requires_grad for parameter in half.parameters()):
-            raise ConfigError("nothing to train in the client half: it has no parameters, or all are frozen")
+        self._body, self.on_done = body, on_done
         sample = train.sample()
-        # The table copies the half, so it comes before the half's first pass.
-        self.flops = FlopTable(half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)
-        self.half = half.to(self.device)
-        self.optimizer = ScheduledOptimizer(training.client, self.half.parameters(), training.epochs)
+        self.flops = flops or flop_table(body().half, sample)
+        shape, dtype = tuple(sample.inputs.shape[1:]), sample.inputs.dtype
+        if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):
+            expected = f"{self.flops.dtype} {list(self.flops.sample_shape)}"
+            raise ConfigError(
+                f"client {number}: expected samples {expected}, as the others', got {dtype} {list(shape)}"
+            )
         self.method, self.seed, self.ledger = method, training.seed, ledger
+        self.microbatches = training.microbatches
         self.codec = get_float_codec(method.activations)
         self.gradient_codec = get_float_codec(method.gradients)
         self.cut_shape = self.flops.output_shape
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
+        self._ahead: Batch | None = None
+        self._source: Iterator[Batch] = iter(())
+        self._steps = 0
+        self._shares = False
 
-    def begin(self, data: bytes) -> None:
-        """Take the server's plan for an epoch that exchanges something."""
-        plan = unpack(data).message
-        if not isinstance(plan, Plan) or plan.client != self.number or plan.exchange not in ("A", "B"):
-            raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
-        self.plan, self.pending = plan, deque()
-        self.half.train()
-        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b == "eval":
-            for module in self.half.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        self.optimizer.begin(plan.epoch)
+    @property
+    def half(self) -> nn.Module:
+        """The client half."""
+        return self._body().half
 
     @property
     def exchange(self) -> Exchange:
         """What the epoch under way exchanges."""
         return Exchange(self.plan.exchange)
 
-    def batches(self) -> Iterator[Batch]:
-        """The training batches of the epoch under way."""
-        return self._timed(self.train.epoch(self.plan.epoch))
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the midst of an A epoch and waits for the server."""
+        return bool(self.pending) or self._shares
 
-    def forward(self, step: int, batch: Batch) -> Callable[[], bytes]:
-        """Run a batch through the half. Only an A epoch builds a graph.
+    # --- an epoch, in the order of its frames ---
 
-        Returns a call that encodes the activations and makes the frame, with ids and labels. It may be made in another
-        thread, while the next batch is in the half.
+    def answers(self, data: bytes) -> Iterator[Callable[[], bytes]]:
+        """Take a frame from the server; what is to be sent in answer, as calls that make the frames.
+
+        A batch goes through the half when the iterator is asked for the next call; the call encodes it. Calls are made
+        in their order, but another thread may make them, while the next batch is in the half.
+
+        A plan is answered with the batches of the epoch: all of them where no gradients come back, otherwise the first,
+        and each update with the next one. New weights are taken over.
+
+        Raises RefusedError for a frame that does not fit.
         """
+        frame = unpack(data)
+        message = frame.message
+        if isinstance(message, Plan):
+            self.begin(message)
+            return self._go_on()
+        if isinstance(message, Update):
+            return self._after_update() if self.backward(frame) else iter(())
+        if isinstance(message, Weights):
+            load_weights(self.half, frame.tensors, f"client {self.number}")
+            return self._go_on() if message.step > 0 and self._shares else iter(())
+        if isinstance(message, Ask):
+            return self._evaluation(message)
+        raise RefusedError(f"client {self.number}: expected a plan, an update, weights or a question, got {message}")
+
+    def begin(self, plan: Plan) -> None:
+        """Begin the epoch of the server's plan."""
+        if plan.client != self.number or plan.exchange not in ("A", "B"):
+            raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
+        self.leave()
+        self.plan, self._steps = plan, 0
+        self._body().optimizer.begin(plan.epoch)
+        self._source = self._timed(self.train.epoch(plan.epoch))
+        self._ahead = next(self._source, None)
+
+    def leave(self) -> None:
+        """Leave the epoch under way, if there is one, unfinished."""
+        self._source, self._ahead, self._shares = iter(()), None, False
         self.pending.clear()
-        return self._forward(Step(self.number, self.plan.epoch, step), batch)
+        self._body().held = False
 
-    def forward_parts(self, step: int, batch: Batch, parts: int) -> Iterator[Callable[[], bytes]]:
-        """`forward` for a batch in up to so many parts, each when it is asked for; `backward` takes the replies.
+    def _go_on(self) -> Iterator[Callable[[], bytes]]:
+        """From here to the next frame that the client waits for, or to the end of the epoch."""
+        self._shares = False
+        while self._ahead is not None:
+            batch, self._ahead = self._ahead, next(self._source, None)
+            self._steps += 1
+            yield from self.forward(self._steps - 1, batch)
+            if self.exchange is Exchange.BOTH:
+                return
+        yield partial(self._done, self.plan, self._steps)
 
-        Without parts, and in a B epoch, this is the one of `forward`. The updates equal those of the whole batch
-        up to the order of float additions, except that batch norm normalizes each part by itself.
+    def _after_update(self) -> Iterator[Callable[[], bytes]]:
+        share, last = self.plan.share, self._ahead is None
+        if share is not None and (last or (share > 0 and self._steps % share == 0)):
+            self._shares = not last
+            message = Weights(self.number, self.plan.epoch, self._steps, last)
+            yield partial(weights_frame, message, self.half.state_dict())
+            if not last:
+                return
+        yield from self._go_on()
+
+    def _evaluation(self, ask: Ask) -> Iterator[Callable[[], bytes]]:
+        """The activations of the test data with the half as it is now, batch by batch."""
+        steps = 0
+        for batch in self._timed(self.test.epoch(0)) if self.test is not None else ():
+            half = self.half.eval()
+            with self.ledger.phase("evaluation"), torch.no_grad():
+                activations = half(batch.inputs.to(self.device))
+            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
+            yield partial(self._frame, Evaluate(self.number, ask.epoch, steps), batch, activations)
+            steps += 1
+        yield partial(self._done, ask, steps)
+
+    def _done(self, message: Plan | Ask, steps: int) -> bytes:
+        return pack(Frame(Done(self.number, message.epoch, steps, self.on_done(message))))
+
+    # --- a step ---
+
+    def forward(self, step: int, batch: Batch) -> Iterator[Callable[[], bytes]]:
+        """The activations of a batch, with ids and labels, in one frame, or in as many as the batch has parts.
+
+        Only an A epoch builds a graph; there `backward` takes the replies. The updates of parts equal those of the
+        whole batch up to the order of float additions, except that batch norm normalizes each part by itself.
         """
-        size = -(-len(batch.ids) // parts)
+        size = -(-len(batch.ids) // self.microbatches)
+        self.pending.clear()
         if size == len(batch.ids) or self.exchange is not Exchange.BOTH:
-            yield self.forward(step, batch)
+            yield self._forward(Step(self.number, self.plan.epoch, step), batch)
             return
-        self.pending.clear()
         pieces = list(zip(*(tensor.split(size) for tensor in (batch.ids, batch.inputs, batch.labels)), strict=True))
         for part, piece in enumerate(pieces):
             message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids))
@@ -111,18 +189,30 @@ class Client:
 
     def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
         learns = self.exchange is Exchange.BOTH
+        body = self._body()
+        self._set_mode(body.half)
         with self.ledger.phase("client forward"):
             name = ("client", self.number, message.epoch, message.step, *_part(message))
             with torch.set_grad_enabled(learns), seeded(self.seed, *name, device=self.device):
-                activations = self.half(batch.inputs.to(self.device, non_blocking=True))
+                activations = body.half(batch.inputs.to(self.device, non_blocking=True))
         if learns:
+            body.held = True
             self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
         return partial(self._frame, message, batch, activations)
 
-    def backward(self, data: bytes) -> None:
-        """Finish the step, or the part of one, that waits for these gradients: backward, and after all parts update."""
-        frame = unpack(data)
+    def _set_mode(self, half: nn.Module) -> None:
+        half.train()
+        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b == "eval":
+            for module in half.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def backward(self, frame: Frame) -> bool:
+        """Finish the step, or the part of one, that waits for these gradients: backward, and after all parts update.
+
+        Returns whether the step is finished.
+        """
         nothing = Step(self.number, self.plan.epoch, -1), torch.empty(0)
         message, activations = self.pending[0] if self.pending else nothing
         expected = Update(self.number, message.epoch, message.step, message.part)
@@ -145,25 +235,17 @@ class Client:
             gradients = self.gradient_codec.decode(encoded.to(self.device))
             if not isfinite(gradients):
                 raise RefusedError(f"client {self.number}: gradients: expected finite values, got infinities or NaN")
+        body = self._body()
         with self.ledger.phase("client backward"):
             if message.part == 0:
-                self.optimizer.zero_grad()
+                body.optimizer.zero_grad()
             activations.backward(gradients)
             if message.part + 1 == message.parts:
-                self.optimizer.step()
+                body.optimizer.step()
         self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
         self.pending.popleft()
-
-    def evaluation_frames(self, epoch: int) -> Iterator[bytes]:
-        """The activations of the test data with the half as it is after this epoch, batch by batch, as frames."""
-        if self.test is None:
-            return
-        self.half.eval()
-        for step, batch in enumerate(self._timed(self.test.epoch(0))):
-            with self.ledger.phase("evaluation"), torch.no_grad():
-                activations = self.half(batch.inputs.to(self.device))
-            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
-            yield self._frame(Evaluate(self.number, epoch, step), batch, activations)
+        body.held = message.part + 1 < message.parts
+        return not body.held
 
     def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
         with self.ledger.phase("encode"):
@@ -193,3 +275,10 @@ class Client:
             if batch is None:
                 return
             yield batch
+
+
+def flop_table(half: nn.Module, sample: Batch) -> FlopTable:
+    """The FLOPs of a client half, which must have something to train. It copies the half: before its first pass."""
+    if not any(parameter.requires_grad for parameter in half.parameters()):
+        raise ConfigError("nothing to train in the client half: it has no parameters, or all are frozen")
+    return FlopTable(half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)

@@ -23,6 +23,10 @@ class StoreFullError(CutlayerError):
     """The replay store would grow past its byte budget."""
 
 
+class Gone(CutlayerError):  # noqa: N818 - a state, as in queue.ShutDown
+    """A client is lost for the rest of the epoch; the others go on."""
+
+
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """The message for an unknown name, with the names that are known."""
     return f"unknown {what} {name!r}; known: {', '.join(map(str, known))}"

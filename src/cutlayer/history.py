@@ -24,6 +24,8 @@ class EpochRecord:
         bytes: by direction ("up", "down") and kind, see `ledger.Ledger`.
         flops: by party ("client", "server") and pass ("forward", "backward", "evaluation").
         seconds: by phase.
+        states: the exchange of each client, such as "ABBA", where clients have states of their own; `exchange` is then
+            the most that any of them had.
     """
 
     epoch: int
@@ -34,6 +36,7 @@ class EpochRecord:
     bytes: dict[str, dict[str, int]] = field(default_factory=dict)
     flops: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    states: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON values."""

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from cutlayer.data import Augment
 from cutlayer.errors import ConfigError, unknown
+from cutlayer.fleet import Fleet
 from cutlayer.formats import get_float_codec, get_pair
 from cutlayer.optim import Optimizer, OptimizerSpec
 from cutlayer.replay import StoreOptions
@@ -28,6 +29,7 @@ class Method:
         norm_in_b: how the client's batch norm behaves in forward-only epochs: "train" normalizes by the batch and
             updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone.
         store: where the server keeps activations.
+        fleet: how several clients work together.
     """
 
     schedule: Schedule = field(default_factory=Always)
@@ -35,6 +37,7 @@ class Method:
     gradients: str = "fp32"
     norm_in_b: Literal["train", "eval"] = "train"
     store: StoreOptions = field(default_factory=StoreOptions)
+    fleet: Fleet = field(default_factory=Fleet)
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError
 
@@ -119,3 +119,26 @@ class ScheduledOptimizer:
     def step(self) -> None:
         """Update the weights."""
         self.optimizer.step()
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name and the rest as JSON values."""
+    state = optimizer.state_dict()
+    tensors, rest = {}, {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                rest.setdefault(str(index), {})[key] = value
+    return tensors, {"groups": state["param_groups"], "rest": rest}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Inverse of `optimizer_state`; tensors of other names are left alone."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in about["rest"].items()}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,6 +67,10 @@ class ReplayStore:
         """Samples that are there."""
         return int(self._present.sum())
 
+    def holds(self, start: int, stop: int) -> bool:
+        """Whether any sample with an id from `start` to before `stop` is there."""
+        return bool(self._present[start:stop].any())
+
     @property
     def nbytes(self) -> int:
         """Bytes that the store takes, in memory or on disk."""
@@ -122,19 +126,26 @@ class ReplayStore:
         return Encoded(self.codec, self.shape, rows, shared), labels
 
     def batches(
-        self, batch_size: int, shuffle: torch.Generator | None = None, *, drop_last: bool = False
+        self,
+        batch_size: int,
+        shuffle: torch.Generator | None = None,
+        *,
+        drop_last: bool = False,
+        ids: tuple[int, int] | None = None,
     ) -> Iterator[tuple[Encoded, Tensor]]:
         """All samples once, in batches: shuffled across the whole store, or in the order of their ids for None.
 
-        `drop_last` leaves out a last batch that is smaller, unless it is the only one.
+        `drop_last` leaves out a last batch that is smaller, unless it is the only one. With `ids` only the samples from
+        the first to before the second are taken.
         """
-        present = torch.from_numpy(np.flatnonzero(self._present))
+        start, stop = ids or (0, self.capacity)
+        present = torch.from_numpy(np.flatnonzero(self._present[start:stop]) + start)
         if shuffle is not None:
             present = present[torch.randperm(len(present), generator=shuffle)]
-        for ids in present.split(batch_size):
-            if drop_last and len(ids) < min(batch_size, len(present)):
+        for batch in present.split(batch_size):
+            if drop_last and len(batch) < min(batch_size, len(present)):
                 return
-            yield self.get(ids)
+            yield self.get(batch)
 
     def check_budget(self, codec: str, shape: tuple[int, ...], sample_bytes: int) -> bool:
         """Whether the store of all samples, of this many bytes each, goes to disk. Raises StoreFullError if nowhere."""
@@ -176,21 +187,25 @@ class ReplayStore:
 
     # --- checkpoints ---
 
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must know beside the files."""
+        return {"codec": self.codec, "shape": list(self.shape), "version": self.version}
+
     def save(self, folder: Path) -> None:
         """Write the store's arrays into a folder as .npy files."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in {**self._arrays, "present": self._present}.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
-    def load(self, folder: Path, codec: str, shape: tuple[int, ...], version: int) -> None:
-        """Read back what `save` wrote; codec, shape and version are the store's own at that time."""
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
+        """Read back what `save` wrote."""
         arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy")}
         present = arrays.pop("present")
         if len(present) != self.capacity:
             raise ConfigError(f"{folder}: the store holds {len(present)} samples, the data set has {self.capacity}")
         if arrays:
-            self._allocate(codec, shape, arrays)
+            self._allocate(about["codec"], tuple(about["shape"]), arrays)
             for name, array in arrays.items():
                 self._arrays[name][:] = array
         self._present[:] = present
-        self.version = version
+        self.version = about["version"]

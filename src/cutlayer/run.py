@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from cutlayer.checkpoint import Checkpoints, save_tensors
+from cutlayer.checkpoint import Checkpoints, Store, save_tensors
 from cutlayer.describe import differences
 from cutlayer.errors import ConfigError
+from cutlayer.files import replace
 from cutlayer.history import Baseline, EpochRecord, History
-from cutlayer.replay import ReplayStore
 
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
@@ -71,7 +71,7 @@ class Run:
         baseline: Baseline,
         resume: bool,
         modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: dict[str, ReplayStore],
+        stores: Mapping[str, Store],
     ) -> tuple[list[EpochRecord], dict[str, Any] | None]:
         """Begin the run, or bring everything to the newest checkpoint of one that is to be resumed.
 
@@ -93,7 +93,7 @@ class Run:
             raise ConfigError(f"{self.folder} holds a run already; resume it, or choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"config": config, "facts": facts or {}, "baseline": vars(baseline), "environment": environment()}
-        self._replace(self.config_file, json.dumps(content, indent=2) + "\n")
+        replace(self.config_file, json.dumps(content, indent=2) + "\n")
 
     def check(self, config: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
         """Raise ConfigError that names what differs from what the run was begun with."""
@@ -139,7 +139,7 @@ class Run:
             raise ConfigError(
                 f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}"
             )
-        self._replace(self.metrics_file, "".join(json.dumps(record.as_dict()) + "\n" for record in records))
+        replace(self.metrics_file, "".join(json.dumps(record.as_dict()) + "\n" for record in records))
         return records
 
     def history(self) -> History:
@@ -160,16 +160,6 @@ class Run:
         except RuntimeError as error:
             raise ConfigError(f"{self.model_file} is not of a network such as this: {error}") from None
         return model
-
-    @staticmethod
-    def _replace(file: Path, text: str) -> None:
-        """Write a file as a whole or not at all."""
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.rename(file)
 
 
 def environment() -> dict[str, Any]:

@@ -1,21 +1,55 @@
-"""6, 7. The server half: loss, backward, update, gradients at the cut. Never sees the data or the client half."""
+"""6, 7. The server half: loss, backward, update, gradients at the cut. Never sees the data."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cutlayer.errors import ConfigError, DivergedError, RefusedError
+from cutlayer.averaging import Average, SharedHalf
+from cutlayer.checkpoint import Store
+from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError
 from cutlayer.flops import FlopTable
 from cutlayer.formats import Encoded, get_float_codec, isfinite
 from cutlayer.intake import ClientInfo, Intake, classes_of
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
-from cutlayer.optim import ScheduledOptimizer
+from cutlayer.pool import Body, Pool
 from cutlayer.replay import ReplayStore
 from cutlayer.schedule import Always, Exchange, State
 from cutlayer.seeds import derive, generator, seeded
+from cutlayer.split import copied
 from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A client's part of a step, decoded: what the server half is trained on.
+
+    Attributes:
+        client: its number; None where samples of several clients are mixed.
+        activations: float32 [B, *cut].
+        labels: [B, ...].
+        message, ids, encoded: as they came; None for what comes from the store.
+        learns: whether the client waits for gradients.
+    """
+
+    client: int | None
+    activations: Tensor
+    labels: Tensor
+    message: Step | None = None
+    ids: Tensor | None = None
+    encoded: Encoded | None = None
+    learns: bool = False
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether it is the only or last part of its client's step."""
+        return self.message is None or self.message.part + 1 == self.message.parts
 
 
 class Server:
@@ -25,6 +59,9 @@ class Server:
         half: from the activations at the cut to the outputs.
         clients: what is known of each client, by number.
         cut_shape: shape of one sample's activations.
+
+    Attributes:
+        shared: the client half that clients share, where there are several.
     """
 
     def __init__(
@@ -40,8 +77,18 @@ class Server:
         self.device = torch.device(training.device)
         # The table copies the half, so it comes before the half's first pass.
         self.flops = FlopTable(half, cut_shape, torch.float32)
-        self.half = half.to(self.device)
-        self.optimizer = ScheduledOptimizer(training.server, self.half.parameters(), training.epochs)
+        several = len(clients) > 1
+        self.mode, self.share = method.fleet.mode, method.fleet.mode.share if several else None
+        if several and self.mode.joint and training.microbatches > 1:
+            raise ConfigError(
+                f"{type(self.mode).__name__} makes one batch of the clients' parts; leave microbatches at 1"
+            )
+        self.halves: Pool | None = None
+        if several and self.mode.own_server_halves:
+            owners = {"owners": len(clients), "live": method.fleet.live, "folder": method.store.folder}
+            self.halves = Pool(copied(half), training.server, training.epochs, training.device, **owners)
+        self.body = Body(half, training.server, training.epochs, training.device)
+        self.shared = SharedHalf()
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
         self.method, self.seed, self.precision = method, training.seed, training.precision
         self.codec, self.gradient_codec = (
@@ -50,83 +97,156 @@ class Server:
         )
         self.intake = Intake(clients, cut_shape, method.activations, classes_of(task, self.flops.output_shape))
         self.state: State = method.schedule.start()
+        self.own: list[State] = [self.state] * len(clients) if several and method.fleet.state == "own" else []
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
-        self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients))]
-        self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients))]
-        self.store = ReplayStore(sum(info.samples for info in clients), method.store)
-        self.test_store = ReplayStore(sum(info.test_samples for info in clients), method.store)
+        self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients) + 1)]
+        self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients) + 1)]
+        self.store = ReplayStore(self.offsets[-1], method.store)
+        self.test_store = ReplayStore(self.test_offsets[-1], method.store)
         if not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
             sample_bytes = sum(self.codec.layout(cut_shape)) + 8
             self.store.check_budget(self.codec.name, cut_shape, sample_bytes)
-        self._last: dict[int, tuple[Step, bytes | None]] = {}
-        self._begin_sums()
+        self._clear()
+
+    @property
+    def half(self) -> nn.Module:
+        """The server half; with one for each client, their average."""
+        return self.body.half
 
     # --- an epoch -----------------------------------------------------------------------------------------------
 
     @property
     def exchange(self) -> Exchange:
-        """What the epoch under way exchanges."""
-        return self.state.exchange
+        """What the epoch under way exchanges; where clients differ, the most that any does."""
+        return min((state.exchange for state in self.own), default=self.state.exchange)
+
+    @property
+    def exchanges(self) -> str:
+        """The clients' exchanges, by number, where they have states of their own."""
+        return "".join(state.exchange for state in self.own)
+
+    def exchange_of(self, client: int) -> Exchange:
+        """What the epoch under way exchanges with a client."""
+        return self.own[client].exchange if self.own else self.state.exchange
 
     def begin(self) -> None:
         """Begin the epoch that the schedule's state names."""
         self.half.train()
-        self.optimizer.begin(self.state.epoch)
-        self._begin_sums()
-
-    def go_back(self, state: State) -> None:
-        """Go on from this state of the schedule; what was answered after it is forgotten."""
-        self.state = state
-        self._last.clear()
+        self.body.optimizer.begin(self.state.epoch)
+        self._clear()
 
     def plan(self, client: int) -> bytes:
         """The frame that tells a client what this epoch exchanges."""
-        return pack(Frame(Plan(client, self.state.epoch, self.exchange.value)))
+        exchange = self.exchange_of(client)
+        share = self.share if exchange is Exchange.BOTH else None
+        return pack(Frame(Plan(client, self.state.epoch, exchange.value, share)))
 
-    def receive(self, data: bytes) -> bytes | None:
-        """Take one frame from a client; return the reply, if there is one.
+    def take(self, data: bytes, client: int | None = None) -> Part:
+        """A client's part of a step, from its frame.
 
-        Raises RefusedError, with nothing applied, for a frame that does not fit the protocol or the epoch's plan. A
-        step that comes a second time gets the reply of the first.
+        Raises RefusedError, with nothing applied, for a frame that does not fit the protocol or the epoch's plan, or
+        comes from another than this client.
         """
         frame = unpack(data)
-        message = frame.message
-        if isinstance(message, Evaluate):
-            self._keep(frame, message)
-            return None
+        message, epoch = frame.message, self.state.epoch
         if not isinstance(message, Step):
-            raise RefusedError(f"server: expected a step or an evaluation, got {message}")
-        client, epoch = message.client, self.state.epoch
-        self.intake.check_client(client)
-        last, reply = self._last.get(client, (None, None))
-        if message == last:
-            return reply  # asked for again, perhaps after the epoch has ended
-        if self.exchange is Exchange.NONE or message.epoch != epoch:
-            raise RefusedError(f"client {client}: epoch: expected epoch {epoch} ({self.exchange}), got {message}")
-        self.intake.check_order(last if last is not None and last.epoch == epoch else None, message, self.exchange)
-        reply = self._step(frame, message)
-        self._last[client] = (message, reply)
-        return reply
+            raise RefusedError(f"server: expected a step, got {message}")
+        self.intake.check_client(message.client)
+        if client not in (None, message.client):
+            raise RefusedError(f"client: expected {client}, got {message.client}")
+        exchange = self.exchange_of(message.client)
+        if exchange is Exchange.NONE or message.epoch != epoch:
+            raise RefusedError(f"client {message.client}: epoch: expected epoch {epoch} ({exchange}), got {message}")
+        self.intake.check_order(self._last.get(message.client), message, exchange)
+        encoded, ids, labels = self.intake.batch(frame, message.client)
+        with self.ledger.phase("decode"):
+            activations = self._decoded(encoded, message)
+        learns = exchange is Exchange.BOTH
+        return Part(message.client, activations, labels.to(self.device), message, ids, encoded, learns)
 
-    def replay(self) -> None:
-        """Train on the activations that are kept, freshly shuffled, for one epoch."""
-        if len(self.store) == 0:
-            raise ConfigError("a C epoch needs kept activations, but no B epoch came before it")
-        drop_last = any(info.drop_last for info in self.clients)
-        batch_size = max(info.batch_size for info in self.clients)
-        shuffle = generator(self.seed, "replay", self.state.epoch)
-        for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=drop_last):
+    def train(self, parts: Sequence[Part]) -> list[bytes | None]:
+        """Train on the parts as one batch; return the reply to each, None where the client waits for none."""
+        body = self._use(parts[0].client)
+        sizes = [len(part.labels) for part in parts]
+        for part in parts:
+            part.activations.requires_grad_(part.learns)
+        learns = any(part.learns for part in parts)
+        with self.ledger.phase("server"), seeded(self.seed, *self._step_name(parts[0].client), device=self.device):
+            if len(parts) > 1:
+                inputs = torch.cat([part.activations for part in parts])
+            else:  # the half may begin with an operation that works in place, which PyTorch forbids on a leaf
+                inputs = parts[0].activations.clone() if learns else parts[0].activations
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                outputs = body.half(inputs).float()
+            pieces = outputs.split(sizes) if len(parts) > 1 else [outputs]
+            losses = [self._loss(piece, part.labels) for piece, part in zip(pieces, parts, strict=True)]
+            self._update(body, parts, losses)
+        for part, loss, size in zip(parts, losses, sizes, strict=True):
+            self._add_loss(part.client, loss, size)
+        steps = self._steps.setdefault(self._owner(parts[0].client), 0)
+        self._steps[self._owner(parts[0].client)] = steps + 1
+        forward, backward = self.flops(sum(sizes), input_gradient=learns)
+        self.ledger.flops("server", "forward", forward)
+        self.ledger.flops("server", "backward", backward)
+        return [self._conclude(part, sum(sizes)) for part in parts]
+
+    def stored(self, client: int | None = None) -> Iterator[Part]:
+        """What is kept of a client, or of all, freshly shuffled, in batches."""
+        infos = self.clients if client is None else [self.clients[client]]
+        sizes = [info.batch_size for info in infos]
+        drop_last = any(info.drop_last for info in infos)
+        shuffle = generator(self.seed, "replay", self.state.epoch, *((client,) if client else ()))
+        ids = (0, self.offsets[-1]) if client is None else (self.offsets[client], self.offsets[client + 1])
+        batch_size = sum(sizes) if client is None and self.mode.joint else max(sizes)
+        for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=drop_last, ids=ids):
             with self.ledger.phase("decode"):
                 activations = self.codec.decode(encoded.to(self.device))
-            self._train(activations, labels.to(self.device))
+            yield Part(client, activations, labels.to(self.device))
+
+    def keeps(self, client: int) -> bool:
+        """Whether there is anything in the store of this client."""
+        return self.store.holds(self.offsets[client], self.offsets[client + 1])
+
+    def replay(self) -> None:
+        """Train on the activations that are kept, freshly shuffled across clients, for one epoch."""
+        if len(self.store) == 0:
+            raise ConfigError("a C epoch needs kept activations, but no B epoch came before it")
+        for part in self.stored():
+            self.train([part])
+
+    def settle(self) -> None:
+        """Average what clients sent of their halves, and the server's own halves if there are several."""
+        self.shared.settle()
+        if self.halves is not None:
+            average = Average()
+            for client, samples in sorted(self._begun.items()):
+                if samples:
+                    average.add(self.halves.take(client).half.state_dict(), samples)
+            if average.weight:
+                self.half.load_state_dict(average.take())
+            self._begun.clear()
 
     def finish(self) -> float:
         """End the epoch: its mean training loss; the schedule moves on to the next one."""
+        self.settle()
+        if self.samples == 0 and self.absent:
+            raise Gone(f"epoch {self.state.epoch}: no client was there to the end of a step")
         if self.samples == 0:
             raise ConfigError(f"epoch {self.state.epoch} trained on no sample; expected at least one batch")
         loss = self._loss_sum.item() / self.samples
-        self.state = self.method.schedule.next(self.state, loss)
+        if self.own:
+            self.own = [self._moved_on(client, state) for client, state in enumerate(self.own)]
+            self.state = State(self.exchange, self.state.epoch + 1, loss)
+        else:
+            self.state = self.method.schedule.next(self.state, loss)
         return loss
+
+    def _moved_on(self, client: int, state: State) -> State:
+        """A client's state after the epoch; one that did not do what was planned is to do it in the next."""
+        loss, samples = self._client_losses.get(client, (None, 0))
+        if loss is None or client in self.absent:
+            return dataclasses.replace(state, epoch=state.epoch + 1)
+        return self.method.schedule.next(state, loss.item() / samples)
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss and metrics over the test activations that are kept; clients send theirs when they change."""
@@ -145,85 +265,139 @@ class Server:
                 self.ledger.flops("server", "evaluation", self.flops(len(labels), training=False)[0])
         return {name: value / len(self.test_store) for name, value in sums.items()} if len(self.test_store) else {}
 
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        """What a checkpoint holds of the server: its half and optimizer."""
+        return {"server": (self.half, self.body.optimizer.optimizer)}
+
+    def stores(self) -> dict[str, Store]:
+        """And what is large."""
+        stores: dict[str, Store] = {"store": self.store, "test_store": self.test_store}
+        if len(self.clients) > 1:
+            stores["shared"] = self.shared
+        if self.halves is not None:
+            stores["server_halves"] = self.halves
+        return stores
+
+    def saved(self) -> dict[str, Any]:
+        """The states of the schedule as JSON values."""
+        return {**vars(self.state), "own": [vars(state) for state in self.own]}
+
+    def go_back(self, values: Mapping[str, Any]) -> None:
+        """Go on from what `saved` returned."""
+        self.state = State.restored(values)
+        self.own = [State.restored(state) for state in values.get("own", [])]
+
     # --- a step -------------------------------------------------------------------------------------------------
 
-    def _step(self, frame: Frame, message: Step) -> bytes | None:
-        encoded, ids, labels = self.intake.batch(frame, message.client)
-        with self.ledger.phase("decode"):
-            activations = self._decoded(encoded, message)
-        if self.exchange is Exchange.ACTIVATIONS:
-            self._train(activations, labels.to(self.device))
-            with self.ledger.phase("store"):
-                self.store.put(ids + self.offsets[message.client], encoded, labels)
+    def _owner(self, client: int | None) -> int:
+        """Whose server half trains on this client's samples."""
+        return client if self.halves is not None and client is not None else 0
+
+    def _step_name(self, client: int | None) -> tuple[str | int, ...]:
+        owner = self._owner(client)
+        return ("server", self.state.epoch, self._steps.get(owner, 0), *((owner,) if owner else ()))
+
+    def _use(self, client: int | None) -> Body:
+        """The half and optimizer to train with: for this client, where each has its own."""
+        if self.halves is None or client is None:
+            return self.body
+        body = self.halves.take(client)
+        if client not in self._begun:
+            self._begun[client] = 0
+            body.half.load_state_dict(self.half.state_dict())
+            body.optimizer.begin(self.state.epoch)
+        body.half.train()
+        return body
+
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        try:
+            loss = self.task.loss(outputs, labels)
+        except Exception as error:
+            shapes = f"outputs {list(outputs.shape)} and labels {labels.dtype} {list(labels.shape)}"
+            raise RefusedError(f"the loss failed on {shapes}: {error}") from error
+        if loss.dim() != 0:
+            raise ConfigError(f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}")
+        # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
+        if self.exchange is not Exchange.NONE and not isfinite(loss):
+            raise DivergedError(
+                f"epoch {self.state.epoch}, step {self._steps.get(0, 0)}: the loss is {loss.item()}; lower the "
+                "learning rate, or look for labels that are not finite"
+            )
+        return loss
+
+    def _update(self, body: Body, parts: Sequence[Part], losses: list[Tensor]) -> None:
+        """Backward, and update. The loss of parts is their mean over all samples.
+
+        For a part of a client's step the loss is weighted by its share of the samples, and the update follows the last.
+        """
+        message, count = parts[0].message, sum(len(part.labels) for part in parts)
+        if message is None or message.part == 0:
+            body.optimizer.zero_grad()
+        if len(parts) > 1:
+            shares = [len(part.labels) / count for part in parts]
+            total = torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
+        elif message is not None and message.parts > 1:
+            total = losses[0] * (count / message.samples)
+        else:
+            total = losses[0]
+        total.backward()
+        if parts[0].ends_step:
+            body.optimizer.step()
+
+    def _add_loss(self, client: int | None, loss: Tensor, samples: int) -> None:
+        weighted = loss.detach().double() * samples
+        self._loss_sum += weighted
+        self.samples += samples
+        if client is not None:
+            before, count = self._client_losses.get(client, (0.0, 0))
+            self._client_losses[client] = (before + weighted, count + samples)
+            if client in self._begun:
+                self._begun[client] += samples
+
+    def _conclude(self, part: Part, count: int) -> bytes | None:
+        """After the update: keep the activations of a B epoch; the reply in an A epoch."""
+        message = part.message
+        if message is None or part.client is None or part.ids is None or part.encoded is None:
             return None
-        activations.requires_grad_()
-        self._train(activations, labels.to(self.device), message)
+        self._last[part.client] = message
+        if not part.learns:
+            with self.ledger.phase("store"):
+                self.store.put(part.ids + self.offsets[part.client], part.encoded, part.labels.cpu())
+            return None
         with self.ledger.phase("encode"):
-            gradients = activations.grad
+            gradients = part.activations.grad
             if gradients is None or not isfinite(gradients):
                 raise DivergedError(f"{message}: gradients at the cut are not finite; lower the learning rate")
-            part = (message.part,) if message.parts > 1 else ()
-            name = ("encode", "down", message.client, message.epoch, message.step, *part)
+            if count != len(part.labels):  # of its own part's mean loss
+                gradients = gradients * (count / len(part.labels))
+            number = (message.part,) if message.parts > 1 else ()
+            name = ("encode", "down", message.client, message.epoch, message.step, *number)
             encoded = self.gradient_codec.encode(gradients, derive(self.seed, *name))
             update = Update(message.client, message.epoch, message.step, message.part)
             return pack(Frame(update, {"gradients": encoded}))
 
-    def _train(self, activations: Tensor, labels: Tensor, message: Step | None = None) -> None:
-        """Forward, loss, backward and update for a batch; gradients at the cut only if the activations want them.
-
-        For a part of a step the loss is weighted by its share of the samples, and the update follows the last part.
-        """
-        part, parts = (message.part, message.parts) if message is not None else (0, 1)
-        with (
-            self.ledger.phase("server"),
-            seeded(self.seed, "server", self.state.epoch, self._steps, device=self.device),
-        ):
-            # The half may begin with an operation that works in place, which PyTorch forbids on a leaf with gradients.
-            inputs = activations.clone() if activations.requires_grad else activations
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                outputs = self.half(inputs)
-            try:
-                loss = self.task.loss(outputs.float(), labels)
-            except Exception as error:
-                shapes = f"outputs {list(outputs.shape)} and labels {labels.dtype} {list(labels.shape)}"
-                raise RefusedError(f"the loss failed on {shapes}: {error}") from error
-            if loss.dim() != 0:
-                raise ConfigError(
-                    f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}"
-                )
-            # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
-            if self.exchange is not Exchange.NONE and not isfinite(loss):
-                raise DivergedError(
-                    f"epoch {self.state.epoch}, step {self._steps}: the loss is {loss.item()}; lower the learning "
-                    "rate, or look for labels that are not finite"
-                )
-            if part == 0:
-                self.optimizer.zero_grad()
-            weighted = loss if message is None or parts == 1 else loss * (len(labels) / message.samples)
-            weighted.backward()
-            if part + 1 == parts:
-                self.optimizer.step()
-            self._loss_sum += loss.detach().double() * len(labels)
-        self.samples += len(labels)
-        self._steps += 1
-        forward, backward = self.flops(len(labels), input_gradient=activations.requires_grad)
-        self.ledger.flops("server", "forward", forward)
-        self.ledger.flops("server", "backward", backward)
-
-    def _begin_sums(self) -> None:
+    def _clear(self) -> None:
+        """What is counted in one epoch only."""
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.samples = self._steps = 0
+        self._client_losses: dict[int, tuple[Any, int]] = {}
+        self._steps: dict[int, int] = {}
+        self._begun: dict[int, int] = {}
+        self._last: dict[int, Step] = {}
+        self.samples = 0
+        self.absent: set[int] = set()
+        self.shared.forget()
 
-    # --- what comes in ------------------------------------------------------------------------------------------
+    # --- what is only evaluated ---------------------------------------------------------------------------------
 
-    def _keep(self, frame: Frame, message: Evaluate) -> None:
-        if message.epoch != self.state.epoch - 1 or message.step < 0:
-            raise RefusedError(
-                f"client {message.client}: expected an evaluation after epoch {self.state.epoch - 1}, got {message}"
-            )
-        encoded, ids, labels = self.intake.batch(frame, message.client, test=True)
-        self._decoded(encoded, message)
-        self.test_store.put(ids + self.test_offsets[message.client], encoded, labels)
+    def keep(self, frame: Frame, expected: Evaluate) -> None:
+        """Keep test activations. Raises RefusedError for another frame than is expected."""
+        if frame.message != expected:
+            raise RefusedError(f"client {expected.client}: expected {expected}, got {frame.message}")
+        encoded, ids, labels = self.intake.batch(frame, expected.client, test=True)
+        self._decoded(encoded, expected)
+        self.test_store.put(ids + self.test_offsets[expected.client], encoded, labels)
 
     def _decoded(self, encoded: Encoded, message: object) -> Tensor:
         activations = self.codec.decode(encoded.to(self.device))

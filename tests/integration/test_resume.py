@@ -169,7 +169,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         fit(halves(), data(), training=training, run=tmp_path, resume=True)
 
     resume()
-    weights = next((tmp_path / "checkpoints").glob("*/client.safetensors"))
+    weights = next((tmp_path / "checkpoints").glob("*/server.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"checkpoints/epoch-000003 cannot be loaded: .*damaged"):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from cutlayer import Always, Halves, Method, Optimizer, Periodic, Training, fit
-from cutlayer.training import InProcessWire
 from cutlayer.wire import frames
+from cutlayer.wire.inproc import InProcessPeer
 
 SAMPLES, BATCH, FEATURES, CUT = 50, 16, 12, 8
 BATCHES = math.ceil(SAMPLES / BATCH)
@@ -136,17 +136,19 @@ def test_the_papers_106_7() -> None:
 
 def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -> None:
     sent: list[bytes] = []
-    original = InProcessWire.send
+    original = InProcessPeer.receive
 
-    def recording(self, data: bytes):
-        sent.append(data)
-        return original(self, data)
+    def recording(self) -> bytes:
+        sent.append(original(self))
+        return sent[-1]
 
-    monkeypatch.setattr(InProcessWire, "send", recording)
+    monkeypatch.setattr(InProcessPeer, "receive", recording)
     data, test = Reads(), Reads()
     trained = fit(halves(), data, test, method=Method(Periodic(period=3)), training=training(3)).halves
-    assert {type(frames.unpack(frame).message).__name__ for frame in sent} == {"Step", "Evaluate"}
+    assert {type(frames.unpack(frame).message).__name__ for frame in sent} == {"Step", "Evaluate", "Done"}
     for frame in sent:
+        if isinstance(frames.unpack(frame).message, frames.Done):
+            continue
         tensors = frames.unpack(frame).tensors
         assert set(tensors) == {"ids", "labels", "activations"}
         assert tensors["activations"].shape == (CUT,)
@@ -161,22 +163,19 @@ def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -
 
 def test_bytes_of_the_ledger_are_the_lengths_of_the_frames(monkeypatch) -> None:
     lengths = {"up": 0, "down": 0}
-    original = InProcessWire.send
+    send, receive = InProcessPeer.send, InProcessPeer.receive
 
-    def measuring(self, data: bytes):
+    def measuring(self) -> bytes:
+        data = receive(self)
         lengths["up"] += len(data)
-        reply = original(self, data)
-        lengths["down"] += len(reply or b"")
-        return reply
+        return data
 
-    deliver = InProcessWire.deliver
-
-    def measuring_plan(self, data: bytes):
+    def measuring_down(self, data: bytes) -> None:
         lengths["down"] += len(data)
-        return deliver(self, data)
+        send(self, data)
 
-    monkeypatch.setattr(InProcessWire, "send", measuring)
-    monkeypatch.setattr(InProcessWire, "deliver", measuring_plan)
+    monkeypatch.setattr(InProcessPeer, "receive", measuring)
+    monkeypatch.setattr(InProcessPeer, "send", measuring_down)
     history = fit(halves(), Reads(), Reads(), method=Method(Periodic(period=3)), training=training(5)).history
     for direction, length in lengths.items():
         assert sum(sum(record.bytes[direction].values()) for record in history.epochs) == length

@@ -111,12 +111,12 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     store.save(tmp_path / "a")
     empty.save(tmp_path / "b")
     again = ReplayStore(9)
-    again.load(tmp_path / "a", store.codec, store.shape, store.version)
+    again.load(tmp_path / "a", store.about())
     for (kept, labels), (kept_again, labels_again) in zip(store.batches(2), again.batches(2), strict=True):
         assert torch.equal(CODEC.decode(kept), CODEC.decode(kept_again))
         assert torch.equal(labels, labels_again)
     empty_again = ReplayStore(3)
-    empty_again.load(tmp_path / "b", "", (), 0)
+    empty_again.load(tmp_path / "b", empty.about())
     assert len(empty_again) == 0
     with pytest.raises(ConfigError, match="holds 9 samples, the data set has 8"):
-        ReplayStore(8).load(tmp_path / "a", store.codec, store.shape, 1)
+        ReplayStore(8).load(tmp_path / "a", store.about())

@@ -12,17 +12,19 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from cutlayer.averaging import weights_frame
 from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.client import Client
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
+from cutlayer.pool import Body
 from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
 from cutlayer.training import client_info
-from cutlayer.wire.frames import Ask, Done, Finished, Frame, Hello, Plan, Refusal, Saved, Welcome, pack, unpack
+from cutlayer.wire.frames import Ask, Finished, Hello, Plan, Refusal, Saved, Update, Weights, Welcome, read_header
 from cutlayer.wire.link import LinkClosed
 from cutlayer.wire.rpc import KEEPALIVE, check_address
 from cutlayer.wire.session import Session, own_name
@@ -101,9 +103,11 @@ class _Joining:
         self.ledger = Ledger()
         self.train, self.test = train, test
         self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.body = Body(half, training.client, training.epochs, training.device)
         # The number, part of the name of each random draw, is the server's to tell; until then it is 0.
         self.client = self._client(0)
         self.run = (self.checkpoints.state() or {}).get("run", "")
+        self.half_bytes = len(weights_frame(Weights(0, 0), half.state_dict())) + 64  # numbers may grow
         if self.checkpoints.latest() is None:
             self._save(0)
 
@@ -121,13 +125,15 @@ class _Joining:
         test = None
         if self.test is not None:
             test = Feed(self.test, batch_size=feed.batch_size, seed=training.seed, client=number, shuffle=False)
-        return Client(number, self.half, feed, test, self.method, training, self.ledger)
+        return Client(number, lambda: self.body, feed, test, self.method, training, self.ledger, on_done=self._done)
 
     def take_part(
         self, address: str, tls: str | Path | None, give_up_after: float | None, keepalive: float = KEEPALIVE
     ) -> bool:
         """Take part in a session; whether the run came to its end in it."""
-        limit = largest_frame(self.method.gradients, self.client.cut_shape, self.client.train.batch_size)
+        limit = largest_frame(
+            self.method.gradients, self.client.cut_shape, self.client.train.batch_size, self.half_bytes
+        )
         session = Session(address, tls, self._hello(), limit, keepalive)
         try:
             welcome = self._wait_welcome(session, give_up_after)
@@ -166,6 +172,7 @@ class _Joining:
             **dataclasses.asdict(client_info(client.train, client.test)),
             epoch_samples=sum(sizes),
             epoch_flops=sum(sum(client.flops(size)) for size in sizes),
+            half_bytes=self.half_bytes,
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),
         )
 
@@ -183,20 +190,25 @@ class _Joining:
         self.ledger.take()
 
     def _modules(self) -> dict:
-        return {"client": (self.client.half, self.client.optimizer.optimizer)}
+        return {"client": (self.half, self.body.optimizer.optimizer)}
 
     def _save(self, epochs: int) -> None:
         self.checkpoints.save(epochs, self._modules(), {}, {"run": self.run}, keep=True)
 
     def _obey(self, session: Session) -> bool:
+        with Sender(partial(self._send, session)) as sender:
+            return self._obey_with(session, sender)
+
+    def _obey_with(self, session: Session, sender: Sender) -> bool:
         while True:
             data = self._receive(session)
-            message = unpack(data).message
+            message = read_header(data)[0].message
             if isinstance(message, Plan):
                 self.stop.check()
-                self._epoch(session, data)
-            elif isinstance(message, Ask):
-                self._evaluate(session, message)
+            if isinstance(message, Plan | Update | Weights | Ask):
+                for make in self.client.answers(data):
+                    sender.put(make)
+                sender.drain()
             elif isinstance(message, Saved):
                 # What the server cannot go back behind, this client need not, either.
                 needed = [epoch for epoch in self.checkpoints.epochs() if epoch <= message.epochs]
@@ -210,52 +222,25 @@ class _Joining:
             else:
                 raise RefusedError(f"expected a plan from the server, got {message}")
 
-    def _epoch(self, session: Session, plan: bytes) -> None:
-        client, link, steps = self.client, session.link, 0
-        client.begin(plan)
-        with Sender(partial(self._send, session)) as sender:
-            for step, batch in enumerate(client.batches()):
-                for encode in client.forward_parts(step, batch, self.training.microbatches):
-                    sender.put(encode)
-                if client.pending:
-                    sender.drain()
-                while client.pending:
-                    client.backward(self._reply(session))
-                steps += 1
-            sender.drain()
-        # On the disk before the server hears of it, so that the server never has gone on further than this client.
-        self._save(client.plan.epoch + 1)
-        link.send(pack(Frame(Done(client.number, client.plan.epoch, steps, self._flops()))))
-        if self.on_epoch is not None:
-            self.on_epoch(client.plan.exchange, client.plan.epoch)
-
-    def _evaluate(self, session: Session, ask: Ask) -> None:
-        client, steps = self.client, 0
-        for frame in client.evaluation_frames(ask.epoch):
-            self._send(session, frame)
-            steps += 1
-        session.link.send(pack(Frame(Done(client.number, ask.epoch, steps, self._flops()))))
-
-    def _flops(self) -> dict[str, int]:
+    def _done(self, message: Plan | Ask) -> dict[str, int]:
+        """An epoch or an evaluation is done; the FLOPs that the server is told of."""
+        if isinstance(message, Plan):
+            # On the disk before the server hears of it, so that the server never has gone on further than this client.
+            self._save(message.epoch + 1)
+            if self.on_epoch is not None:
+                self.on_epoch(message.exchange, message.epoch)
         costs = self.ledger.take()
         log.info("seconds by phase: %s", json.dumps(costs["seconds"]))
         return costs["flops"]["client"]
 
-    def _reply(self, session: Session) -> bytes:
-        data = self._receive(session, waits=True)
-        message = unpack(data).message
-        if isinstance(message, Refusal):
-            raise RefusedError(f"the server refused what this client sent: {message.reason}")
-        return data
-
-    def _receive(self, session: Session, *, waits: bool = False) -> bytes:
+    def _receive(self, session: Session) -> bytes:
         """The server's next frame. Between epochs, and where the server is gone, this is the place to stop."""
         with self.ledger.phase("wait"):
             while True:
                 try:
                     return session.link.receive(0.5)
                 except TimeoutError:
-                    if not (waits and session.link.connected):
+                    if not (self.client.waits and session.link.connected):
                         self.stop.check()
 
     def _send(self, session: Session, frame: bytes) -> None:

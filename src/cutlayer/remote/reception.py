@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.listener import SessionUnknown
 
 MAX_BATCH = 1 << 20
+MAX_HALF_BYTES = 1 << 30
 IDENTITY = (
     "samples",
     "test_samples",
@@ -33,6 +34,7 @@ IDENTITY = (
     "test_batch_size",
     "epoch_samples",
     "epoch_flops",
+    "half_bytes",
 )
 
 
@@ -52,6 +54,7 @@ class Reception:
         terms: what they must agree to.
         run: the run's id.
         known: their Hellos from earlier, where the run is not new.
+        patience: as in `peer.LinkPeer`.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class Reception:
         cut_shape: tuple[int, ...],
         run: str,
         known: Sequence[Hello] = (),
+        patience: float | None = None,
     ) -> None:
         self.names, self.terms, self.run = list(names), terms, run
         self.activations, self.cut_shape = activations, cut_shape
+        self.patience = patience
         self.hellos: dict[int, Hello] = dict(enumerate(known))
         self._sessions: dict[int, Session] = {}
-        self._restore: int | None = None  # None: the server is on its way back to a checkpoint
+        self._restore: list[int] | None = None  # None: the server is on its way back to a checkpoint
         self._busy = self._broken = self._closed = False
         self._condition = threading.Condition()
 
@@ -80,33 +85,34 @@ class Reception:
             if hello.session:
                 return self._go_on(number, hello)
             self._check(number, hello)
-            if self._busy and number in self._sessions:
+            if self._busy and number in self._sessions and self.patience is None:
                 self._break(f"client {hello.name} began anew")
             if not self._condition.wait_for(lambda: self._closed or self._restore is not None, 60.0):
                 raise SessionUnknown("the server is not ready yet")
             if self._closed or self._restore is None:
                 raise SessionUnknown("the server is going down")
-            if self._restore not in hello.checkpoints or (self._restore > 0 and hello.run != self.run):
+            restore = self._restore[number]
+            if restore not in hello.checkpoints or (restore > 0 and hello.run != self.run):
                 raise RefusedError(
-                    f"checkpoint: expected one of run {self.run} after {self._restore} epochs, the client has those "
+                    f"checkpoint: expected one of run {self.run} after {restore} epochs, the client has those "
                     f"after {list(hello.checkpoints)} epochs of run {hello.run or '(none)'}; give it the folder it had "
                     "in this run, or an empty one and begin a new run"
                 )
             if number in self._sessions:
                 self._sessions[number].link.close("the client began a new session")
             largest = max(hello.batch_size, hello.test_batch_size)
-            limit = largest_frame(self.activations, self.cut_shape, largest)
+            limit = largest_frame(self.activations, self.cut_shape, largest, hello.half_bytes)
             session = self._sessions[number] = Session(secrets.token_hex(8), Link(limit))
             self.hellos.setdefault(number, hello)
             self._condition.notify_all()
-            return Welcome(number, session.id, 0, self.run, self._restore), session.link.attach(0)
+            return Welcome(number, session.id, 0, self.run, restore), session.link.attach(0)
 
     # --- for the server's main thread ---
 
-    def open(self, restore: int) -> None:
-        """Begin: clients that come are to load their checkpoint after `restore` epochs."""
+    def open(self, restore: Sequence[int]) -> None:
+        """Begin: clients that come are to load their checkpoint after so many epochs, given by client."""
         with self._condition:
-            self._restore, self._broken, self._busy = restore, False, False
+            self._restore, self._broken, self._busy = list(restore), False, False
             self._condition.notify_all()
 
     def wait_for_all(self, stop: Stop) -> list[Link]:
@@ -119,36 +125,44 @@ class Reception:
             stop.check()
 
     @contextmanager
-    def exchange(self, stop: Stop, restore: int) -> Iterator[list[Link]]:
-        """Inside the block the server depends on the clients. After it they are to load the checkpoint at `restore`.
+    def exchange(self, stop: Stop, wanted: Sequence[int], restore: list[int]) -> Iterator[dict[int, Link]]:
+        """Inside the block the server depends on the clients; yields the links of all that are there, by number.
 
-        Raises LinkClosed where a client began anew in the meantime.
+        The block begins when all the `wanted` are there; with patience, once that has passed, when any of them is.
+        After the block clients are to load the checkpoints in `restore`, which may change inside it.
+
+        Raises LinkClosed where, without patience, a client began anew in the meantime.
         """
+        begin = time.monotonic()
         while True:
-            self.wait_for_all(stop)
             with self._condition:
-                if len(self._sessions) == len(self.names):
-                    links = [self._sessions[number].link for number in range(len(self.names))]
+                self._condition.wait_for(lambda: len(self._there(wanted)) == len(wanted), 0.5)
+                there = self._there(wanted)
+                late = self.patience is not None and time.monotonic() - begin >= self.patience
+                if len(there) == len(wanted) or (late and there):
+                    links = self._there(range(len(self.names)))
                     self._busy = True
                     break
+            stop.check()
         yield links
         with self._condition:
             if self._broken:
                 raise LinkClosed("a client began anew")
-            self._busy, self._restore = False, restore
+            self._busy, self._restore = False, list(restore)
 
-    def say_farewell(self, farewell: bytes, linger: float) -> None:
-        """Send every client a last frame, those that come late as well; wait `linger` seconds for it to reach them."""
+    def say_farewell(self, farewell: Callable[[int], list[bytes]], linger: float) -> None:
+        """Send every client its last frames, those that come late as well; wait `linger` seconds for their arrival."""
         deadline, told = time.monotonic() + linger, set()
         while time.monotonic() < deadline:
             with self._condition:
-                sessions = list(self._sessions.values())
+                sessions = list(self._sessions.items())
             try:
-                for session in sessions:
+                for number, session in sessions:
                     if session.id not in told:
-                        session.link.send(farewell, 0.0)
+                        for frame in farewell(number):
+                            session.link.send(frame, 0.0)
                         told.add(session.id)
-                if len(sessions) == len(self.names) and all(session.link.flush(0.2) for session in sessions):
+                if len(sessions) == len(self.names) and all(session.link.flush(0.2) for _, session in sessions):
                     return
             except (LinkClosed, TimeoutError):  # it has just begun anew, or has not taken what came before
                 pass
@@ -164,6 +178,13 @@ class Reception:
 
     # --- with the lock held ---
 
+    def _there(self, wanted: Sequence[int]) -> dict[int, Link]:
+        """The links of these clients. With patience a client that has no connection, or was too late, is not there."""
+        links = {number: self._sessions[number].link for number in wanted if number in self._sessions}
+        if self.patience is None:
+            return links
+        return {number: link for number, link in links.items() if link.connected and not link.closed}
+
     def _go_on(self, number: int, hello: Hello) -> tuple[Welcome, Connection]:
         session = self._sessions.get(number)
         if session is None or session.id != hello.session or session.link.closed:
@@ -178,6 +199,8 @@ class Reception:
         for field in ("samples", "batch_size"):
             if getattr(hello, field) < 1:
                 raise RefusedError(f"{field}: expected at least 1, got {getattr(hello, field)}")
+        if hello.half_bytes > MAX_HALF_BYTES:
+            raise RefusedError(f"half_bytes: expected at most {MAX_HALF_BYTES}, got {hello.half_bytes}")
         for field in ("batch_size", "test_batch_size"):
             if getattr(hello, field) > MAX_BATCH:
                 raise RefusedError(f"{field}: expected at most {MAX_BATCH}, got {getattr(hello, field)}")

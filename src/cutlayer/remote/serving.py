@@ -10,27 +10,32 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from cutlayer.averaging import SharedHalf
 from cutlayer.checkpoint import save_tensors
 from cutlayer.describe import describe
-from cutlayer.errors import RefusedError
+from cutlayer.errors import Gone
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
+from cutlayer.parties import evaluate
+from cutlayer.remote.peer import LinkPeer
 from cutlayer.remote.reception import Reception, as_json, from_json
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import terms_of
 from cutlayer.run import Run
-from cutlayer.schedule import Exchange, State
+from cutlayer.schedule import Exchange
 from cutlayer.server import Server
-from cutlayer.wire.frames import Ask, Done, Evaluate, Finished, Frame, Refusal, Saved, Step, pack, read_header, unpack
+from cutlayer.training import train_epoch
+from cutlayer.wire.frames import Finished, Frame, Saved, Weights, pack
 from cutlayer.wire.link import Link, LinkClosed
 from cutlayer.wire.listener import Listener, Refusals
 from cutlayer.wire.rpc import KEEPALIVE, check_address
@@ -64,13 +69,14 @@ def serve(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_listening: Callable[[int], None] | None = None,
     deadline: float = 300.0,
+    patience: float | None = None,
     linger: float = 30.0,
     keepalive: float = KEEPALIVE,
     stop: Stop | None = None,
 ) -> Served:
     """Hold the server half of a run, for clients that `join` from processes of their own.
 
-    Several clients take turns in a fixed order, batch by batch; each trains a client half of its own.
+    Several clients work together as `Method.fleet` says.
 
     Args:
         half: from the activations at the cut to the outputs; trained in place.
@@ -85,6 +91,9 @@ def serve(
         on_epoch: called after each epoch with its record.
         on_listening: called with the port once connections are taken.
         deadline: seconds after which a client that is connected and sends nothing is disconnected.
+        patience: seconds after which an epoch goes on without a client that is not there, or of which nothing comes. A
+            client that comes back takes part in the next epoch. The result then depends on who was there in time. None
+            waits for all, and to the same bits: a client that begins anew takes the run back to its last checkpoint.
         linger: seconds that the end of the run waits for clients to hear of it.
         keepalive: seconds within which a connection whose other end has vanished without a word is given up.
         stop: lets another thread, or signals, end the run early.
@@ -95,7 +104,9 @@ def serve(
         Stopped: the run was asked to stop; the same call goes on with it.
     """
     check_address(listen, tls, insecure_plaintext)
-    serving = _Serving(half, cut_shape, Run(run), clients, client_half, method, training, task, config, deadline)
+    serving = _Serving(
+        half, cut_shape, Run(run), clients, client_half, method, training, task, config, deadline, patience
+    )
     serving.stop = stop or Stop()
     refusals, offered = Refusals(), json.dumps(config or {})
     listener = Listener(listen, tls, serving.reception.admit, offered, refusals, 2 * len(clients) + 8, keepalive)
@@ -105,7 +116,7 @@ def serve(
             on_listening(listener.port)
         with serving.run.locked():
             serving.train(on_epoch)
-            serving.reception.say_farewell(pack(Frame(Finished())), linger)
+            serving.reception.say_farewell(serving.farewell, linger)
     finally:
         serving.reception.close()
         listener.close()
@@ -127,7 +138,9 @@ class _Serving:
         task: Task,
         config: dict[str, Any] | None,
         deadline: float,
+        patience: float | None,
     ) -> None:
+        self.patience = patience
         self.half, self.cut_shape, self.run, self.names = half, cut_shape, run, list(names)
         self.method, self.training, self.task, self.deadline = method, training, task, deadline
         described = {"method": describe(method), "training": describe(training), "task": describe(task)}
@@ -143,7 +156,10 @@ class _Serving:
         self.id = state.get("run") or secrets.token_hex(8)
         hellos = [from_json(values) for values in state.get("hellos", [])]
         terms = terms_of(method, training, cut_shape, client_half)
-        self.reception = Reception(names, terms, method.activations, cut_shape, self.id, hellos)
+        self.reception = Reception(names, terms, method.activations, cut_shape, self.id, hellos, patience)
+        # After how many epochs each client did something last.
+        self.took_part: list[int] = [0] * len(names)
+        self.client_half = client_half
 
     # --- the run ---
 
@@ -153,7 +169,7 @@ class _Serving:
         while True:
             try:
                 self._load()
-                self.reception.open(self._participated())
+                self.reception.open(self.took_part)
                 while len(self.records) < self.training.epochs:
                     self.stop.check()
                     self._epoch()
@@ -161,20 +177,21 @@ class _Serving:
                         on_epoch(self.records[-1])
                 self._finish()
                 return
-            except LinkClosed as reason:
+            except (LinkClosed, Gone) as reason:
                 log.warning("back to the last checkpoint: %s", reason)
 
     def _begin(self) -> None:
         """Build the server half's trainer, once the numbers of every client's samples are known."""
         if self.run.checkpoints.latest() is None:
-            self.reception.open(0)
+            self.reception.open(self.took_part)
             self.reception.wait_for_all(self.stop)
         hellos = [self.reception.hellos[number] for number in range(len(self.names))]
         fields = [field.name for field in dataclasses.fields(ClientInfo)]
         infos = [ClientInfo(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
         self.server = Server(self.half, infos, self.cut_shape, self.method, self.training, self.task, self.ledger)
-        self.modules = {"server": (self.half, self.server.optimizer.optimizer)}
-        self.stores = {"store": self.server.store, "test_store": self.server.test_store}
+        if self.client_half is not None:
+            self.server.shared = SharedHalf(self.client_half.state_dict())
+        self.modules, self.stores = self.server.modules(), self.server.stores()
         samples, flops = (sum(getattr(hello, f"epoch_{what}") for hello in hellos) for what in ("samples", "flops"))
         self.baseline = Baseline(samples * numel(self.cut_shape) * 4 * 2, flops)
         if not self.run.exists():
@@ -188,17 +205,20 @@ class _Serving:
         assert found is not None, "a run begins with a checkpoint"
         epochs, state = found
         self.records = self.run.rewind(epochs)
-        self.server.go_back(State.restored(state))
+        self.server.go_back(state)
+        self.took_part = list(state["took_part"])
         self.ledger.take()
 
     def _save(self) -> None:
         hellos = [as_json(self.reception.hellos[number]) for number in range(len(self.names))]
-        state = {**vars(self.server.state), "run": self.id, "hellos": hellos}
+        state = {**self.server.saved(), "run": self.id, "hellos": hellos, "took_part": self.took_part}
         self.run.checkpoints.save(len(self.records), self.modules, self.stores, state)
 
-    def _participated(self) -> int:
-        """After how many epochs the clients did something last."""
-        return max((r.epoch + 1 for r in self.records if r.exchange != Exchange.NONE.value), default=0)
+    def farewell(self, client: int) -> list[bytes]:
+        """The last frames for a client: the half that all share, if there is one, and that the run is at its end."""
+        shared = self.server.shared
+        weights = [shared.frame(Weights(client, len(self.records)))] if shared.tensors else []
+        return [*weights, pack(Frame(Finished()))]
 
     def _finish(self) -> None:
         save_tensors(self.half.state_dict(), self.run.folder / "server.safetensors")
@@ -207,112 +227,46 @@ class _Serving:
 
     def _epoch(self) -> None:
         server, epoch, exchange = self.server, len(self.records), self.server.exchange
+        states = server.exchanges
         last = epoch + 1 == self.training.epochs
         tested = any(info.test_samples for info in server.clients)
         due = tested and (last or (epoch + 1) % self.training.evaluate_every == 0)
-        server.begin()
         if exchange is Exchange.NONE:
-            server.replay()
-            loss = server.finish()
+            loss = train_epoch(server, [])
         else:
-            with self.reception.exchange(self.stop, epoch + 1) as links:
-                self._train_epoch(links)
-                loss = server.finish()
+            chosen = self.method.fleet.participants(self.training.seed, epoch, len(self.names))
+            planned = [server.exchange_of(number) for number in range(len(self.names))]
+            with self.reception.exchange(self.stop, chosen, self.took_part) as links:
+                peers = {number: self._peer(number, link) for number, link in links.items()}
+                self._tell_saved(peers)
+                loss = train_epoch(server, [peers[number] for number in chosen if number in peers])
+                for number in chosen:
+                    if planned[number] is not Exchange.NONE and number not in server.absent:
+                        self.took_part[number] = epoch + 1
                 # A C epoch is evaluated on what was sent before it.
                 if due or (tested and server.exchange is Exchange.NONE):
-                    self._gather_evaluation(links, epoch)
+                    self._evaluate(peers, epoch)
         scores = server.evaluate() if due else {}
-        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **self.ledger.take()))
+        costs = self.ledger.take()
+        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **costs, states=states))
         self.run.append(self.records[-1])
         if last or self.stop.requested or (epoch + 1) % self.training.checkpoint_every == 0:
             self._save()
 
-    def _train_epoch(self, links: list[Link]) -> None:
-        """An A or a B epoch: the clients take turns, batch by batch."""
+    def _evaluate(self, peers: dict[int, LinkPeer], epoch: int) -> None:
+        for number, peer in peers.items():
+            if self.server.clients[number].test_samples:
+                with suppress(Gone):  # what it sent of an earlier epoch is evaluated
+                    evaluate(self.server, peer, epoch)
+
+    def _tell_saved(self, peers: dict[int, LinkPeer]) -> None:
+        """Tell the clients which checkpoint this server cannot go back behind."""
         saved = pack(Frame(Saved(self.run.checkpoints.epochs()[-1])))
-        for number, link in enumerate(links):
-            self._send(link, saved)
-            self._send(link, self.server.plan(number))
-        self._take_turns(links, Step)
+        for peer in peers.values():
+            with suppress(Gone):
+                peer.send(saved)
+                self.ledger.frame("down", saved)
 
-    def _gather_evaluation(self, links: list[Link], epoch: int) -> None:
-        for number, link in enumerate(links):
-            self._send(link, pack(Frame(Ask(number, epoch))))
-        self._take_turns(links, Evaluate)
-
-    def _take_turns(self, links: list[Link], kind: type[Step] | type[Evaluate]) -> None:
-        waiting, steps = list(range(len(links))), [0] * len(links)
-        while waiting:
-            for number in list(waiting):
-                done = self._turn(number, links[number], kind, steps[number])
-                steps[number] += 1
-                if done:
-                    waiting.remove(number)
-
-    def _turn(self, number: int, link: Link, kind: type[Step] | type[Evaluate], step: int) -> bool:
-        """Take a client's next batch, or its word that there is none; what does not fit is refused."""
-        epoch = len(self.records)
-        while True:
-            data = self._receive(number, link)
-            try:
-                message = read_header(data)[0].message
-                if isinstance(message, Done):
-                    self._check_done(message, number, epoch, step)
-                    unpack(data)
-                    self.ledger.frame("up", data)
-                    for what, count in message.flops.items():
-                        self.ledger.flops("client", what, count)
-                    return True
-                if not isinstance(message, kind) or (message.client, message.epoch, message.step) != (
-                    number,
-                    epoch,
-                    step,
-                ):
-                    raise RefusedError(f"expected {kind(number, epoch, step)}, got {message}")
-                reply = self.server.receive(data)
-                self.ledger.frame("up", data)
-            except RefusedError as error:
-                self.refusals.add(self.names[number], error)
-                self._send(link, pack(Frame(Refusal(str(error)[:1000]))))
-                continue
-            if reply is not None:
-                self._send(link, reply)
-            if not isinstance(message, Step) or message.part + 1 == message.parts:
-                return False
-
-    @staticmethod
-    def _check_done(message: Done, number: int, epoch: int, step: int) -> None:
-        if (message.client, message.epoch, message.steps) != (number, epoch, step):
-            raise RefusedError(
-                f"expected client {number} to be done after {step} steps of epoch {epoch}, got {message}"
-            )
-        known = {"forward", "backward", "evaluation"}
-        if not set(message.flops) <= known or any(not 0 <= count < 1 << 62 for count in message.flops.values()):
-            raise RefusedError(f"flops: expected counts of {sorted(known)}, got {message.flops}")
-
-    # --- waiting ---
-
-    def _receive(self, number: int, link: Link) -> bytes:
-        idle = 0.0
-        with self.ledger.phase("wait"):
-            while True:
-                try:
-                    return link.receive(0.5)
-                except TimeoutError:
-                    idle = idle + 0.5 if link.connected else 0.0
-                if not link.connected:
-                    self.stop.check()
-                if idle >= self.deadline:
-                    log.warning("client %s: nothing in %.0f s; disconnected", self.names[number], idle)
-                    link.disconnect()
-
-    def _send(self, link: Link, frame: bytes) -> None:
-        with self.ledger.phase("wait"):
-            while True:
-                try:
-                    link.send(frame, 0.5)
-                    break
-                except TimeoutError:
-                    if not link.connected:
-                        self.stop.check()
-        self.ledger.frame("down", frame)
+    def _peer(self, number: int, link: Link) -> LinkPeer:
+        name = self.names[number]
+        return LinkPeer(number, name, link, self.ledger, self.refusals, self.stop, self.deadline, self.patience)

@@ -21,6 +21,7 @@ def terms_of(
         "codec of the gradients": method.gradients,
         "schedule": repr(method.schedule),
         "norm_in_b": method.norm_in_b,
+        "fleet": repr(method.fleet),
         "shape at the cut": str(list(cut_shape)),
         "microbatches": str(training.microbatches),
         "epochs": str(training.epochs),
@@ -39,7 +40,10 @@ def check_terms(expected: Mapping[str, str], got: Mapping[str, str]) -> None:
         raise RefusedError(f"the client is set up for another run: {listed}")
 
 
-def largest_frame(codec: str, cut_shape: tuple[int, ...], batch_size: int) -> int:
-    """Bytes of the largest frame that a peer of this run has reason to send: a batch, and labels of 64 KiB a sample."""
+def largest_frame(codec: str, cut_shape: tuple[int, ...], batch_size: int, half_bytes: int) -> int:
+    """Bytes of the largest frame that a peer of this run has reason to send: a batch, or the client half.
+
+    A batch has labels of 64 KiB a sample at most.
+    """
     layout = get_float_codec(codec).layout(cut_shape)
-    return (1 << 20) + layout.shared_bytes + batch_size * (2 * layout.row_bytes + (1 << 16))
+    return half_bytes + (1 << 20) + layout.shared_bytes + batch_size * (2 * layout.row_bytes + (1 << 16))

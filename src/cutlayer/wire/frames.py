@@ -25,12 +25,34 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
 
 
-class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True):
-    """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch)."""
+class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, omit_defaults=True):
+    """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch).
+
+    Attributes:
+        share: in an A epoch, the steps after which the client sends its weights and waits for new ones, beside the
+            end of the epoch, where it only sends them; 0 for the end alone, None where its half is its own.
+    """
 
     client: int
     epoch: int
     exchange: str
+    share: int | None = None
+
+
+class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=True, omit_defaults=True):
+    """Weights of the client half: a client's up, those that all share down.
+
+    Attributes:
+        step: steps of the epoch that the client has done; 0 for those that come before the epoch's plan.
+        last: from a client, whether its epoch is at its end.
+        evaluation: from the server, whether they are to be evaluated only.
+    """
+
+    client: int
+    epoch: int
+    step: int = 0
+    last: bool = False
+    evaluation: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
@@ -75,6 +97,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         checkpoints: the epochs after which it has one.
         samples, test_samples, batch_size, drop_last, test_batch_size: as in `intake.ClientInfo`.
         epoch_samples, epoch_flops: samples and FLOPs of the client half in an epoch of plain split learning.
+        half_bytes: bytes of the largest frame that holds the client half.
         terms: what both sides must agree on, by name.
     """
 
@@ -90,6 +113,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     test_batch_size: int = 0
     epoch_samples: int = 0
     epoch_flops: int = 0
+    half_bytes: int = 0
     terms: dict[str, str] = {}
 
 
@@ -150,7 +174,7 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", forbid_unknown_fields=True
     config: str
 
 
-Message = Plan | Step | Update | Evaluate | Hello | Welcome | Refusal | Saved | Ask | Done | Finished | Offer
+Message = Plan | Weights | Step | Update | Evaluate | Hello | Welcome | Refusal | Saved | Ask | Done | Finished | Offer
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -247,12 +271,16 @@ def unpack(data: bytes) -> Frame:
 def sizes(data: bytes) -> Iterator[tuple[str, int]]:
     """What each byte of a frame is for, as (kind, bytes) pairs that sum to its length.
 
-    Kinds are "activations", "gradients" and "labels" for these tensors, "evaluation" for whole frames of an
-    evaluation, and "control" for the rest: prefix, header, sample ids, plans.
+    Kinds are "activations", "gradients" and "labels" for these tensors, "weights" and "evaluation" for whole frames of
+    weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
     """
     header, _ = read_header(data)
-    if isinstance(header.message, Evaluate):
+    message = header.message
+    if isinstance(message, Evaluate) or (isinstance(message, Weights) and message.evaluation):
         yield "evaluation", len(data)
+        return
+    if isinstance(message, Weights):
+        yield "weights", len(data)
         return
     counted = 0
     for field in header.fields:

@@ -1,33 +1,53 @@
-"""5. The wire in one process: the same frames as between machines, moved by a function call."""
+"""5. The wire in one process: the same frames as between machines, moved by function calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
-from cutlayer.ledger import Ledger
+from cutlayer.errors import Gone, RefusedError
 
 
-class InProcessWire:
-    """A client's connection to a server in the same process.
+class InProcessPeer:
+    """The server's connection to a client in the same process.
+
+    The client works when its next frame is asked for, so that no more is in memory than is on its way.
 
     Args:
-        receive: the server's answer to a frame: a frame, or None.
-        ledger: counts what passes.
+        number: the client's.
+        answers: from a frame to what the client sends in answer, as calls that make the frames.
     """
 
-    def __init__(self, receive: Callable[[bytes], bytes | None], ledger: Ledger) -> None:
-        self.receive, self.ledger = receive, ledger
+    def __init__(self, number: int, answers: Callable[[bytes], Iterator[Callable[[], bytes]]]) -> None:
+        self.number, self.answers = number, answers
+        self._answers: deque[Iterator[Callable[[], bytes]]] = deque()
+        self._lost_after: int | None = None
 
-    def deliver(self, data: bytes) -> bytes:
-        """Pass a frame that the server sends of its own accord, and return it."""
-        self.ledger.frame("down", data)
-        return data
+    def send(self, frame: bytes) -> None:
+        """Send a frame to the client."""
+        self._answers.append(self.answers(frame))
 
-    def send(self, data: bytes) -> bytes | None:
-        """Send a frame to the server and return its reply, if it has one."""
-        with self.ledger.phase("wire"):
-            self.ledger.frame("up", data)
-            reply = self.receive(data)
-            if reply is not None:
-                self.ledger.frame("down", reply)
-        return reply
+    def receive(self) -> bytes:
+        """The client's next frame."""
+        while self._answers:
+            make = next(self._answers[0], None)
+            if make is not None:
+                self._count_down()
+                return make()
+            self._answers.popleft()
+        raise RuntimeError(f"client {self.number} has nothing more to send; it waits for a frame")
+
+    def refuse(self, error: RefusedError) -> None:
+        """In one process a frame that is refused is an error of this program, or of its user's data."""
+        raise error
+
+    def lose_after(self, frames: int | None) -> None:
+        """Simulate the loss of the client: of the frames from now on only so many come; all for None."""
+        self._lost_after = frames
+
+    def _count_down(self) -> None:
+        if self._lost_after == 0:
+            self._answers.clear()
+            raise Gone(f"client {self.number} is lost")
+        if self._lost_after is not None:
+            self._lost_after -= 1

@@ -1,0 +1,198 @@
+"""Ways of working together, each named for its publication.
+
+A mode is a frozen value with one function, the order of things in an A or a B epoch. It sees the clients as parties
+(`parties`): each gives its next part of a step, or None at its end, and takes the answer. Parties are asked in the
+order of the clients' numbers, never in the order in which they answer: the result does not depend on who is faster.
+
+| mode | the server half sees | client halves |
+|---|---|---|
+| Sequential | one client after the other | handed on from client to client |
+| SplitFedV1 | a half for each client, averaged | averaged |
+| SplitFedV2 | clients in turns, batch by batch | averaged |
+| ParallelSplit | one batch made of the clients' parts | averaged, after every step |
+
+Averages are weighted by the samples trained on since the last one (FedAvg), and are taken in A epochs only, as nothing
+else trains client halves. Optimizers are each client's own and are not averaged. Batch norm's running statistics are
+averaged with the weights; a B epoch moves those of the client's copy only, until the next weights come.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cutlayer.errors import ConfigError, RefusedError, unknown
+
+if TYPE_CHECKING:
+    from cutlayer.parties import Party
+    from cutlayer.server import Server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode(ABC):
+    """A way of working together."""
+
+    joint: ClassVar[bool] = False
+    """Whether the clients' parts of a step make one batch."""
+    own_server_halves: ClassVar[bool] = False
+    """Whether the server has a half for each client, to be averaged."""
+
+    @property
+    def share(self) -> int:
+        """Steps after which clients share their weights, beside the end of the epoch; 0 for the end alone."""
+        return 0
+
+    @abstractmethod
+    def train(self, server: Server, parties: Sequence[Party]) -> None:
+        """Train for an epoch with these parties, which are in the order of their clients' numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Mode):
+    """Base of the modes in which client halves are averaged.
+
+    Attributes:
+        average_every: steps of a client after which halves are averaged, beside the end of the epoch; None for the end
+            alone.
+    """
+
+    average_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.average_every is not None and self.average_every < 1:
+            raise ConfigError(f"average_every: expected at least 1 step, or None, got {self.average_every}")
+
+    @property
+    def share(self) -> int:
+        """As `average_every`."""
+        return self.average_every or 0
+
+    def rounds(self, server: Server, parties: Sequence[Party], step: Callable[[Sequence[Party]], list[Party]]) -> None:
+        """Rounds in which `step` has each party that still has data train once; it returns those that had any."""
+        for party in parties:
+            party.begin()
+        active, done = list(parties), 0
+        while active:
+            active = step(active)
+            done += 1
+            if active and server.share and done % server.share == 0:
+                for party in active:
+                    party.send_weights()
+                server.settle()
+                active = [party for party in active if not party.finished]
+                for party in active:
+                    party.take_weights()
+        server.settle()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential(Mode):
+    """One client after the other; each begins with the client half that the one before it ended with.
+
+    Source: Gupta and Raskar, "Distributed learning of deep neural network over multiple agents" (Journal of Network and
+    Computer Applications 116, 2018, arXiv 1810.06060). The weights go through the server.
+    """
+
+    def train(self, server: Server, parties: Sequence[Party]) -> None:
+        """All batches of a client, then all of the next."""
+        for party in parties:
+            party.begin()
+            while _turn(server, party):
+                pass
+            server.settle()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFedV2(Averaging):
+    """Clients take turns, batch by batch; the server half is updated after each, client halves are averaged.
+
+    Source: Thapa et al., "SplitFed: When Federated Learning Meets Split Learning" (AAAI 2022, arXiv 2004.12088), V2.
+    There a client's batches follow each other in a random order of clients; turns in a fixed order, as in MocoSFL (Li
+    et al., ICLR 2023), let all clients compute at the same time.
+    """
+
+    def train(self, server: Server, parties: Sequence[Party]) -> None:
+        """A batch of each client in turn, until all are at their end."""
+
+        def step(active: Sequence[Party]) -> list[Party]:
+            on = []
+            for party in active:
+                if _turn(server, party):
+                    on.append(party)
+            return on
+
+        self.rounds(server, parties, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFedV1(SplitFedV2):
+    """As SplitFedV2, but the server has a half for each client, and averages them when it averages the client halves.
+
+    Source: Thapa et al., as there, V1. The server half that is evaluated is the average.
+    """
+
+    own_server_halves: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSplit(Averaging):
+    """The clients' parts of a step make one batch, on which the server half is updated once.
+
+    Each client gets the gradient of its own part's mean loss. With halves averaged after every step, and SGD, this
+    equals training the uncut network on the whole batch, up to float addition (and but for the client's batch norm,
+    which sees a part only).
+
+    Source: Jeon and Kim, "Privacy-Sensitive Parallel Split Learning" (ICOIN 2020).
+    """
+
+    joint: ClassVar[bool] = True
+    average_every: int | None = 1
+
+    def train(self, server: Server, parties: Sequence[Party]) -> None:
+        """One batch from all clients that have data left, until none has."""
+
+        def step(active: Sequence[Party]) -> list[Party]:
+            parts = [(party, part) for party in active if (part := party.part()) is not None]
+            if parts:
+                replies = server.train([part for _, part in parts])
+                for (party, _), reply in zip(parts, replies, strict=True):
+                    party.answer(reply)
+            return [party for party, _ in parts]
+
+        self.rounds(server, parties, step)
+
+
+def _turn(server: Server, party: Party) -> bool:
+    """A party's next step, with all its parts; whether it had one."""
+    while (part := party.part()) is not None:
+        try:
+            (reply,) = server.train([part])
+        except RefusedError as error:  # labels that the loss does not take
+            party.refuse(error)
+            continue
+        party.answer(reply)
+        if part.ends_step:
+            return True
+    return False
+
+
+MODES: dict[str, type[Mode]] = {
+    "sequential": Sequential,
+    "splitfed_v1": SplitFedV1,
+    "splitfed_v2": SplitFedV2,
+    "parallel": ParallelSplit,
+}
+
+
+def make_mode(name: str, average_every: int | None = None) -> Mode:
+    """The mode of this name; `average_every` where it has that, and None for its default."""
+    if name not in MODES:
+        raise ConfigError(unknown("mode", name, MODES))
+    kind = MODES[name]
+    if average_every is None:
+        return kind()
+    if not issubclass(kind, Averaging):
+        raise ConfigError(f"mode {name!r} averages nothing; leave average_every out")
+    return kind(average_every=average_every)

@@ -1,0 +1,223 @@
+"""The clients of an epoch as the server deals with them: those that are there, and the store in place of the absent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from cutlayer.errors import Gone, RefusedError
+from cutlayer.schedule import Exchange
+from cutlayer.wire.frames import Ask, Done, Evaluate, Frame, Step, Weights, pack, read_header, unpack
+
+if TYPE_CHECKING:
+    from cutlayer.server import Part, Server
+
+
+class Peer(Protocol):
+    """A connection to one client, wherever it is."""
+
+    number: int
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame. Raises Gone."""
+        ...
+
+    def receive(self) -> bytes:
+        """The client's next frame. Raises Gone."""
+        ...
+
+    def refuse(self, error: RefusedError) -> None:
+        """Deal with a frame that was refused; where this returns, the next frame is read."""
+        ...
+
+
+class Party(ABC):
+    """What takes part in an epoch for one client."""
+
+    finished = False
+    """Whether nothing more comes from it in this epoch."""
+
+    def __init__(self, server: Server, client: int) -> None:
+        self.server, self.client = server, client
+
+    def begin(self) -> None:  # noqa: B027
+        """Begin the epoch."""
+
+    @abstractmethod
+    def part(self) -> Part | None:
+        """Its next part of a step; None where it has no more."""
+
+    def answer(self, reply: bytes | None) -> None:  # noqa: B027
+        """Take the answer to the last part, which was trained on."""
+
+    def refuse(self, error: RefusedError) -> None:
+        """Hear that the last part could not be trained on."""
+        raise error
+
+    def send_weights(self) -> None:  # noqa: B027
+        """Have its half added to the average, if it trains one."""
+
+    def take_weights(self) -> None:  # noqa: B027
+        """Give it the new average."""
+
+
+class Absent(Party):
+    """What the store keeps of a client."""
+
+    def __init__(self, server: Server, client: int) -> None:
+        super().__init__(server, client)
+        self._parts: Iterator[Part] = server.stored(client)
+
+    def part(self) -> Part | None:
+        """A batch of its samples, freshly shuffled."""
+        part = next(self._parts, None)
+        self.finished = part is None
+        return part
+
+
+class Present(Party):
+    """A client that is there.
+
+    Attributes:
+        lost: whether it went away before its end.
+    """
+
+    def __init__(self, server: Server, peer: Peer) -> None:
+        super().__init__(server, peer.number)
+        self.peer, self.lost = peer, False
+        self._steps = self._samples = 0
+        self._taken: tuple[bytes, Part] | None = None
+        self._trains = server.exchange_of(peer.number) is Exchange.BOTH
+
+    def begin(self) -> None:
+        """Send the newest shared half, if there is one, and the plan."""
+        shared = self.server.shared
+        epoch = self.server.state.epoch
+        if shared.tensors:
+            self._send(shared.frame(Weights(self.client, epoch)))
+        self._send(self.server.plan(self.client))
+
+    def part(self) -> Part | None:
+        """Its next part of a step."""
+        while not self.finished and (data := self._receive()) is not None:
+            try:
+                message = read_header(data)[0].message
+                if isinstance(message, Step):
+                    part = self.server.take(data, self.client)
+                    self._taken = data, part
+                    return part
+                self._end(data)
+            except RefusedError as error:
+                self.peer.refuse(error)
+        return None
+
+    def answer(self, reply: bytes | None) -> None:
+        """Count the part, and send the gradients."""
+        assert self._taken is not None
+        data, part = self._taken
+        self.server.ledger.frame("up", data)
+        self._steps += part.ends_step
+        self._samples += len(part.labels)
+        if reply is not None:
+            self._send(reply)
+
+    def refuse(self, error: RefusedError) -> None:
+        """Tell it that the last part is refused; it may send another."""
+        self.peer.refuse(error)
+
+    def send_weights(self) -> None:
+        """Take its weights, which it sends of its own accord."""
+        while self._trains and not self.finished and (data := self._receive()) is not None:
+            try:
+                if self._add_weights(data):
+                    self.part()  # at its end, it says so
+                return
+            except RefusedError as error:
+                self.peer.refuse(error)
+
+    def take_weights(self) -> None:
+        """Send it the new average."""
+        if self._trains:
+            self._send(self.server.shared.frame(Weights(self.client, self.server.state.epoch, self._steps)))
+
+    def _end(self, data: bytes) -> None:
+        """Its weights at its end, and its word that there is no more."""
+        if isinstance(read_header(data)[0].message, Weights):
+            if not self._add_weights(data):
+                raise RefusedError(f"client {self.client}: expected a step, or its weights at its end")
+        else:
+            check_done(self.server, data, Done(self.client, self.server.state.epoch, self._steps, {}))
+            self.finished = True
+
+    def _add_weights(self, data: bytes) -> bool:
+        frame = unpack(data)
+        message, epoch = frame.message, self.server.state.epoch
+        last = isinstance(message, Weights) and message.last
+        expected = Weights(self.client, epoch, self._steps, last)
+        if message != expected or not self._samples:
+            raise RefusedError(f"client {self.client}: expected {expected}, got {message}")
+        self.server.shared.add(self.client, frame.tensors, self._samples)
+        self.server.ledger.frame("up", data)
+        self._samples = 0
+        return last
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            if not self.lost:
+                self.peer.send(frame)
+                self.server.ledger.frame("down", frame)
+        except Gone:
+            self._lose()
+
+    def _receive(self) -> bytes | None:
+        try:
+            return self.peer.receive()
+        except Gone:
+            self._lose()
+            return None
+
+    def _lose(self) -> None:
+        self.lost = self.finished = True
+        self.server.absent.add(self.client)
+
+
+def evaluate(server: Server, peer: Peer, epoch: int) -> None:
+    """Have a client send the activations of its test data, with the shared half if there is one. Raises Gone."""
+    shared = [server.shared.frame(Weights(peer.number, epoch, evaluation=True))] if server.shared.tensors else []
+    for frame in (*shared, pack(Frame(Ask(peer.number, epoch)))):
+        peer.send(frame)
+        server.ledger.frame("down", frame)
+    steps = 0
+    while True:
+        data = peer.receive()
+        try:
+            frame = unpack(data)
+            if not isinstance(frame.message, Evaluate):
+                check_done(server, data, Done(peer.number, epoch, steps, {}))
+                return
+            server.keep(frame, Evaluate(peer.number, epoch, steps))
+            server.ledger.frame("up", data)
+            steps += 1
+        except RefusedError as error:
+            peer.refuse(error)
+
+
+def check_done(server: Server, data: bytes, expected: Done) -> None:
+    """Check a client's word that it is at its end, and count it and the FLOPs that it tells of."""
+    message = unpack(data).message
+    if not isinstance(message, Done) or (message.client, message.epoch, message.steps) != (
+        expected.client,
+        expected.epoch,
+        expected.steps,
+    ):
+        raise RefusedError(
+            f"expected client {expected.client} to be done after {expected.steps} steps of epoch {expected.epoch}, "
+            f"got {message}"
+        )
+    known = {"forward", "backward", "evaluation"}
+    if not set(message.flops) <= known or any(not 0 <= count < 1 << 62 for count in message.flops.values()):
+        raise RefusedError(f"flops: expected counts of {sorted(known)}, got {message.flops}")
+    server.ledger.frame("up", data)
+    for what, count in message.flops.items():
+        server.ledger.flops("client", what, count)

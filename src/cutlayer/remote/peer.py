@@ -1,0 +1,91 @@
+"""The server's connection to one client in a process of its own: a link, what it costs, and how long to wait."""
+
+from __future__ import annotations
+
+import logging
+
+from cutlayer.errors import Gone, RefusedError
+from cutlayer.ledger import Ledger
+from cutlayer.remote.signals import Stop
+from cutlayer.wire.frames import Frame, Refusal, pack
+from cutlayer.wire.link import Link, LinkClosed
+from cutlayer.wire.listener import Refusals
+
+log = logging.getLogger("cutlayer.server")
+
+
+class LinkPeer:
+    """A client behind a link.
+
+    Args:
+        number, name: the client's.
+        deadline: seconds after which a client that is connected and sends nothing is disconnected.
+        patience: seconds after which the epoch goes on without a client of which nothing comes; None waits for ever,
+            and a client that begins anew takes the run back to its last checkpoint.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        link: Link,
+        ledger: Ledger,
+        refusals: Refusals,
+        stop: Stop,
+        deadline: float,
+        patience: float | None,
+    ) -> None:
+        self.number, self.name, self.link, self.ledger = number, name, link, ledger
+        self.refusals, self.stop, self.deadline, self.patience = refusals, stop, deadline, patience
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame to the client; waits while it takes none."""
+        waited = 0.0
+        with self.ledger.phase("wait"):
+            while True:
+                try:
+                    self.link.send(frame, 0.5)
+                    break
+                except TimeoutError:
+                    waited += 0.5
+                    self._check(waited)
+                except LinkClosed as reason:
+                    self._closed(reason)
+
+    def receive(self) -> bytes:
+        """The client's next frame."""
+        idle = waited = 0.0
+        with self.ledger.phase("wait"):
+            while True:
+                try:
+                    data = self.link.receive(0.5)
+                    break
+                except TimeoutError:
+                    waited += 0.5
+                    idle = idle + 0.5 if self.link.connected else 0.0
+                    self._check(waited)
+                except LinkClosed as reason:
+                    self._closed(reason)
+                if idle >= self.deadline:
+                    log.warning("client %s: nothing in %.0f s; disconnected", self.name, idle)
+                    self.link.disconnect()
+                    idle = 0.0
+        return data
+
+    def refuse(self, error: RefusedError) -> None:
+        """Count what was refused and tell the client why."""
+        self.refusals.add(self.name, error)
+        self.send(pack(Frame(Refusal(str(error)[:1000]))))
+
+    def _check(self, waited: float) -> None:
+        if self.patience is not None and waited >= self.patience:
+            log.warning("client %s: nothing in %.1f s; the epoch goes on without it", self.name, waited)
+            self.link.close("too late: the epoch went on without this client")
+            raise Gone(f"client {self.name} is late")
+        if not self.link.connected:
+            self.stop.check()
+
+    def _closed(self, reason: LinkClosed) -> None:
+        if self.patience is None:
+            raise reason
+        raise Gone(f"client {self.name}: {reason}")
