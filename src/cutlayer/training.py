@@ -144,6 +144,9 @@ def fit(
     baseline = _baseline(clients, server)
 
     modules, stores = server.modules(), {"clients": pool, **server.stores()}
+    for client in clients:
+        whose = f"_{client.number}" if len(clients) > 1 else ""
+        stores |= {f"{name}{whose}": store for name, store in client.stores().items()}
     folder = run if isinstance(run, Run) or run is None else Run(run)
     records: list[EpochRecord] = []
     with folder.locked() if folder is not None else nullcontext():
