@@ -51,6 +51,8 @@ def emulated_link(mbit: float) -> Iterator[None]:
             run("ip", "-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "veth0")
             for device in ("veth0", "lo"):
                 run("ip", "-n", name, "link", "set", device, "up")
+            # Packets as on the link, so that the server's socket does not take a whole batch towards the proxy at once.
+            run("ip", "-n", name, "link", "set", "lo", "mtu", 1500)
             limit = ("rate", f"{mbit}mbit", "burst", "32kb", "latency", "100ms")
             run("tc", "-n", name, "qdisc", "add", "dev", "veth0", "root", "tbf", *limit)
         yield

@@ -169,7 +169,7 @@ def table(
         "# Time to accuracy at 20 Mbit/s and 40 ms",
         "",
         f"Fashion-MNIST, {CONFIG.train_samples} training and {CONFIG.test_samples} test samples, small CNN",
-        f"cut after `{CONFIG.cut}` (16,384 values a sample), batch {CONFIG.batch_size}, {CONFIG.epochs} epochs, Adam with",
+        f"cut after `{CONFIG.cut}` (16,384 values each), batch {CONFIG.batch_size}, {CONFIG.epochs} epochs, Adam with",
         "a cosine rate. Batches go whole (no micro-batches). Evaluation traffic is not counted, for no method.",
         "",
         "The rule: " + " ".join((__doc__ or "").split("The rule, ")[1].split("\n\n")[0].split()),
