@@ -105,7 +105,7 @@ def over_link(limit: float, **choices: object) -> tuple[list[EpochRecord], list[
 def spent(records: list[EpochRecord], ends: list[float]) -> dict[str, list[float]]:
     """Seconds of the epochs by exchange, each from the end of the one before; so the first is left out."""
     found: dict[str, list[float]] = {}
-    for record, before, end in zip(records[1:], ends, ends[1:], strict=True):
+    for record, before, end in zip(records[1:], ends[:-1], ends[1:], strict=True):
         found.setdefault(record.exchange, []).append(end - before)
     return found
 
