@@ -248,7 +248,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Command: `python benchmarks/link.py --samples {chosen.samples}`",
+        f"Command: `{' '.join(['python benchmarks/link.py', *sys.argv[1:]])}`",
         "",
     ]
     text = "\n".join(lines)
