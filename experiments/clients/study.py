@@ -32,7 +32,7 @@ METHODS = {"plain": {"schedule": "always", "codec": "fp32"}, "method": {"schedul
 
 
 def config(clients: int, partition: str, mode: str, method: str, seed: int) -> Config:
-    """One run. The parts of a step of parallel split learning make one batch of 30; elsewhere a client's batch is 32."""
+    """One run. The parts of a step of parallel split learning make one batch of 30; elsewhere a batch has 32."""
     return Config(
         data="cifar10",
         train_samples=2000,
@@ -83,29 +83,25 @@ def table(lines: list[dict]) -> str:
     """The study as Markdown: means over the seeds, and the sample standard deviation of the accuracy."""
     about, where = lines[0]["config"], lines[0]["environment"]
     text = [
-        f"`python experiments/clients/study.py`: {about['model']} of width {about['width']} on {about['train_samples']} "
-        f"images of CIFAR-10 in all, cut after {about['cut']}, {about['epochs']} epochs, {about['test_samples']} test "
-        f"images; the method is {about['schedule'] if about['schedule'] != 'always' else 'drop'}"
-        f"({about['threshold']}) in 8 bits. torch {where['torch']}, {where['processor']}, one thread.",
+        f"`python experiments/clients/study.py`: {about['model']} of width {about['width']} on "
+        f"{about['train_samples']} images of CIFAR-10 in all, cut after {about['cut']}, {about['epochs']} epochs, "
+        f"{about['test_samples']} test images; the method is drop({about['threshold']}) in 8 bits. torch "
+        f"{where['torch']}, {where['processor']}, one thread.",
         "",
-        "*Accuracy*: mean ± sample standard deviation over the seeds, in %, at the end. *Traffic* is that of activations "
+        "Accuracy: mean ± sample standard deviation over the seeds, in %, at the end. *Traffic* is that of activations "
         "and gradients, plain over method, as the paper counts it; *with weights* adds those of client halves to both "
         "sides; *MiB* is all bytes of training. *FLOPs* is the clients' compute, plain over method.",
         "",
-        "| clients | data | mode | n | plain, % | method, % | plain, MiB | method, MiB | traffic | with weights | FLOPs "
-        "| epochs A B C |",
+        "| clients | data | mode | n | plain, % | method, % | plain, MiB | method, MiB | traffic | with weights "
+        "| FLOPs | epochs A B C |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for clients, partition, mode in settings():
-        both = [[line for line in lines if line["config"] in wanted] for wanted in wanted_of(clients, partition, mode)]
+        wanted = [[config(clients, partition, mode, method, seed) for seed in range(SEEDS)] for method in METHODS]
+        both = [[line for line in lines if Config.from_dict(line["config"]) in configs] for configs in wanted]
         if all(both):
             text.append(row(clients, partition, mode if clients > 1 else "-", *both))
     return "\n".join(text) + "\n"
-
-
-def wanted_of(clients: int, partition: str, mode: str) -> list[list[dict]]:
-    """The configs, as they are written down, of a row: plain and the method, all seeds."""
-    return [[config(clients, partition, mode, method, seed).as_dict() for seed in range(SEEDS)] for method in METHODS]
 
 
 def row(clients: int, partition: str, mode: str, plain: list[dict], method: list[dict]) -> str:
@@ -151,7 +147,8 @@ def main() -> None:
         for setting in settings():
             for method in METHODS:
                 chosen = config(*setting, method, seed)
-                if any(line["config"] == chosen.as_dict() for line in lines):
+                # A field that a config has gained since then had its default.
+                if any(Config.from_dict(line["config"]) == chosen for line in lines):
                     continue
                 lines.append(run(chosen))
                 with file.open("a") as out:
