@@ -2,6 +2,7 @@
 
     CUTLAYER_DATA=<folder with CIFAR-10> python experiments/codecs/study.py          # an hour on one quiet core
     CUTLAYER_DATA=<folder with CIFAR-10> python experiments/codecs/study.py ARM ...  # only these, with seed 0
+    CUTLAYER_DATA=<folder with CIFAR-10> python experiments/codecs/study.py --best   # seeds 1 and 2 of the best so far
 
 Plain split learning (every epoch exchanges both ways), so only the codecs differ. Every arm carries `+zstd`, which
 changes no value. First every arm with seed 0; then seeds 1 and 2 for 32 bits and for the best: of the arms that lose
@@ -42,13 +43,14 @@ ARMS = {
     ],
     "changes of activations": [
         "delta>mxfp4/mxfp4:stochastic", "delta0.3>mxfp4/mxfp4:stochastic", "delta>topk0.1>fp8_e4m3/mxfp4:stochastic",
+        "delta0.3>mxfp4/topk0.1>fp8_e5m2",
     ],
     "error feedback": ["fp32/ef>topk0.1>fp8_e5m2", "mxfp4/ef>mxfp4"],
     "one direction, the other in 32 bits": [
         "mxfp4/fp32", "int4/fp32", "fp32/mxfp4", "fp32/int4", "topk0.1>fp8_e4m3/fp32", "randtopk0.1>fp8_e4m3/fp32",
         "fp32/topk0.1>fp8_e5m2",
     ],
-    "sparse": ["topk0.1>fp8", "randtopk0.25>fp8_e4m3/fp8_e5m2"],
+    "sparse": ["mxfp4/topk0.1>fp8_e5m2", "topk0.1>fp8", "randtopk0.25>fp8_e4m3/fp8_e5m2"],
 }  # fmt: skip
 
 
@@ -156,7 +158,8 @@ def row(arm: str, same: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", help="some of those in ARMS")
-    chosen = parser.parse_args().arms
+    parser.add_argument("--best", action="store_true", help="only seeds 1 and 2, of the best so far")
+    asked = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "cifar10.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -172,9 +175,10 @@ def main() -> None:
         (RESULTS / "cifar10.md").write_text(table(lines))
         print(f"{arm} seed {seed}: {score(lines[-1]):.4f}, {lines[-1]['traffic_reduction']:.2f}x", flush=True)
 
-    for arm in chosen or [arm for arms in ARMS.values() for arm in arms]:
+    everything = [] if asked.best else [arm for arms in ARMS.values() for arm in arms]
+    for arm in asked.arms or everything:
         need(arm, 0)
-    for seed in (1, 2) if not chosen else ():
+    for seed in () if asked.arms else (1, 2):
         for arm in best(lines):
             need(arm, seed)
     (RESULTS / "cifar10.md").write_text(table(lines))

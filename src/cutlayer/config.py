@@ -56,7 +56,8 @@ class Config:
     period: int = 10
     """For periodic: epochs in a cycle of A, B, C, C, ..."""
     codec: str = "fp8"
-    """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down) or "mxfp4+zstd"; see docs/formats.md."""
+    """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down), "mxfp4+zstd", or UP/DOWN such as
+    "delta0.3>mxfp4+zstd/mxfp4:stochastic"; see docs/formats.md."""
     activations: str | None = None
     """Codec of the activations, in place of that of the pair."""
     gradients: str | None = None

@@ -9,7 +9,7 @@ The server's references are its replay store. Once an epoch it tells a digest of
 of all references, on both sides, and so sends everything in full.
 
 Sources: Wang et al., "Fine-tuning Language Models over Slow Networks using Activation Quantization with Guarantees"
-(AQ-SGD, NeurIPS 2022, arXiv 2206.01299); samples that are not sent: "SplitCom" (arXiv 2602.10564).
+(AQ-SGD, NeurIPS 2022, arXiv 2206.01299); samples that are not sent: Li et al., "SplitCom" (arXiv 2602.10564).
 """
 
 from __future__ import annotations

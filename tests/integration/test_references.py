@@ -1,5 +1,6 @@
 """References of both sides in real runs: parts of batches, damage and loss on either side, kills."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutlayer import fit
+from cutlayer import Fleet, StoreOptions, fit
 from cutlayer.config import Config
+from cutlayer.replay import Placement
 from cutlayer.wire.certs import make_certificates
 from tests.integration import faults
 from tests.integration.processes import CONFIG, join, port_of, serve
@@ -58,9 +60,9 @@ def remove(place: Path) -> None:
     shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("microbatches", [1, 3])
-def test_both_sides_end_with_the_same_references(microbatches: int, tmp_path: Path) -> None:
-    records = run(tmp_path, microbatches=microbatches)
+@pytest.mark.parametrize(("microbatches", "placement"), [(1, "memory"), (3, "disk")])
+def test_both_sides_end_with_the_same_references(microbatches: int, placement: Placement, tmp_path: Path) -> None:
+    records = run(tmp_path, microbatches=microbatches, store=StoreOptions(placement))
     last = next((tmp_path / "checkpoints").iterdir())
     assert np.array_equal(rows(last / "references"), rows(last / "store"))
     assert min(sent_up(records)) < max(sent_up(records))  # some samples were not sent
@@ -112,3 +114,17 @@ def test_a_client_that_lost_its_references_sends_all_anew(damage: Callable[[Path
         assert server.wait() == 0, server.output
     here, there = max(checkpoints.iterdir()), max((tmp_path / "server" / "checkpoints").iterdir())
     assert np.array_equal(rows(here / "references"), rows(there / "store"))
+
+
+def test_each_of_several_clients_has_its_references(tmp_path: Path) -> None:
+    """Also where clients are lost in the midst of epochs."""
+    config = Config(**{**SMALL, "epochs": 8})
+    train, _ = config.datasets()
+    parts = [train.first(150), train.first(60)]
+    method = dataclasses.replace(config.method(), fleet=Fleet(dropout=0.3))
+    assert any(method.fleet.lost_after(0, epoch, 0, 3) is not None for epoch in range(8))
+    result = fit(config.halves(train), parts, method=method, training=config.training(), run=tmp_path)
+    assert result.history.losses[-1] < result.history.losses[0]
+    last = next((tmp_path / "checkpoints").iterdir())
+    for number, kept in enumerate(np.split(rows(last / "store"), [150])):
+        assert np.array_equal(rows(last / f"references_{number}"), kept)

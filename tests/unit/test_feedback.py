@@ -34,7 +34,7 @@ def test_residuals_are_of_their_sample_and_survive_a_checkpoint(tmp_path: Path) 
     gradients = torch.randn(4, VALUES)
     memory.encode(torch.tensor([0, 1, 2, 3]), gradients)
     memory.store.save(tmp_path)
-    other.store.load(tmp_path, memory.store.codec, memory.store.shape, memory.store.version)
+    other.store.load(tmp_path, memory.store.about())
     ids = torch.tensor([3, 5])
     encoded = [kept.encode(ids, torch.ones(2, VALUES)) for kept in (memory, other)]
     assert torch.equal(encoded[0].rows, encoded[1].rows)
