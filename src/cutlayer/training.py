@@ -164,6 +164,7 @@ def fit(
             if exchange is not Exchange.NONE and (due or server.exchange is Exchange.NONE):
                 for client, peer in zip(clients, peers, strict=True):
                     if client.test is not None:
+                        peer.lose_after(None)  # who was lost in the epoch is there again to be evaluated
                         evaluate(server, peer, epoch)
             scores = server.evaluate() if due else {}
             costs = ledger.take()
