@@ -168,7 +168,18 @@ def fit(
                         evaluate(server, peer, epoch)
             scores = server.evaluate() if due else {}
             costs = ledger.take()
-            records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **costs, states=states))
+            records.append(
+                EpochRecord(
+                    epoch,
+                    exchange.value,
+                    loss,
+                    server.samples,
+                    scores,
+                    **costs,
+                    states=states,
+                    absent=sorted(server.absent),
+                )
+            )
             if folder is not None:
                 # Metrics first: a kill between the two leaves a line too many, which the next start drops.
                 folder.append(records[-1])
@@ -230,7 +241,8 @@ def _present(
 def client_info(train: Feed, test: Feed | None) -> ClientInfo:
     """What the server is told of a client's data."""
     test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
-    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size)
+    samples = sum(train.batch_sizes())
+    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples)
 
 
 def _baseline(clients: list[Client], server: Server) -> Baseline:

@@ -128,7 +128,7 @@ class Transfer:
     Attributes:
         name: its spec in canonical form.
         codec: of the bytes that cross.
-        delta: None, or the tolerance of `delta`: the relative change below which a sample is not sent (`deltas`).
+        delta: None, or the tolerance of `delta`: the relative change below which a sample is not sent (`delta`).
         feedback: whether what the codec loses is remembered and added the next time (`feedback`).
     """
 
