@@ -26,7 +26,7 @@ class EpochRecord:
         seconds: by phase.
         states: the exchange of each client, such as "ABBA", where clients have states of their own; `exchange` is then
             the most that any of them had.
-        absent: clients that were to take part, and did not, or were lost before their end.
+        absent: clients that did not take part in an epoch that exchanges something, or were lost before its end.
     """
 
     epoch: int
