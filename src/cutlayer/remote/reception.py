@@ -24,6 +24,7 @@ from cutlayer.wire.frames import Hello, Welcome
 from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.listener import SessionUnknown
 
+MOST_FRAME_BYTES = 4 << 30
 # What a client may say of itself: memory is taken for it before a sample has come.
 MOST = {
     "samples": 1 << 28,
@@ -109,6 +110,11 @@ class Reception:
                 self._sessions[number].link.close("the client began a new session")
             largest = max(hello.batch_size, hello.test_batch_size)
             limit = largest_frame(self.activations, self.cut_shape, largest, hello.half_bytes)
+            if limit > MOST_FRAME_BYTES:
+                raise RefusedError(
+                    f"frames: expected a batch, with labels of up to 64 KiB a sample, to fit {MOST_FRAME_BYTES} bytes; "
+                    f"one of {largest} samples may take {limit}. Choose a smaller batch_size"
+                )
             session = self._sessions[number] = Session(secrets.token_hex(8), Link(limit))
             self.hellos.setdefault(number, hello)
             self._condition.notify_all()
