@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from cutlayer.checkpoint import Store
 from cutlayer.client import Client
 from cutlayer.describe import describe, fingerprint
-from cutlayer.errors import ConfigError, Lost
+from cutlayer.errors import ConfigError, Gone, Lost
 from cutlayer.feed import Feed
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
@@ -165,7 +165,7 @@ class Clients(ABC):
     def collect(self) -> None:  # noqa: B027
         """After an epoch: have its costs in the ledger."""
 
-    def recover(self, reason: Lost) -> None:
+    def recover(self, reason: Lost | Gone) -> None:
         """Put back in place what was lost; its state then comes from the last checkpoint. Raises if it cannot."""
         raise reason
 

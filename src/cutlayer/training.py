@@ -137,7 +137,7 @@ def fit(
         while len(fitting.records) < training.epochs:
             try:
                 fitting.epoch()
-            except Lost as reason:
+            except (Lost, Gone) as reason:
                 fitting.go_back(reason)
                 continue
             if on_epoch is not None:
@@ -171,15 +171,15 @@ class _Fitting:
         if self.clients.mortal and self.checkpoints is not None and self.checkpoints.latest() is None:
             self._save()
 
-    def go_back(self, reason: Lost) -> None:
+    def go_back(self, reason: Lost | Gone) -> None:
         """To the newest checkpoint, with what was lost put back in place. Raises `reason` where that cannot be."""
         while True:
-            self.clients.recover(reason)
-            log.warning("back to the last checkpoint: %s", reason)
-            assert self.checkpoints is not None, "there is one wherever something may be lost"
             try:
+                self.clients.recover(reason)
+                log.warning("back to the last checkpoint: %s", reason)
+                assert self.checkpoints is not None, "there is one wherever something may be lost"
                 found = self.checkpoints.load(self.modules, self.stores)
-            except Lost as again:
+            except (Lost, Gone) as again:
                 reason = again
                 continue
             assert found is not None, "the run began with one"

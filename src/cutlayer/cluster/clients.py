@@ -1,0 +1,201 @@
+"""The clients of a run in actors, and what happens where one of these dies."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import nn
+
+from cutlayer.clients import Clients, Holding
+from cutlayer.cluster.backend import Ray
+from cutlayer.cluster.compact import compact
+from cutlayer.cluster.peer import RayPeer
+from cutlayer.cluster.seat import Seat, facts_of
+from cutlayer.errors import ConfigError, CutlayerError, Gone, Lost
+from cutlayer.ledger import Ledger
+from cutlayer.method import Method, Training
+from cutlayer.pool import link
+
+log = logging.getLogger("cutlayer.cluster")
+
+
+class RayClients(Clients):
+    """Clients divided among actors, the first to the first actor, the second to the second, and so on.
+
+    Args:
+        shut_down: whether to leave the cluster at the end.
+    """
+
+    mortal: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        chosen: Ray,
+        half: nn.Module,
+        holdings: Sequence[Holding],
+        method: Method,
+        training: Training,
+        ledger: Ledger,
+        *,
+        shut_down: bool,
+    ) -> None:
+        self.chosen, self.ledger, self.shut_down, self.restarts = chosen, ledger, shut_down, 0
+        cpus = ray.cluster_resources().get("CPU", 1)
+        room = int(cpus / chosen.cpus_per_actor) if chosen.cpus_per_actor else len(holdings)
+        count = min(chosen.actors or max(1, room), len(holdings))
+        shared = [ray.put(half), method, training, torch.get_num_threads()]
+        options = {"num_cpus": chosen.cpus_per_actor, "num_gpus": chosen.gpus_per_actor, "max_restarts": 0}
+        self.seats: list[Seat] = []
+        for place in range(count):
+            numbers = range(place, len(holdings), count)
+            data = ray.put({number: compact(holdings[number]) for number in numbers})
+            self.seats.append(Seat(numbers, options, [data, *shared], chosen.patience))
+        try:
+            self.facts = facts_of(self.seats, self._started(self.seats))
+        except (Gone, Lost) as error:
+            self._end_actors()
+            raise ConfigError(f"an actor did not begin: {error}") from error
+        except BaseException:
+            self._end_actors()
+            raise
+        for number, facts in enumerate(self.facts):
+            if facts.inputs != self.facts[0].inputs:
+                self._end_actors()
+                expected = self.facts[0].inputs
+                raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {facts.inputs}")
+        self._peers = [RayPeer(number, self.seats[number % count], ledger) for number in range(len(holdings))]
+        self._halves = ClusterHalves(self.seats)
+        self.peers, self.store = self._peers, self._halves
+
+    def _started(self, seats: Sequence[Seat]) -> list[Any]:
+        """Begin the actors of these seats, and wait until their clients are built."""
+        references = [seat.start() for seat in seats]
+        done, waiting = ray.wait(references, num_returns=len(seats), timeout=self.chosen.start_timeout)
+        if waiting:
+            raise ConfigError(
+                f"{len(done)} of {len(seats)} actors began in {self.chosen.start_timeout:.0f} s; the cluster has "
+                f"{ray.cluster_resources()}, each actor asks for {self.chosen.cpus_per_actor} CPUs and "
+                f"{self.chosen.gpus_per_actor} GPUs: ask for fewer, or for less"
+            )
+        return references
+
+    def begin(self) -> None:
+        """With patience: make anew the actors that died, their clients as in the last checkpoint."""
+        if self.chosen.patience is None:
+            return
+        pings = {seat.actor.ping.remote(): seat for seat in self.seats if not seat.dead}
+        for reference in ray.wait(list(pings), num_returns=len(pings), timeout=1)[0]:
+            try:
+                ray.get(reference)
+            except RayError:
+                pings[reference].dead = True
+        if dead := [seat for seat in self.seats if seat.dead]:
+            self._count_restart(f"the actors of {' and of '.join(map(str, dead))} died")
+            with suppress(Gone):  # the epoch goes on without them
+                self._revive(dead)
+                for seat in dead:
+                    self._halves.load_seat(seat)
+
+    def recover(self, reason: Lost | Gone) -> None:
+        """Make anew the actors that died; what is on its way from the others is forgotten."""
+        self._count_restart(str(reason))
+        self._revive([seat for seat in self.seats if seat.dead])
+        for peer in self._peers:
+            peer.reset()
+
+    def _count_restart(self, reason: str) -> None:
+        self.restarts += 1
+        if self.restarts > self.chosen.restarts:
+            raise CutlayerError(
+                f"{reason}; that is more than {self.chosen.restarts} restarts: see why, or raise `restarts`"
+            )
+
+    def _revive(self, dead: Sequence[Seat]) -> None:
+        for seat in dead:
+            log.warning("a new actor for %s", seat)
+            seat.kill()
+        if dead:
+            facts_of(dead, self._started(dead))
+
+    def collect(self) -> None:
+        """FLOPs and seconds of the clients, added up."""
+        for seat in self.seats:
+            if (costs := seat.costs()) is not None:
+                self.ledger.add(costs)
+
+    def load_half(self, half: nn.Module) -> None:
+        """The first client's half."""
+        seat = self.seats[0]
+        half.load_state_dict(seat.get(seat.actor.weights.remote(0)))
+
+    def close(self) -> None:
+        """End the actors."""
+        self._end_actors()
+        if self.shut_down:
+            ray.shutdown()
+
+    def _end_actors(self) -> None:
+        for seat in self.seats:
+            seat.kill()
+
+
+class ClusterHalves:
+    """All clients' halves and optimizers, as a `pool.Pool` of them has them in checkpoints: a file for each client.
+
+    The files of the last checkpoint are kept here, for an actor that is made anew.
+    """
+
+    def __init__(self, seats: Sequence[Seat]) -> None:
+        self.seats, self._base = seats, 0
+        self._kept = tempfile.TemporaryDirectory(prefix="cutlayer-halves-")
+
+    @property
+    def _version(self) -> int:
+        return self._base + sum(seat.calls for seat in self.seats)
+
+    def _file(self, name: str) -> Path:
+        return Path(self._kept.name) / name
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must know beside the files."""
+        return {"version": self._version}
+
+    def save(self, folder: Path) -> None:
+        """Write what every client holds into a folder; of those whose actor died, what it held before."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for seat in self.seats:
+            try:
+                for name, content in () if seat.dead else seat.saved():
+                    self._file(name).unlink(missing_ok=True)  # a checkpoint may share the old one
+                    self._file(name).write_bytes(content)
+            except Gone:
+                continue
+        for file in Path(self._kept.name).iterdir():
+            link(file, folder / file.name)
+
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
+        """Read back what `save` wrote, and have the clients begin from there."""
+        for file in Path(self._kept.name).iterdir():
+            file.unlink()
+        for file in folder.glob("*.safetensors"):
+            link(file, self._file(file.name))
+        for seat in self.seats:
+            self.load_seat(seat)
+        self._base = about["version"] - sum(seat.calls for seat in self.seats)
+
+    def load_seat(self, seat: Seat) -> None:
+        """Bring one actor's clients to what is kept of them."""
+        seat.load(self._files(seat))
+
+    def _files(self, seat: Seat) -> Iterator[tuple[str, bytes]]:
+        for number in seat.clients:
+            if (file := self._file(f"{number}.safetensors")).exists():
+                yield file.name, file.read_bytes()
