@@ -24,6 +24,9 @@ class Ray:
         actors: processes that the clients are divided among; None for as many as the cluster has CPUs, at most one for
             each client.
         cpus_per_actor, gpus_per_actor: what each asks the cluster for. Clients on a GPU need a share of one.
+        workers: processes that train the server half together in B and C epochs; 1 for the server's own process alone.
+            See `cluster.worker`.
+        cpus_per_worker, gpus_per_worker: what each asks the cluster for.
         patience: seconds after which an epoch goes on without clients of which nothing comes, or that died; the result
             then depends on who was there in time. None waits for all, and takes the run back to its last checkpoint
             where an actor dies, to the same bits.
@@ -35,15 +38,20 @@ class Ray:
     actors: int | None = None
     cpus_per_actor: float = 1
     gpus_per_actor: float = 0
+    workers: int = 1
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
     patience: float | None = None
     restarts: int = 10
     start_timeout: float = 300
 
     def __post_init__(self) -> None:
-        for name, least in (("actors", 1), ("restarts", 0), ("cpus_per_actor", 0), ("gpus_per_actor", 0)):
+        least = {"actors": 1, "workers": 1, "restarts": 0}
+        least |= {f"{kind}_per_{of}": 0 for kind in ("cpus", "gpus") for of in ("actor", "worker")}
+        for name, least_value in least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}: expected at least {least}, got {value}")
+            if value is not None and value < least_value:
+                raise ConfigError(f"{name}: expected at least {least_value}, got {value}")
         if self.patience is not None and self.patience <= 0:
             raise ConfigError(f"patience: expected seconds above 0, or None, got {self.patience}")
 

@@ -17,12 +17,15 @@ from torch import nn
 from cutlayer.clients import Clients, Holding
 from cutlayer.cluster.backend import Ray
 from cutlayer.cluster.compact import compact
+from cutlayer.cluster.group import Group
 from cutlayer.cluster.peer import RayPeer
 from cutlayer.cluster.seat import Seat, facts_of
+from cutlayer.cluster.server import ParallelServer, check_one_half
 from cutlayer.errors import ConfigError, CutlayerError, Gone, Lost
 from cutlayer.ledger import Ledger
-from cutlayer.method import Method, Training
+from cutlayer.method import Method, Task, Training
 from cutlayer.pool import link
+from cutlayer.server import Server
 
 log = logging.getLogger("cutlayer.cluster")
 
@@ -48,12 +51,17 @@ class RayClients(Clients):
         shut_down: bool,
     ) -> None:
         self.chosen, self.ledger, self.shut_down, self.restarts = chosen, ledger, shut_down, 0
-        cpus = ray.cluster_resources().get("CPU", 1)
+        self.group: Group | None = None
+        self.seats: list[Seat] = []
+        if chosen.workers > 1 and len(holdings) > 1:
+            check_one_half(method)
+        cpus = ray.cluster_resources().get("CPU", 1) - (
+            chosen.cpus_per_worker * chosen.workers if chosen.workers > 1 else 0
+        )
         room = int(cpus / chosen.cpus_per_actor) if chosen.cpus_per_actor else len(holdings)
         count = min(chosen.actors or max(1, room), len(holdings))
         shared = [ray.put(half), method, training, torch.get_num_threads()]
         options = {"num_cpus": chosen.cpus_per_actor, "num_gpus": chosen.gpus_per_actor, "max_restarts": 0}
-        self.seats: list[Seat] = []
         for place in range(count):
             numbers = range(place, len(holdings), count)
             data = ray.put({number: compact(holdings[number]) for number in numbers})
@@ -87,6 +95,25 @@ class RayClients(Clients):
             )
         return references
 
+    def server(
+        self,
+        half: nn.Module,
+        cut_shape: tuple[int, ...],
+        method: Method,
+        training: Training,
+        task: Task,
+        ledger: Ledger,
+    ) -> Server:
+        """A server that trains by itself, or with workers."""
+        if self.chosen.workers == 1:
+            return super().server(half, cut_shape, method, training, task, ledger)
+        samples = sum(facts.info.samples for facts in self.facts)
+        common = [ray.put(half), method, training, task, torch.get_num_threads()]
+        options = {"num_cpus": self.chosen.cpus_per_worker, "num_gpus": self.chosen.gpus_per_worker}
+        infos = [facts.info for facts in self.facts]
+        self.group = Group(self.chosen.workers, options, [samples, *common], self.chosen.start_timeout)
+        return ParallelServer(half, infos, cut_shape, method, training, task, ledger, self.group)
+
     def begin(self) -> None:
         """With patience: make anew the actors that died, their clients as in the last checkpoint."""
         if self.chosen.patience is None:
@@ -110,6 +137,8 @@ class RayClients(Clients):
         self._revive([seat for seat in self.seats if seat.dead])
         for peer in self._peers:
             peer.reset()
+        if self.group is not None:
+            self.group.restart()
 
     def _count_restart(self, reason: str) -> None:
         self.restarts += 1
@@ -143,6 +172,8 @@ class RayClients(Clients):
             ray.shutdown()
 
     def _end_actors(self) -> None:
+        if self.group is not None:
+            self.group.kill()
         for seat in self.seats:
             seat.kill()
 
