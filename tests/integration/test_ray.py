@@ -44,7 +44,7 @@ def expected() -> Result:
     return run()
 
 
-@pytest.mark.parametrize(("mode", "actors"), zip(MODES, (1, 1, 2, 2), strict=True))
+@pytest.mark.parametrize(("mode", "actors"), [*zip(MODES, (1, 1, 2, 2), strict=True)])
 def test_several_clients_as_in_process(mode: str, actors: int) -> None:
     """Four clients in one or two actors; some are left out and some lost on the way."""
     fleet = Fleet(mode=MODES[mode](), state="own", fraction=0.7, dropout=0.3, live=1)

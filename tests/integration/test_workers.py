@@ -67,11 +67,11 @@ def test_a_worker_is_killed_and_the_run_goes_on_in_process(tmp_path: Path) -> No
             raise Interrupted
 
     loss, folder = Deadly(tmp_path, 10), tmp_path / "run"
+    task = Task(loss=loss, classes=3)
     with pytest.raises(Interrupted):
-        task = Task(loss=loss, classes=3)
         run(backend=Ray(workers=2, **SHARE), run=folder, task=task, on_epoch=interrupt)
     assert loss.done.exists()
-    alike(run(run=folder, task=Task(loss=loss, classes=3), resume=True), run())
+    alike(run(run=folder, task=task, resume=True), run())
 
 
 def test_what_has_several_server_halves_is_refused() -> None:
