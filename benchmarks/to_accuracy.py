@@ -45,6 +45,7 @@ CONFIG = Config(
     server=ADAM,
     threads=1,
 )
+MARGINS = (0.005, 0.01, 0.02)
 SAME = ("cut", "width", "epochs", "batch_size", "threads", "evaluate_every")
 METHODS = {
     PLAIN: {"schedule": "always", "codec": "fp32"},
@@ -58,11 +59,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def curves(file: Path) -> None:
-    """Exchanges, losses and test accuracies of every method and seed."""
+    """Exchanges, losses and test accuracies of every method and seed; those that the file has stay."""
     torch.set_num_threads(1)
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
     for name, choices in METHODS.items():
         for seed in SEEDS:
+            if any(run["seed"] == seed for run in found.get(name, [])):
+                continue
             config = dataclasses.replace(CONFIG, seed=seed, **choices)
             train, test = config.datasets()
             result = fit(config.halves(train), train, test, method=config.method(), training=config.training())
@@ -102,7 +105,7 @@ def over_link(limit: float, **choices: object) -> tuple[list[EpochRecord], list[
 def spent(records: list[EpochRecord], ends: list[float]) -> dict[str, list[float]]:
     """Seconds of the epochs by exchange, each from the end of the one before; so the first is left out."""
     found: dict[str, list[float]] = {}
-    for record, before, end in zip(records[1:], ends, ends[1:], strict=True):
+    for record, before, end in zip(records[1:], ends[:-1], ends[1:], strict=True):
         found.setdefault(record.exchange, []).append(end - before)
     return found
 
@@ -130,80 +133,75 @@ def measure(found: dict[str, list[dict]]) -> tuple[dict[str, dict[str, list[floa
     return seconds, checks
 
 
+def times_of(runs: list[dict], seconds: dict[str, list[float]], target: float) -> dict[int, tuple[int, float]]:
+    """By seed, for the runs that reach the target and hold it: after how many epochs, and the seconds up to there."""
+    reached = {run["seed"]: (run["exchanges"], epochs_to(target, run["accuracies"])) for run in runs}
+    return {
+        seed: (needed, sum(statistics.median(seconds[kind]) for kind in exchanges[:needed]))
+        for seed, (exchanges, needed) in reached.items()
+        if needed is not None
+    }
+
+
+def to_target(found: dict[str, list[dict]], seconds: dict[str, dict[str, list[float]]], target: float) -> list[str]:
+    """A table of the seconds to a target, by method and seed, and of how much faster than plain they are."""
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | faster than plain |", "|---" * 5 + "|"]
+    plain = times_of(found[PLAIN], seconds[PLAIN], target)
+    for name, runs in found.items():
+        own = times_of(runs, seconds[name], target)
+        cells = [f"epoch {own[seed][0]}, {own[seed][1]:.0f} s" if seed in own else "not held" for seed in SEEDS]
+        ratios = sorted(plain[seed][1] / own[seed][1] for seed in SEEDS if seed in plain and seed in own)
+        ratio = (
+            f"{statistics.median(ratios):.1f}x ({ratios[0]:.1f} to {ratios[-1]:.1f}, n = {len(ratios)})"
+            if ratios
+            else ""
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} | {'' if name == PLAIN else ratio} |")
+    return lines
+
+
 def table(
     found: dict[str, list[dict]], seconds: dict[str, dict[str, list[float]]], checks: list[str], load: str
 ) -> str:
-    target = statistics.mean(run["accuracies"][-1] for run in found[PLAIN]) - 0.005
+    final = {name: statistics.mean(run["accuracies"][-1] for run in runs) for name, runs in found.items()}
     about = environment()
     lines = [
         "# Time to accuracy at 20 Mbit/s and 40 ms",
         "",
-        f"Fashion-MNIST, {CONFIG.train_samples} training and {CONFIG.test_samples} test samples, small CNN cut after "
-        f"`{CONFIG.cut}` (16,384 values a sample), batch {CONFIG.batch_size}, {CONFIG.epochs} epochs, Adam with a "
-        "cosine rate. Batches go whole (no micro-batches). Evaluation traffic is not counted, for no method.",
+        f"Fashion-MNIST, {CONFIG.train_samples} training and {CONFIG.test_samples} test samples, small CNN",
+        f"cut after `{CONFIG.cut}` (16,384 values each), batch {CONFIG.batch_size}, {CONFIG.epochs} epochs, Adam with",
+        "a cosine rate. Batches go whole (no micro-batches). Evaluation traffic is not counted, for no method.",
         "",
         "The rule: " + " ".join((__doc__ or "").split("The rule, ")[1].split("\n\n")[0].split()),
         "",
-        f"Target: {target:.4f}.",
-        "",
-        "## Seconds of an epoch over the link",
-        "",
-        "| | A | B | C |",
-        "|---|---|---|---|",
+        "| | final accuracy by seed | mean | against plain | exchanges |",
+        "|---|---|---|---|---|",
     ]
-    for name, kinds in seconds.items():
-        cells = []
-        for kind in "ABC":
-            times = kinds.get(kind)
-            cells.append(
-                f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}, n = {len(times)})"
-                if times
-                else ""
-            )
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Median (smallest to largest).",
-        "",
-        "## To the target",
-        "",
-        "| | seed | exchanges | final accuracy | epochs to the target | seconds | faster than plain, same seed |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    plain: dict[int, float] = {}
-    ratios: dict[str, list[float]] = {}
     for name, runs in found.items():
-        for run in runs:
-            needed = epochs_to(target, run["accuracies"])
-            took, ratio = None, ""
-            if needed is not None:
-                took = sum(statistics.median(seconds[name][kind]) for kind in run["exchanges"][:needed])
-                if name == PLAIN:
-                    plain[run["seed"]] = took
-                elif run["seed"] in plain:
-                    ratios.setdefault(name, []).append(plain[run["seed"]] / took)
-                    ratio = f"{ratios[name][-1]:.1f}x"
-            lines.append(
-                f"| {name} | {run['seed']} | {run['exchanges']} | {run['accuracies'][-1]:.4f} | "
-                f"{needed or 'not held'} | {'' if took is None else f'{took:.0f}'} | {ratio} |"
-            )
-    lines += [""]
-    for name in METHODS:
-        if name != PLAIN:
-            values = ratios.get(name, [])
-            mean = statistics.mean(run["accuracies"][-1] for run in found[name])
-            middle = f"median {statistics.median(values):.1f}x" if values else "no ratio"
-            lines.append(
-                f"- {name}: {middle} over the {len(values)} of {len(SEEDS)} seeds where both reach the target (aim: "
-                f"more than 15x); mean final accuracy {mean:.4f}, {mean - target - 0.005:+.4f} against plain."
-            )
+        each = ", ".join(f"{run['accuracies'][-1]:.4f}" for run in runs)
+        states = ", ".join("/".join(str(run["exchanges"].count(kind)) for kind in "ABC") for run in runs)
+        lines.append(f"| {name} | {each} | {final[name]:.4f} | {final[name] - final[PLAIN]:+.4f} | A/B/C {states} |")
+    lines += ["", "## Seconds of an epoch over the link", "", "| | A | B | C |", "|---|---|---|---|"]
+    for name, kinds in seconds.items():
+        cells = [
+            f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}, n = {len(times)})" if times else ""
+            for times in (kinds.get(kind) for kind in "ABC")
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "Median (smallest to largest).", ""]
+    for margin in MARGINS:
+        target = final[PLAIN] - margin
+        what = "the rule's target" if margin == MARGINS[0] else "a lower target"
+        lines += [f"## To {target:.4f}, {what}: {margin:.1%} below plain", "", *to_target(found, seconds, target), ""]
     lines += [
+        "Aim: more than 15x at the rule's target. The lower targets were added after the curves had been seen, to show",
+        "what runs that miss it do reach.",
         "",
         "## Checks: whole runs over the link, seed 0",
         "",
         *checks,
         "",
-        f"{about['processor']}, {about['cores']} cores for both sides, proxy and link, one thread a process, load "
+        f"{about['processor']}, {about['cores']} cores for both sides, proxy and link, one thread a process, load",
         f"average before {load}; PyTorch {about['torch']}. Commands: see `benchmarks/to_accuracy.py`.",
         "",
     ]

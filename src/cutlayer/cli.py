@@ -113,13 +113,17 @@ def run_config(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     train_data, test_data = config.datasets()
+    parts, partition = config.divided(train_data)
     run = Run(folder, config.as_dict())
+    if partition is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        partition.save(folder / "partition.json")
     done = run.checkpointed() if resume else []
     try:
         with ProgressView(title or config.schedule, config.epochs, console, done) as view:
             return fit(
                 config.halves(train_data),
-                train_data,
+                parts,
                 test_data,
                 method=config.method(),
                 training=config.training(),

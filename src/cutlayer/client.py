@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cutlayer.averaging import load_weights, weights_frame
+from cutlayer.delta import DeltaSender
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.feed import Batch, Feed
 from cutlayer.flops import FlopTable
-from cutlayer.formats import encode_exactly, get_float_codec, isfinite
+from cutlayer.formats import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.pool import Body
+from cutlayer.replay import ReplayStore
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive, seeded
 from cutlayer.wire.frames import Ask, Done, Evaluate, Frame, Plan, Step, Update, Weights, pack, unpack
@@ -65,9 +67,14 @@ class Client:
             )
         self.method, self.seed, self.ledger = method, training.seed, ledger
         self.microbatches = training.microbatches
-        self.codec = get_float_codec(method.activations)
-        self.gradient_codec = get_float_codec(method.gradients)
+        transfer = get_transfer(method.activations)
+        self.codec, self.test_codec = transfer.codec, evaluation_codec(transfer)
+        self.gradient_codec = get_transfer(method.gradients).codec
         self.cut_shape = self.flops.output_shape
+        self.deltas = None
+        if transfer.delta is not None:
+            self.deltas = DeltaSender(self.codec, transfer.delta, len(train), self.cut_shape, method.store)
+        self.anew = False
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
         self._ahead: Batch | None = None
@@ -79,6 +86,10 @@ class Client:
     def half(self) -> nn.Module:
         """The client half."""
         return self._body().half
+
+    def stores(self) -> dict[str, ReplayStore]:
+        """What a checkpoint of this client holds beside its half and optimizer."""
+        return {} if self.deltas is None else {"references": self.deltas.store}
 
     @property
     def exchange(self) -> Exchange:
@@ -123,6 +134,7 @@ class Client:
             raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
         self.leave()
         self.plan, self._steps = plan, 0
+        self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
         self._body().optimizer.begin(plan.epoch)
         self._source = self._timed(self.train.epoch(plan.epoch))
         self._ahead = next(self._source, None)
@@ -177,14 +189,14 @@ class Client:
         Only an A epoch builds a graph; there `backward` takes the replies. The updates of parts equal those of the
         whole batch up to the order of float additions, except that batch norm normalizes each part by itself.
         """
-        size = -(-len(batch.ids) // self.microbatches)
+        size, anew = -(-len(batch.ids) // self.microbatches), self.anew and step == 0
         self.pending.clear()
         if size == len(batch.ids) or self.exchange is not Exchange.BOTH:
-            yield self._forward(Step(self.number, self.plan.epoch, step), batch)
+            yield self._forward(Step(self.number, self.plan.epoch, step, anew=anew), batch)
             return
         pieces = list(zip(*(tensor.split(size) for tensor in (batch.ids, batch.inputs, batch.labels)), strict=True))
         for part, piece in enumerate(pieces):
-            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids))
+            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids), anew)
             yield self._forward(message, Batch(*piece))
 
     def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
@@ -256,17 +268,16 @@ class Client:
                     "not finite; lower the learning rate, or look for inputs that are not finite"
                 )
             name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
-            encoded = self.codec.encode(activations, derive(self.seed, *name))
-            return pack(
-                Frame(
-                    message,
-                    {
-                        "ids": encode_exactly(batch.ids),
-                        "labels": encode_exactly(batch.labels),
-                        "activations": encoded,
-                    },
-                )
-            )
+            seed = derive(self.seed, *name)
+            tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}
+            if isinstance(message, Evaluate):
+                tensors["activations"] = self.test_codec.encode(activations)
+            elif self.deltas is None:
+                tensors["activations"] = self.codec.encode(activations, seed)
+            else:
+                sent, tensors["activations"] = self.deltas.encode(batch.ids, activations, seed)
+                tensors["sent"] = encode_exactly(sent.to(torch.uint8))
+            return pack(Frame(message, tensors))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:

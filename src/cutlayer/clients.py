@@ -92,6 +92,7 @@ class Facts:
         inputs: type and shape of one sample.
         sizes: samples in each batch of an epoch.
         flops: of its half in an epoch of plain split learning.
+        stores: names of what a checkpoint holds of it beside its half and optimizer.
         first: a digest of its first samples, so that a run is not resumed with other data by mistake.
     """
 
@@ -100,6 +101,7 @@ class Facts:
     inputs: str
     sizes: list[int]
     flops: int
+    stores: list[str]
     first: str
 
     @staticmethod
@@ -112,6 +114,7 @@ class Facts:
             f"{client.flops.dtype} {list(client.flops.sample_shape)}",
             sizes,
             sum(sum(client.flops(size)) for size in sizes),
+            [*client.stores()],
             fingerprint(first.inputs, first.labels),
         )
 
@@ -138,13 +141,14 @@ class Clients(ABC):
 
     Attributes:
         facts, peers: by number.
-        store: all halves and optimizers, as checkpoints hold them: the same wherever the clients are.
+        stores: what checkpoints hold of them, by name, the same wherever the clients are: all halves and optimizers
+            under "clients".
         mortal: whether `Lost` may be raised, so that there must always be a checkpoint to go back to.
     """
 
     facts: list[Facts]
     peers: Sequence[LosablePeer]
-    store: Store
+    stores: dict[str, Store]
     mortal: ClassVar[bool] = False
 
     def server(
@@ -205,12 +209,19 @@ class _ClientsHere(Clients):
         self, half: nn.Module, holdings: Sequence[Holding], method: Method, training: Training, ledger: Ledger
     ) -> None:
         clients = build_clients(half, dict(enumerate(holdings)), method, training, ledger, method.store.folder)
-        self.store = clients.pool
+        self.stores: dict[str, Store] = {"clients": clients.pool}
+        for number, client in clients.by_number.items():
+            self.stores |= {store_name(name, number, len(holdings)): s for name, s in client.stores().items()}
         self.facts = [Facts.of(client) for client in clients.by_number.values()]
         self.peers = [InProcessPeer(number, client.answers) for number, client in clients.by_number.items()]
 
     def load_half(self, half: nn.Module) -> None:
         """Nothing to do: it is the module that was trained."""
+
+
+def store_name(name: str, number: int, clients: int) -> str:
+    """What checkpoints call a client's own store of this name."""
+    return f"{name}_{number}" if clients > 1 else name
 
 
 @dataclass(frozen=True, eq=False)

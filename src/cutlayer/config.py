@@ -9,14 +9,18 @@ from typing import Any, Literal
 
 import msgspec
 import torch
+from torch.utils.data import Dataset
 
 from cutlayer import data
 from cutlayer.data import CropFlip, Images
 from cutlayer.errors import ConfigError, unknown
+from cutlayer.fleet import Fleet
 from cutlayer.formats import get_pair
 from cutlayer.method import Method, Training
 from cutlayer.models import make_model
+from cutlayer.modes import make_mode
 from cutlayer.optim import Optimizer
+from cutlayer.partition import Partition, make_partition
 from cutlayer.replay import StoreOptions
 from cutlayer.schedule import make_schedule
 from cutlayer.seeds import seeded
@@ -52,13 +56,31 @@ class Config:
     period: int = 10
     """For periodic: epochs in a cycle of A, B, C, C, ..."""
     codec: str = "fp8"
-    """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down) or "mxfp4+zstd"; see docs/formats.md."""
+    """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down), "mxfp4+zstd", or UP/DOWN such as
+    "delta0.3>mxfp4+zstd/mxfp4:stochastic"; see docs/formats.md."""
     activations: str | None = None
     """Codec of the activations, in place of that of the pair."""
     gradients: str | None = None
     """Codec of the gradients, in place of that of the pair."""
     norm_in_b: Literal["train", "eval"] = "train"
     """Mode of the client's batch norm in B epochs; see docs/batch-norm.md."""
+
+    clients: int = 1
+    """Clients that the training data are divided among; see docs/many-clients.md. Client 0 holds the test data."""
+    partition: str = "iid"
+    """Who has what: "iid", "dirichlet:ALPHA", "shards:N", "quantity:ALPHA" or a file; see docs/partitions.md."""
+    mode: Literal["sequential", "splitfed_v1", "splitfed_v2", "parallel"] = "splitfed_v2"
+    """How several clients work together."""
+    average_every: int | None = None
+    """Steps after which client halves are averaged, beside the end of an epoch; by default none (parallel: 1)."""
+    state: Literal["shared", "own"] = "shared"
+    """Whether clients share one state of the schedule, or each has its own."""
+    fraction: float = 1.0
+    """Part of the clients that takes part in an epoch."""
+    dropout: float = 0.0
+    """Chance that a client is lost in the middle of an epoch, in a simulation."""
+    live_clients: int = 16
+    """Client halves in memory in a simulation; the others lie on the disk."""
 
     epochs: int = 100
     """Length of the run."""
@@ -91,6 +113,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if self.clients < 1:
+            raise ConfigError(f"clients must be at least 1, got {self.clients}")
 
     def method(self) -> Method:
         """When to communicate and in what form."""
@@ -101,6 +125,17 @@ class Config:
             self.gradients or gradients.name,
             self.norm_in_b,
             self.store,
+            self.fleet(),
+        )
+
+    def fleet(self) -> Fleet:
+        """How several clients work together."""
+        return Fleet(
+            mode=make_mode(self.mode, self.average_every),
+            state=self.state,
+            fraction=self.fraction,
+            dropout=self.dropout,
+            live=self.live_clients,
         )
 
     def training(self) -> Training:
@@ -123,6 +158,13 @@ class Config:
         """Training and test data."""
         train, test = data.load(self.data, self.data_dir)
         return train.first(self.train_samples), test.first(self.test_samples)
+
+    def divided(self, train: Images) -> tuple[list[Dataset], Partition | None]:
+        """Each client's training data, and the partition that divides them; None for one client."""
+        if self.clients == 1:
+            return [train], None
+        partition = make_partition(self.partition, train.labels, self.clients, self.seed, self.data)
+        return [partition.subset(train, client) for client in range(self.clients)], partition
 
     def network(self, train: Images) -> torch.nn.Module:
         """The uncut network with its initial weights, which follow from the seed."""

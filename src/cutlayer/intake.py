@@ -17,6 +17,7 @@ from cutlayer.schedule import Exchange
 from cutlayer.wire.frames import Frame, Step
 
 NAMES = ["ids", "labels", "activations"]
+NAMES_OF_CHANGES = [*NAMES, "sent"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,22 @@ class Intake:
     Args:
         clients: what is known of each client, by number.
         cut_shape: shape of one sample's activations.
-        codec: name of the codec of the activations.
+        codec, test_codec: names of the codecs of the activations, in training and in evaluation.
         classes: what labels may be; None for other tasks, whose labels all have the type and shape of the first.
+        delta: whether training sends changes (`delta`).
     """
 
     def __init__(
-        self, clients: list[ClientInfo], cut_shape: tuple[int, ...], codec: str, classes: Classes | None
+        self,
+        clients: list[ClientInfo],
+        cut_shape: tuple[int, ...],
+        codec: str,
+        test_codec: str,
+        classes: Classes | None,
+        delta: bool = False,
     ) -> None:
-        self.clients, self.cut_shape, self.codec, self.classes = clients, cut_shape, codec, classes
+        self.clients, self.cut_shape, self.classes, self.delta = clients, cut_shape, classes, delta
+        self.codecs = {False: codec, True: test_codec}
         # Training and test labels may differ in kind: probabilities of a mixture there, classes here.
         self._label_kinds: dict[bool, tuple[bool, tuple[int, ...]]] = {}
 
@@ -98,6 +107,10 @@ class Intake:
         if (message.step, message.part) != (step, 0):
             got = f"{message.step}, part {message.part}"
             raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
+        if message.anew and not (self.delta and step == 0):
+            raise RefusedError(
+                f"client {message.client}: anew: expected in the first step and with delta, got {message}"
+            )
         most = self.clients[message.client].batch_size
         both = exchange is Exchange.BOTH
         if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
@@ -106,8 +119,11 @@ class Intake:
                 f"{most}; got {message}"
             )
 
-    def batch(self, frame: Frame, client: int, *, test: bool = False) -> tuple[Encoded, Tensor, Tensor]:
-        """Activations (encoded), ids int64 [B] and labels [B, ...] of a client's training or test batch."""
+    def batch(self, frame: Frame, client: int, *, test: bool = False) -> tuple[Encoded, Tensor, Tensor, Tensor | None]:
+        """Activations (encoded), ids int64 [B] and labels [B, ...] of a client's training or test batch.
+
+        With delta, the activations are the changes of those samples that the last item, bool [B], says were sent.
+        """
         self.check_client(client)
         info = self.clients[client]
         samples = info.test_samples if test else info.samples
@@ -117,11 +133,12 @@ class Intake:
             if not ok:
                 raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
 
-        require(list(frame.tensors) == NAMES, "fields", NAMES, list(frame.tensors))
+        names = NAMES_OF_CHANGES if self.delta and not test else NAMES
+        require(list(frame.tensors) == names, "fields", names, list(frame.tensors))
         activations = frame.tensors["activations"]
-        require(activations.codec == self.codec, "codec", self.codec, activations.codec)
+        require(activations.codec == self.codecs[test], "codec", self.codecs[test], activations.codec)
         require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
-        count = len(activations)
+        count = len(frame.tensors[names[-1]])
         require(0 < count <= largest, "batch size", f"1 to {largest}", count)
         for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
             encoded = frame.tensors[name]
@@ -130,8 +147,16 @@ class Intake:
         ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in NAMES[:2])
         require(ids.shape == (count,), "ids", f"{count} ids", list(ids.shape))
         require(bool((ids >= 0).all() and (ids < samples).all()), "ids", f"0 to {samples - 1}", ids.tolist())
+        sent = None
+        if names is NAMES_OF_CHANGES:
+            encoded = frame.tensors["sent"]
+            require((encoded.codec, encoded.shape) == ("u8", ()), "sent", "a byte for each sample", encoded.codec)
+            codes = get_codec(encoded.codec).decode(encoded)
+            require(bool((codes <= 1).all()), "sent", "0 or 1 for each sample", codes.tolist())
+            sent = codes.bool()
+            require(len(activations) == int(sent.sum()), "changes", f"{int(sent.sum())}", len(activations))
         self._label_kinds[test] = self._check_labels(labels, self._label_kinds.get(test), require)
-        return activations, ids, labels
+        return activations, ids, labels, sent
 
     def _check_labels(
         self, labels: Tensor, first: tuple[bool, tuple[int, ...]] | None, require: Callable[..., None]

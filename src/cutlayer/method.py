@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from cutlayer.data import Augment
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.fleet import Fleet
-from cutlayer.formats import get_float_codec, get_pair
+from cutlayer.formats import get_pair, get_transfer
 from cutlayer.optim import Optimizer, OptimizerSpec
 from cutlayer.replay import StoreOptions
 from cutlayer.schedule import Always, Schedule
@@ -25,7 +25,7 @@ class Method:
 
     Attributes:
         schedule: which epochs exchange activations and gradients, activations only, or nothing.
-        activations, gradients: names of the codecs for the two directions.
+        activations, gradients: specs of the two directions; see docs/formats.md.
         norm_in_b: how the client's batch norm behaves in forward-only epochs: "train" normalizes by the batch and
             updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone.
         store: where the server keeps activations.
@@ -42,8 +42,14 @@ class Method:
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
-        get_float_codec(self.activations)
-        get_float_codec(self.gradients)
+        if get_transfer(self.activations).feedback:
+            raise ConfigError(
+                f"activations {self.activations!r}: 'ef>' is for gradients alone; give two specs, UP/DOWN"
+            )
+        if get_transfer(self.gradients).delta is not None:
+            raise ConfigError(
+                f"gradients {self.gradients!r}: 'delta>' is for activations alone; give two specs, UP/DOWN"
+            )
         if self.norm_in_b not in ("train", "eval"):
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, ("train", "eval")))
 

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,11 @@ class ReplayStore:
     Args:
         capacity: number of samples; ids go from 0 to capacity - 1.
         options: placement and budgets.
+        name: what an error calls it.
     """
 
-    def __init__(self, capacity: int, options: StoreOptions = StoreOptions()) -> None:
-        self.capacity, self.options = capacity, options
+    def __init__(self, capacity: int, options: StoreOptions = StoreOptions(), name: str = "replay store") -> None:
+        self.capacity, self.options, self.name = capacity, options, name
         self.codec = ""
         self.shape: tuple[int, ...] = ()
         self.version = 0
@@ -81,13 +83,13 @@ class ReplayStore:
         """Whether the rows lie in a memory-mapped file."""
         return isinstance(self._arrays.get("rows"), np.memmap)
 
-    def put(self, ids: Tensor, activations: Encoded, labels: Tensor) -> None:
+    def put(self, ids: Tensor, activations: Encoded, labels: Tensor | None = None) -> None:
         """Keep a batch in place of what was kept of these samples.
 
         Args:
             ids: int64 [B], from 0 to capacity - 1.
             activations: B encoded samples, of the codec and shape of all the others.
-            labels: [B, ...].
+            labels: [B, ...]; a store has them always or never.
 
         Raises:
             StoreFullError: at the first call, when the store for all samples would be larger than the budget or the
@@ -100,8 +102,9 @@ class ReplayStore:
         arrays = {
             "rows": activations.rows.cpu().numpy(),
             "shared": activations.shared.expand(len(ids), -1).cpu().numpy(),
-            "labels": labels.cpu().numpy(),
         }
+        if labels is not None:
+            arrays["labels"] = labels.cpu().numpy()
         if not self._arrays:
             self._allocate(activations.codec, activations.shape, arrays)
         if (activations.codec, activations.shape) != (self.codec, self.shape):
@@ -121,9 +124,29 @@ class ReplayStore:
 
     def get(self, ids: Tensor) -> tuple[Encoded, Tensor]:
         """The encoded activations and the labels of these samples, which must be there."""
-        index = ids.numpy()
-        rows, shared, labels = (torch.from_numpy(self._arrays[name][index]) for name in ("rows", "shared", "labels"))
-        return Encoded(self.codec, self.shape, rows, shared), labels
+        return self.encoded(ids), torch.from_numpy(self._arrays["labels"][ids.numpy()])
+
+    def encoded(self, ids: Tensor) -> Encoded:
+        """The encoded activations of these samples; bytes of 0 for one that is not there, in a store that has some."""
+        rows, shared = (torch.from_numpy(self._arrays[name][ids.numpy()]) for name in ("rows", "shared"))
+        return Encoded(self.codec, self.shape, rows, shared)
+
+    def present(self, ids: Tensor) -> Tensor:
+        """Which of these samples are there, bool [B]."""
+        return torch.from_numpy(self._present[ids.numpy()])
+
+    def clear(self, start: int, stop: int) -> None:
+        """Forget the samples with ids from start to stop - 1."""
+        self._present[start:stop] = False
+        for array in self._arrays.values():
+            array[start:stop] = 0
+        self.version += 1
+
+    def digest(self, start: int, stop: int) -> int:
+        """CRC-32 of which samples from start to stop - 1 are there, and of their rows."""
+        present = self._present[start:stop]
+        digest = zlib.crc32(present.data)
+        return zlib.crc32(self._arrays["rows"][start:stop].data, digest) if present.any() else digest
 
     def batches(
         self,
@@ -166,7 +189,7 @@ class ReplayStore:
         budget, place = (options.disk_budget_mib, "disk") if on_disk else (options.memory_budget_mib, "memory")
         if needed > budget:
             raise StoreFullError(
-                f"the replay store of {self.capacity} samples {list(shape)} in {codec} takes {needed:.1f} MiB, "
+                f"the {self.name} of {self.capacity} samples {list(shape)} in {codec} takes {needed:.1f} MiB, "
                 f"the budget on {place} is {budget} MiB; raise it, use placement 'auto' or 'disk', a later cut, "
                 "or fewer bits"
             )
@@ -192,7 +215,7 @@ class ReplayStore:
         except OSError as error:
             folder = self.options.folder or tempfile.gettempdir()
             raise StoreFullError(
-                f"the replay store takes {size / (1 << 20):.1f} MiB in {folder}, "
+                f"the {self.name} takes {size / (1 << 20):.1f} MiB in {folder}, "
                 f"{shutil.disk_usage(folder).free >> 20} MiB are free there ({error.strerror}); free some, or "
                 "choose another folder"
             ) from error
@@ -215,6 +238,7 @@ class ReplayStore:
         present = arrays.pop("present")
         if len(present) != self.capacity:
             raise ConfigError(f"{folder}: the store holds {len(present)} samples, the data set has {self.capacity}")
+        self._arrays = {}
         if arrays:
             self._allocate(about["codec"], tuple(about["shape"]), arrays)
             for name, array in arrays.items():

@@ -106,6 +106,7 @@ def comparison(histories: dict[str, History]) -> Table:
         "epochs A / B / C": lambda h: " / ".join(str(h.count(exchange)) for exchange in Exchange),
         "sent up": lambda h: human_bytes(h.bytes("up")),
         "sent down": lambda h: human_bytes(h.bytes("down")),
+        "client weights, of these": lambda h: human_bytes(h.bytes(kinds=("weights",))),
         "evaluation traffic": lambda h: human_bytes(h.bytes(kinds=("evaluation",))),
         "client GFLOPs": lambda h: f"{h.flops('client') / 1e9:.1f}",
         "server GFLOPs": lambda h: f"{h.flops('server') / 1e9:.1f}",
@@ -113,6 +114,8 @@ def comparison(histories: dict[str, History]) -> Table:
         "activations and gradients reduced": lambda h: _times(h.traffic_reduction),
         "client FLOPs reduced": lambda h: _times(h.client_flops_reduction),
     }
+    if not any(history.bytes(kinds=("weights",)) for history in runs):
+        del rows["client weights, of these"]
     for name, cell in rows.items():
         table.add_row(name, *(cell(history) for history in runs))
     return table

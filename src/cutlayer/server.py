@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from cutlayer.averaging import Average, SharedHalf
 from cutlayer.checkpoint import Store
+from cutlayer.delta import REFERENCE, moved, references
 from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError
+from cutlayer.feedback import ErrorFeedback
 from cutlayer.flops import FlopTable
-from cutlayer.formats import Encoded, get_float_codec, isfinite
+from cutlayer.formats import Codec, Encoded, evaluation_codec, get_transfer, isfinite
 from cutlayer.intake import ClientInfo, Intake, classes_of
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
@@ -34,7 +36,8 @@ class Part:
         client: its number; None where samples of several clients are mixed.
         activations: float32 [B, *cut].
         labels: [B, ...].
-        message, ids, encoded: as they came; None for what comes from the store.
+        message, encoded: as they came, or with delta the references that follow; None for what comes from the store.
+        ids: int64 [B], rows of the store.
         learns: whether the client waits for gradients.
     """
 
@@ -91,11 +94,12 @@ class Server:
         self.shared = SharedHalf()
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
         self.method, self.seed, self.precision = method, training.seed, training.precision
-        self.codec, self.gradient_codec = (
-            get_float_codec(method.activations),
-            get_float_codec(method.gradients),
-        )
-        self.intake = Intake(clients, cut_shape, method.activations, classes_of(task, self.flops.output_shape))
+        up, down = get_transfer(method.activations), get_transfer(method.gradients)
+        self.codec, self.gradient_codec, self.test_codec = up.codec, down.codec, evaluation_codec(up)
+        self.delta = up.delta is not None
+        self.store_codec = REFERENCE if self.delta else self.codec
+        classes = classes_of(task, self.flops.output_shape)
+        self.intake = Intake(clients, cut_shape, self.codec.name, self.test_codec.name, classes, self.delta)
         self.state: State = method.schedule.start()
         self.own: list[State] = [self.state] * len(clients) if several and method.fleet.state == "own" else []
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
@@ -103,9 +107,12 @@ class Server:
         self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients) + 1)]
         self.store = ReplayStore(self.offsets[-1], method.store)
         self.test_store = ReplayStore(self.test_offsets[-1], method.store)
-        if not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
-            sample_bytes = sum(self.codec.layout(cut_shape)) + 8
-            self.store.check_budget(self.codec.name, cut_shape, sample_bytes)
+        if self.delta or not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
+            sample_bytes = sum(self.store_codec.layout(cut_shape)) + 8
+            self.store.check_budget(self.store_codec.name, cut_shape, sample_bytes)
+        self.feedback = None
+        if down.feedback:
+            self.feedback = ErrorFeedback(self.gradient_codec, self.store.capacity, cut_shape, method.store)
         self._clear()
 
     @property
@@ -139,7 +146,8 @@ class Server:
         """The frame that tells a client what this epoch exchanges."""
         exchange = self.exchange_of(client)
         share = self.share if exchange is Exchange.BOTH else None
-        return pack(Frame(Plan(client, self.state.epoch, exchange.value, share)))
+        digest = self.store.digest(self.offsets[client], self.offsets[client + 1]) if self.delta else None
+        return pack(Frame(Plan(client, self.state.epoch, exchange.value, share, digest)))
 
     def take(self, data: bytes, client: int | None = None) -> Part:
         """A client's part of a step, from its frame.
@@ -158,9 +166,13 @@ class Server:
         if exchange is Exchange.NONE or message.epoch != epoch:
             raise RefusedError(f"client {message.client}: epoch: expected epoch {epoch} ({exchange}), got {message}")
         self.intake.check_order(self._last.get(message.client), message, exchange)
-        encoded, ids, labels = self.intake.batch(frame, message.client)
+        encoded, ids, labels, sent = self.intake.batch(frame, message.client)
+        ids = ids + self.offsets[message.client]
         with self.ledger.phase("decode"):
-            activations = self._decoded(encoded, message)
+            activations = self._decoded(self.codec, encoded, message)
+            if sent is not None:
+                encoded = self._moved(ids, sent, activations, message)
+                activations = self.store_codec.decode(encoded)
         learns = exchange is Exchange.BOTH
         return Part(message.client, activations, labels.to(self.device), message, ids, encoded, learns)
 
@@ -205,7 +217,7 @@ class Server:
         for ids in self.drawn(client):
             encoded, labels = self.store.get(ids)
             with self.ledger.phase("decode"):
-                activations = self.codec.decode(encoded.to(self.device))
+                activations = self.store_codec.decode(encoded.to(self.device))
             yield Part(client, activations, labels.to(self.device))
 
     def keeps(self, client: int) -> bool:
@@ -262,7 +274,7 @@ class Server:
             for encoded, labels in self.test_store.batches(batch_size):
                 labels = labels.to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    outputs = self.half(self.codec.decode(encoded.to(self.device)))
+                    outputs = self.half(self.test_codec.decode(encoded.to(self.device)))
                 outputs = outputs.float()
                 scores = {"loss": self.task.loss, **self.task.metrics}
                 for name, score in scores.items():
@@ -283,6 +295,8 @@ class Server:
             stores["shared"] = self.shared
         if self.halves is not None:
             stores["server_halves"] = self.halves
+        if self.feedback is not None:
+            stores["residuals"] = self.feedback.store
         return stores
 
     def saved(self) -> dict[str, Any]:
@@ -367,9 +381,10 @@ class Server:
         if message is None or part.client is None or part.ids is None or part.encoded is None:
             return None
         self._last[part.client] = message
-        if not part.learns:
+        if not part.learns or self.delta:
             with self.ledger.phase("store"):
-                self.store.put(part.ids + self.offsets[part.client], part.encoded, part.labels.cpu())
+                self.store.put(part.ids, part.encoded, part.labels.cpu())
+        if not part.learns:
             return None
         with self.ledger.phase("encode"):
             gradients = part.activations.grad
@@ -379,7 +394,11 @@ class Server:
                 gradients = gradients * (count / len(part.labels))
             number = (message.part,) if message.parts > 1 else ()
             name = ("encode", "down", message.client, message.epoch, message.step, *number)
-            encoded = self.gradient_codec.encode(gradients, derive(self.seed, *name))
+            seed = derive(self.seed, *name)
+            if self.feedback is not None:
+                encoded = self.feedback.encode(part.ids, gradients, seed)
+            else:
+                encoded = self.gradient_codec.encode(gradients, seed)
             update = Update(message.client, message.epoch, message.step, message.part)
             return pack(Frame(update, {"gradients": encoded}))
 
@@ -400,12 +419,23 @@ class Server:
         """Keep test activations. Raises RefusedError for another frame than is expected."""
         if frame.message != expected:
             raise RefusedError(f"client {expected.client}: expected {expected}, got {frame.message}")
-        encoded, ids, labels = self.intake.batch(frame, expected.client, test=True)
-        self._decoded(encoded, expected)
+        encoded, ids, labels, _ = self.intake.batch(frame, expected.client, test=True)
+        self._decoded(self.test_codec, encoded, expected)
         self.test_store.put(ids + self.test_offsets[expected.client], encoded, labels)
 
-    def _decoded(self, encoded: Encoded, message: object) -> Tensor:
-        activations = self.codec.decode(encoded.to(self.device))
+    def _moved(self, ids: Tensor, sent: Tensor, changes: Tensor, message: Step) -> Encoded:
+        """The references of these samples after their changes; see `delta`."""
+        client, anew = message.client, message.anew and message.part == 0
+        known = self.store.present(ids) & (not anew)
+        if not bool((sent | known).all()):
+            lacking = (ids - self.offsets[client])[~(sent | known)].tolist()
+            raise RefusedError(f"client {client}: sent: expected changes of samples {lacking}, which have no reference")
+        if anew:
+            self.store.clear(self.offsets[client], self.offsets[client + 1])
+        return moved(references(self.store, ids, changes), sent.to(changes.device), changes)
+
+    def _decoded(self, codec: Codec, encoded: Encoded, message: object) -> Tensor:
+        activations = codec.decode(encoded.to(self.device))
         if not isfinite(activations):
             raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
         return activations

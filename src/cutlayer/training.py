@@ -159,7 +159,7 @@ class _Fitting:
         self.checkpoints = folder.checkpoints if folder is not None else None
         self.records: list[EpochRecord] = []
         self.baseline = _baseline(clients.facts, server)
-        self.modules, self.stores = server.modules(), {"clients": clients.store, **server.stores()}
+        self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
 
     def open(self, config: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
         """Begin, or go on from the newest checkpoint."""

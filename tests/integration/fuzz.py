@@ -172,16 +172,16 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def fuzz(folder: Path, frames: int, seed: int = 0) -> dict[str, object]:
+def fuzz(folder: Path, frames: int, seed: int = 0, codec: str = "fp8") -> dict[str, object]:
     """Train with so many mutants in between; what happened, for the caller to judge."""
     torch.set_num_threads(1)
-    config = Config(**CONFIG)
+    config = Config(**CONFIG, codec=codec)
     train, test = config.datasets()
     reference = fit(config.halves(train), train, test, method=config.method(), training=config.training())
     good = sum(4 + 1 for exchange in reference.history.exchanges if exchange != "C")
     make_certificates(folder / "tls", ["client"])
     draw = random.Random(seed)
-    with serve(folder) as server:
+    with serve(folder, codec=codec) as server:
         port, pid = port_of(server), server.process.pid
         address, tls = f"127.0.0.1:{port}", folder / "tls" / "client"
         memory: list[tuple[int, float]] = []
@@ -229,9 +229,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--codec", default="fp8")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = fuzz(Path(folder), chosen.frames, chosen.seed)
+        found = fuzz(Path(folder), chosen.frames, chosen.seed, chosen.codec)
     for name, value in found.items():
         print(f"{name}: {value}")
     sys.exit(not (found["same bits"] and found["refusals counted"] >= found["mutants"]))

@@ -4,6 +4,7 @@
 
 KIND "disk": a store on disk and augmentation; "disk-before" and "disk-after" end it around the naming of the checkpoint
 after STEP epochs. KIND "loader": a store in memory, a shuffled DataLoader, evaluation and checkpoints at odd intervals.
+KIND "memories": the same with changes of activations, and error feedback.
 """
 
 import os
@@ -81,14 +82,15 @@ def main(folder: str, step: int, kind: str) -> None:
     train = train.first(200)
     loader = DataLoader(train, batch_size=50, shuffle=True)
     disk = kind == "disk"
+    codecs = ("fp8_e4m3", "fp8_e5m2")
+    if kind == "memories":
+        codecs = ("delta0.3>mxfp4:stochastic", "ef>topk0.2>fp8_e5m2")
     fit(
         split(wrapped, "net.cut"),
         train if disk else loader,
         test.first(60),
         # The loss decides, so a run that forgot where its schedule was would take another way.
-        method=Method(
-            Drift(threshold=0.35), "fp8_e4m3", "fp8_e5m2", store=StoreOptions(placement="disk" if disk else "memory")
-        ),
+        method=Method(Drift(threshold=0.35), *codecs, store=StoreOptions(placement="disk" if disk else "memory")),
         training=Training(
             epochs=EPOCHS,
             batch_size=50,

@@ -45,15 +45,18 @@ def run_on_ray(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
 BACKENDS = {"in process": run_in_process, "grpc": run_over_grpc, "ray": run_on_ray}
 
 
+CODECS = ["fp8", "fp32", "delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2"]
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> dict[str, tuple]:
     """What the first backend gives, by codec."""
-    return {codec: run_in_process(tmp_path_factory.mktemp(codec), codec=codec) for codec in ("fp8", "fp32")}
+    return {codec: run_in_process(tmp_path_factory.mktemp("run"), codec=codec) for codec in CODECS}
 
 
 class TestConformance:
     @pytest.mark.parametrize("backend", BACKENDS)
-    @pytest.mark.parametrize("codec", ["fp8", "fp32"])
+    @pytest.mark.parametrize("codec", CODECS)
     def test_same_weights_losses_and_bytes(self, backend: str, codec: str, expected, tmp_path: Path, request) -> None:
         if backend == "ray":
             request.getfixturevalue("cluster")

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.integration.fuzz import fuzz
 
 
-def test_mutated_frames_are_refused_and_counted_and_change_nothing(tmp_path: Path) -> None:
-    found = fuzz(tmp_path, frames=3000, seed=1)
-    assert found["mutants"] >= 3000
+@pytest.mark.parametrize(("codec", "frames"), [("fp8", 3000), ("delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2", 1000)])
+def test_mutated_frames_are_refused_and_counted_and_change_nothing(codec: str, frames: int, tmp_path: Path) -> None:
+    found = fuzz(tmp_path, frames, seed=1, codec=codec)
+    assert found["mutants"] >= frames
     assert found["corrupt messages"] >= 1
     assert found["refused hellos"] >= 1
     # A corrupt message ends its connection before the next one is read; the refusal may come with that end.

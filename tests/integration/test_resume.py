@@ -40,7 +40,7 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, tuple[dict, list[dict]]]:
     outcomes = {}
-    for kind in ("disk", "loader"):
+    for kind in ("disk", "loader", "memories"):
         folder = tmp_path_factory.mktemp(kind)
         assert start(folder, -1, kind) == 0
         outcomes[kind] = outcome(folder)
@@ -48,7 +48,9 @@ def undisturbed(tmp_path_factory) -> dict[str, tuple[dict, list[dict]]]:
     return outcomes
 
 
-@pytest.mark.parametrize(("kind", "state"), [("disk", "A"), ("disk", "B"), ("disk", "C"), ("loader", "C")])
+@pytest.mark.parametrize(
+    ("kind", "state"), [*(("disk", s) for s in "ABC"), ("loader", "C"), ("memories", "A"), ("memories", "C")]
+)
 def test_killed_in_the_middle_of_an_epoch(kind: str, state: str, undisturbed, tmp_path: Path) -> None:
     # The last epoch of its state, so that there is a past to remember.
     epoch = max(record["epoch"] for record in undisturbed[kind][1] if record["exchange"] == state)

@@ -122,6 +122,14 @@ def test_certificates_name_their_owner_and_keys_are_private(tls: Path) -> None:
         make_certificates(tls, ["../up"])
 
 
+def test_an_expired_certificate_is_named_by_its_owner(tls: Path, tmp_path: Path) -> None:
+    for name in ("ca.crt", "ca.key"):
+        (tmp_path / name).write_bytes((tls / name).read_bytes())
+    make_certificates(tmp_path, ["client"], days=-0.5)
+    with pytest.raises(ConfigError, match=r"own.crt: expired on 20\d\d-"):
+        check_health("127.0.0.1:1", tmp_path / "client")
+
+
 def test_without_tls_only_on_this_machine_or_on_demand(tmp_path: Path) -> None:
     for address in ("0.0.0.0:0", "[::]:0", "192.0.2.1:7070", "example.org:7070"):
         with pytest.raises(ConfigError, match="there is no TLS"):

@@ -1,10 +1,13 @@
 """Several clients, and clients that are away in C epochs. Server and clients are threads here, connected over gRPC."""
 
 import contextlib
+import itertools
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from cutlayer import Halves
@@ -13,7 +16,7 @@ from cutlayer.data import Images, outline
 from cutlayer.history import EpochRecord
 from cutlayer.remote import Served, Stop, join, serve
 from cutlayer.remote.signals import Stopped
-from cutlayer.training import fit
+from cutlayer.training import Result, fit
 
 CUT = (16, 4, 4)
 
@@ -21,7 +24,7 @@ CUT = (16, 4, 4)
 class Together:
     """A server in a thread, without TLS, on this machine."""
 
-    def __init__(self, config: Config, folder: Path, clients: tuple[str, ...], on_epoch=None) -> None:
+    def __init__(self, config: Config, folder: Path, clients: tuple[str, ...], on_epoch=None, **more: object) -> None:
         self.config, self.folder = config, folder
         self.served: Served | None = None
         listening = threading.Event()
@@ -41,14 +44,15 @@ class Together:
                 training=config.training(),
                 on_epoch=on_epoch,
                 on_listening=ready,
+                **more,
             )
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
         assert listening.wait(20)
 
-    def join(self, name: str, train: Images, test: Images, **more: object) -> torch.nn.Module:
-        halves: Halves = self.config.halves(train)
+    def join(self, name: str, train: Any, test: Images | None, **more: object) -> torch.nn.Module:
+        halves: Halves = self.config.halves(outline("digits"))
         return join(
             f"127.0.0.1:{self.port}",
             halves.client,
@@ -102,6 +106,116 @@ def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) ->
     assert all(torch.equal(first[f"{name}.{key}"], state[key]) for name in data for key in state)
     assert [record.loss for record in records] == expected.history.losses
     assert [record.test for record in records] == [record.test for record in expected.history.epochs]
+
+
+def shares(config: Config, names: tuple[str, ...]) -> dict[str, tuple[Images, Images | None]]:
+    """The training data in unequal parts, the test data with the first client."""
+    train, test = config.datasets()
+    cuts = [*(0, 96, 160, 192)[: len(names)], 200]
+    parts = [part(train, start, end) for start, end in itertools.pairwise(cuts)]
+    return {name: (share, test if name == names[0] else None) for name, share in zip(names, parts, strict=True)}
+
+
+def in_process(config: Config, data: dict[str, tuple[Images, Images | None]]) -> Result:
+    sets, tests = ([pair[place] for pair in data.values()] for place in (0, 1))
+    halves = config.halves(sets[0])
+    return fit(halves, sets, tests[0], method=config.method(), training=config.training())
+
+
+SEVERAL = {
+    "sequential": {"mode": "sequential"},
+    "splitfed_v1": {"mode": "splitfed_v1", "average_every": 2},
+    "splitfed_v2": {"mode": "splitfed_v2", "state": "own", "schedule": "drop", "threshold": 0.5},
+    "parallel": {"mode": "parallel"},
+    "some": {"mode": "splitfed_v2", "fraction": 0.5, "codec": "delta>mxfp4+zstd/ef>mxfp4"},
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_clients_between_processes_give_the_bits_of_one_process(name: str, tmp_path: Path) -> None:
+    """The conformance of test_backends.py, for several clients."""
+    settings = {"schedule": "periodic", "period": 4, **SEVERAL[name]}
+    config = Config(epochs=6, batch_size=32, test_samples=100, threads=1, **settings)
+    data = shares(config, ("alice", "bob", "carol"))
+    together = Together(config, tmp_path, tuple(data))
+    halves: dict[str, torch.nn.Module] = {}
+
+    def take_part(name: str) -> None:
+        halves[name] = together.join(name, *data[name])
+
+    threads = [threading.Thread(target=take_part, args=(name,), daemon=True) for name in data]
+    for thread in threads:
+        thread.start()
+    for thread in (*threads, together.thread):
+        thread.join(120)
+    assert together.served is not None
+    expected = in_process(config, data)
+    for half in halves.values():
+        assert all(torch.equal(v, half.state_dict()[k]) for k, v in expected.halves.client.state_dict().items())
+    server = together.served.half.state_dict()
+    assert all(torch.equal(value, server[key]) for key, value in expected.halves.server.state_dict().items())
+    assert len(halves) == 3
+    for got, wanted in zip(together.served.history.epochs, expected.history.epochs, strict=True):
+        assert (got.loss, got.exchange, got.states) == (wanted.loss, wanted.exchange, wanted.states)
+        assert (got.test, got.flops) == (wanted.test, wanted.flops)
+        for way in ("up", "down"):
+            assert {k: v for k, v in got.bytes[way].items() if k != "control"} == {
+                k: v for k, v in wanted.bytes[way].items() if k != "control"
+            }
+
+
+def test_with_patience_the_others_go_on_and_the_lost_one_comes_back(tmp_path: Path) -> None:
+    """Bob's process dies in the midst of epoch 1; it is started again, and takes part to the end."""
+    config = Config(epochs=8, batch_size=32, test_samples=40, schedule="always", threads=1)
+    data = shares(config, ("alice", "bob"))
+    seen: list[EpochRecord] = []
+    again = threading.Event()
+
+    def note(record: EpochRecord) -> None:
+        seen.append(record)
+        if len(seen) == 4:
+            again.set()
+            time.sleep(2.0)  # for bob to be there in the next epoch
+
+    together = Together(config, tmp_path, tuple(data), on_epoch=note, patience=1.0)
+
+    class Cut(Exception):  # noqa: N818
+        pass
+
+    def bob() -> None:
+        train = data["bob"][0]
+        dying = DyingSet(train)
+        with pytest.raises(Cut):
+            together.join("bob", dying, None)
+        assert again.wait(60)
+        together.join("bob", train, None)
+
+    class DyingSet(torch.utils.data.Dataset):
+        def __init__(self, images: Images) -> None:
+            self.images, self.reads = images, 0
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            self.reads += 1
+            if self.reads > 150:
+                raise Cut
+            return self.images[index]
+
+    threads = [threading.Thread(target=together.join, args=("alice", *data["alice"]), daemon=True)]
+    threads.append(threading.Thread(target=bob, daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in (*threads, together.thread):
+        thread.join(120)
+    assert together.served is not None
+    samples = [record.samples for record in seen]
+    assert samples[0] == 200
+    assert min(samples) == 96  # alice alone
+    assert samples[-1] == 200  # bob is back
+    assert 96 <= samples[1] < 200  # what he sent before he died counts
+    assert len(samples) == 8
 
 
 def test_a_client_may_be_away_in_c_epochs(tmp_path: Path) -> None:

@@ -161,6 +161,25 @@ def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -
     assert sent_activations[3].numpy().tobytes() in everything
 
 
+def test_evaluation_is_the_same_each_time_where_training_draws(monkeypatch) -> None:
+    sent: list[bytes] = []
+    original = InProcessPeer.receive
+
+    def recording(self) -> bytes:
+        sent.append(original(self))
+        return sent[-1]
+
+    monkeypatch.setattr(InProcessPeer, "receive", recording)
+    pair = Halves(nn.Linear(FEATURES, CUT), nn.Linear(CUT, 10))
+    method = Method(Periodic(period=2), "randtopk0.5>fp16", "mxfp4:stochastic")
+    fit(pair, Reads(), Reads(), method=method, training=training(2))
+    evaluations: list[list[bytes]] = [[], []]  # B leaves the client's weights alone
+    for frame in map(frames.unpack, sent):
+        if isinstance(frame.message, frames.Evaluate):
+            evaluations[frame.message.epoch].append(frame.tensors["activations"].rows.numpy().tobytes())
+    assert evaluations[0] == evaluations[1]
+
+
 def test_bytes_of_the_ledger_are_the_lengths_of_the_frames(monkeypatch) -> None:
     lengths = {"up": 0, "down": 0}
     send, receive = InProcessPeer.send, InProcessPeer.receive

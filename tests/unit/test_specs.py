@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from cutlayer import Always, Method
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.formats import PAIRS, get_codec, get_float_codec, get_pair, specs
+from cutlayer.formats import PAIRS, evaluation_codec, get_codec, get_float_codec, get_pair, get_transfer, specs
 from cutlayer.wire.frames import Frame, Step, pack, unpack
 
 
@@ -84,6 +85,65 @@ def test_a_newer_version_carries_its_number_and_an_older_release_refuses_it(monk
 )  # fmt: skip
 def test_pairs_of_both_directions(spec: str, names: tuple[str, str]) -> None:
     assert tuple(codec.name for codec in get_pair(spec)) == names
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("fp8_e4m3:channel:stochastic+zstd", "fp8_e4m3:channel+zstd"),
+        ("randtopk0.05,0.2>mxfp4:stochastic+zstd", "topk0.05>mxfp4+zstd"),
+        ("topk0.1>fp16", "topk0.1>fp16"),
+        ("delta0.1>mxfp4:stochastic", "fp16"),
+        ("delta>randtopk0.1>fp8_e4m3+zstd", "fp16+zstd"),
+    ],
+)
+def test_evaluation_has_no_draws_and_no_memory(spec: str, name: str) -> None:
+    assert evaluation_codec(get_transfer(spec)).name == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "codec", "delta", "feedback"),
+    [
+        ("mxfp4", "mxfp4", "mxfp4", None, False),
+        ("delta>mxfp4+zstd@1", "delta>mxfp4+zstd", "mxfp4+zstd", 0.0, False),
+        ("delta0>fp16", "delta>fp16", "fp16", 0.0, False),
+        ("delta0.050>topk0.10>fp16", "delta0.05>topk0.1>fp16", "topk0.1>fp16", 0.05, False),
+        ("ef>randtopk0.1>fp8_e5m2", "ef>randtopk0.1,0.1>fp8_e5m2", "randtopk0.1,0.1>fp8_e5m2", None, True),
+    ],
+)
+def test_memories_stand_in_front(spec: str, name: str, codec: str, delta: float | None, feedback: bool) -> None:
+    transfer = get_transfer(spec)
+    assert (transfer.name, transfer.codec.name, transfer.delta, transfer.feedback) == (name, codec, delta, feedback)
+    assert get_transfer(name) == transfer
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("delta1>fp16", "a tolerance below 1, relative to a sample's norm, got 1.0"),
+        ("delta-0.1>fp16", "unknown sparsification 'delta-0.1'"),
+        ("ef0.5>fp16", "unknown sparsification 'ef0.5'"),
+        ("delta>delta>fp16", "unknown sparsification 'delta'"),
+        ("topk0.1>delta>fp16", "unknown sparsification 'topk0.1>delta'"),
+        ("delta>", "unknown codec ''"),
+        ("delta>" + "x" * 1000, "at most 128 characters"),
+    ],
+)
+def test_memories_in_other_places_are_refused(spec: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        get_transfer(spec)
+
+
+def test_a_memory_belongs_to_one_direction_and_to_no_frame() -> None:
+    with pytest.raises(ConfigError, match="'delta>' is for activations alone"):
+        Method.of(Always(), "delta>fp16")
+    with pytest.raises(ConfigError, match="'ef>' is for gradients alone"):
+        Method.of(Always(), "ef>fp16")
+    method = Method.of(Always(), "delta>mxfp4/ef>mxfp4")
+    assert (method.activations, method.gradients) == ("delta>mxfp4", "ef>mxfp4")
+    for spec in (method.activations, method.gradients):
+        with pytest.raises(ConfigError, match="unknown sparsification"):
+            get_codec(spec)
 
 
 def test_every_pair_has_its_codecs() -> None:

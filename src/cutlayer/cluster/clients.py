@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
@@ -14,17 +12,18 @@ import torch
 from ray.exceptions import RayError
 from torch import nn
 
-from cutlayer.clients import Clients, Holding
+from cutlayer.checkpoint import Store
+from cutlayer.clients import Clients, Holding, store_name
 from cutlayer.cluster.backend import Ray
 from cutlayer.cluster.compact import compact
 from cutlayer.cluster.group import Group
 from cutlayer.cluster.peer import RayPeer
 from cutlayer.cluster.seat import Seat, facts_of
 from cutlayer.cluster.server import ParallelServer, check_one_half
+from cutlayer.cluster.stores import ClusterHalves, ClusterStore
 from cutlayer.errors import ConfigError, CutlayerError, Gone, Lost
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
-from cutlayer.pool import link
 from cutlayer.server import Server
 
 log = logging.getLogger("cutlayer.cluster")
@@ -53,8 +52,8 @@ class RayClients(Clients):
         self.chosen, self.ledger, self.shut_down, self.restarts = chosen, ledger, shut_down, 0
         self.group: Group | None = None
         self.seats: list[Seat] = []
-        if chosen.workers > 1 and len(holdings) > 1:
-            check_one_half(method)
+        if chosen.workers > 1:
+            check_one_half(method, len(holdings))
         cpus = ray.cluster_resources().get("CPU", 1) - (
             chosen.cpus_per_worker * chosen.workers if chosen.workers > 1 else 0
         )
@@ -81,7 +80,12 @@ class RayClients(Clients):
                 raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {facts.inputs}")
         self._peers = [RayPeer(number, self.seats[number % count], ledger) for number in range(len(holdings))]
         self._halves = ClusterHalves(self.seats)
-        self.peers, self.store = self._peers, self._halves
+        self.peers = self._peers
+        self.stores: dict[str, Store] = {"clients": self._halves}
+        for number, facts in enumerate(self.facts):
+            for name in facts.stores:
+                whole = store_name(name, number, len(holdings))
+                self.stores[whole] = ClusterStore(self.seats[number % count], number, name)
 
     def _started(self, seats: Sequence[Seat]) -> list[Any]:
         """Begin the actors of these seats, and wait until their clients are built."""
@@ -176,57 +180,3 @@ class RayClients(Clients):
             self.group.kill()
         for seat in self.seats:
             seat.kill()
-
-
-class ClusterHalves:
-    """All clients' halves and optimizers, as a `pool.Pool` of them has them in checkpoints: a file for each client.
-
-    The files of the last checkpoint are kept here, for an actor that is made anew.
-    """
-
-    def __init__(self, seats: Sequence[Seat]) -> None:
-        self.seats, self._base = seats, 0
-        self._kept = tempfile.TemporaryDirectory(prefix="cutlayer-halves-")
-
-    @property
-    def _version(self) -> int:
-        return self._base + sum(seat.calls for seat in self.seats)
-
-    def _file(self, name: str) -> Path:
-        return Path(self._kept.name) / name
-
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint must know beside the files."""
-        return {"version": self._version}
-
-    def save(self, folder: Path) -> None:
-        """Write what every client holds into a folder; of those whose actor died, what it held before."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for seat in self.seats:
-            try:
-                for name, content in () if seat.dead else seat.saved():
-                    self._file(name).unlink(missing_ok=True)  # a checkpoint may share the old one
-                    self._file(name).write_bytes(content)
-            except Gone:
-                continue
-        for file in Path(self._kept.name).iterdir():
-            link(file, folder / file.name)
-
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote, and have the clients begin from there."""
-        for file in Path(self._kept.name).iterdir():
-            file.unlink()
-        for file in folder.glob("*.safetensors"):
-            link(file, self._file(file.name))
-        for seat in self.seats:
-            self.load_seat(seat)
-        self._base = about["version"] - sum(seat.calls for seat in self.seats)
-
-    def load_seat(self, seat: Seat) -> None:
-        """Bring one actor's clients to what is kept of them."""
-        seat.load(self._files(seat))
-
-    def _files(self, seat: Seat) -> Iterator[tuple[str, bytes]]:
-        for number in seat.clients:
-            if (file := self._file(f"{number}.safetensors")).exists():
-                yield file.name, file.read_bytes()

@@ -37,18 +37,21 @@ class Host:
         self._staged = tempfile.TemporaryDirectory(prefix="cutlayer-staged-")
         return {number: Facts.of(client) for number, client in self.clients.items()}
 
-    def answer(self, number: int, frame: bytes) -> tuple[bytes, bool]:
+    def answer(self, number: int, lost: bool, frame: bytes) -> tuple[bytes, bool]:
         """Give a client a frame; then as `go_on`."""
         self._answers[number].append(self.clients[number].answers(frame))
-        return self.go_on(number)
+        return self.go_on(number, lost)
 
-    def go_on(self, number: int) -> tuple[bytes, bool]:
-        """A client's next frame, empty where it waits for one; and whether there may be more, so that asking pays."""
+    def go_on(self, number: int, lost: bool) -> tuple[bytes, bool]:
+        """A client's next frame, empty where it waits for one; and whether there may be more, so that asking pays.
+
+        Where it is `lost` on purpose, the frame is not made: the client ends where it would end in one process.
+        """
         client, answers = self.clients[number], self._answers[number]
         while answers:
             make = next(answers[0], None)
             if make is not None:
-                return make(), not client.waits or self.microbatches > 1
+                return b"lost" if lost else make(), not client.waits or self.microbatches > 1
             answers.popleft()
         return b"", False
 
@@ -64,6 +67,22 @@ class Host:
         """Show that this process lives."""
 
     # --- halves and optimizers, as files ---
+
+    def about(self, number: int, name: str) -> dict[str, Any]:
+        """As `about` of a client's own store of this name."""
+        return self.clients[number].stores()[name].about()
+
+    def saved_store(self, number: int, name: str) -> Iterator[tuple[str, bytes]]:
+        """All files of a checkpoint of that store, by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.clients[number].stores()[name].save(Path(folder))
+            for file in sorted(Path(folder).iterdir()):
+                yield file.name, file.read_bytes()
+
+    def load_store(self, number: int, name: str, about: dict[str, Any]) -> None:
+        """Bring that store to the files that were staged."""
+        self.clients[number].stores()[name].load(Path(self._staged.name), about)
+        self._unstage()
 
     def weights(self, number: int) -> dict[str, Tensor]:
         """A client's half."""
@@ -85,6 +104,9 @@ class Host:
         for answers in self._answers.values():
             answers.clear()
         self.pool.load(Path(self._staged.name), {"version": 0})
+        self._unstage()
+        self.ledger.take()
+
+    def _unstage(self) -> None:
         for file in Path(self._staged.name).iterdir():
             file.unlink()
-        self.ledger.take()

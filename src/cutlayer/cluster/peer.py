@@ -67,7 +67,7 @@ class RayPeer:
 
     def _call(self, method: Any, *arguments: Any) -> None:
         self.seat.calls += 1
-        self._calls.append(method.options(num_returns=2).remote(self.number, *arguments))
+        self._calls.append(method.options(num_returns=2).remote(self.number, self._lost_after == 0, *arguments))
 
     def _count_down(self) -> None:
         if self._lost_after == 0:

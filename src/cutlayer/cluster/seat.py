@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -77,16 +77,16 @@ class Seat:
             return self.get(self.actor.costs.remote())
         return None
 
-    def saved(self) -> Iterator[tuple[str, bytes]]:
-        """Its clients' files of a checkpoint."""
-        for reference in self.actor.saved.options(num_returns="streaming").remote():
+    def saved(self, method: str, *arguments: Any) -> Iterator[tuple[str, bytes]]:
+        """Files of a checkpoint, by name, from this method of `Host`."""
+        for reference in getattr(self.actor, method).options(num_returns="streaming").remote(*arguments):
             yield self.get(reference)
 
-    def load(self, files: Iterator[tuple[str, bytes]]) -> None:
-        """Bring its clients to these files."""
+    def load(self, files: Iterable[tuple[str, bytes]], method: str, *arguments: Any) -> None:
+        """Give these files to this method of `Host`."""
         for name, content in files:
             self.get(self.actor.stage.remote(name, content), patient=True)
-        self.get(self.actor.load.remote(), patient=True)
+        self.get(getattr(self.actor, method).remote(*arguments), patient=True)
 
     def kill(self) -> None:
         """End the actor, if it lives."""

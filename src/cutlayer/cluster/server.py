@@ -13,7 +13,7 @@ from cutlayer.cluster.group import Group
 from cutlayer.cluster.shards import ShardedStore
 from cutlayer.cluster.worker import Samples
 from cutlayer.errors import ConfigError
-from cutlayer.formats import Encoded
+from cutlayer.formats import Encoded, get_transfer
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
@@ -21,9 +21,13 @@ from cutlayer.schedule import Exchange
 from cutlayer.server import Part, Server
 
 
-def check_one_half(method: Method) -> None:
-    """Raise ConfigError where several clients have several server halves, or states of the schedule."""
-    if method.fleet.mode.own_server_halves or method.fleet.state == "own":
+def check_one_half(method: Method, clients: int) -> None:
+    """Raise ConfigError where the server trains more than one half in one state, or needs its store at hand."""
+    if get_transfer(method.activations).delta is not None:
+        raise ConfigError(
+            f"activations {method.activations!r}: 'delta>' needs the store in the server's process; choose workers=1"
+        )
+    if clients > 1 and (method.fleet.mode.own_server_halves or method.fleet.state == "own"):
         raise ConfigError(
             f"workers train one server half in one state of the schedule; {type(method.fleet.mode).__name__} with "
             f'state="{method.fleet.state}" has several. Choose workers=1, or another mode and state="shared"'
@@ -141,16 +145,15 @@ class ParallelServer(Server):
         came = [(part, part.ids, part.encoded) for part in parts if part.message is not None]
         ids, rows, shared, labels = [], [], [], []
         for part, own, encoded in came:
-            assert part.client is not None
             assert own is not None
             assert encoded is not None
-            ids.append(own + self.offsets[part.client])
+            ids.append(own)
             rows.append(encoded.rows.cpu())
             shared.append(encoded.shared.cpu().expand(len(own), -1))
             labels.append(part.labels.cpu())
         if not came:
             return None
-        encoded = Encoded(self.codec.name, self.cut_shape, torch.cat(rows), torch.cat(shared))
+        encoded = Encoded(self.store_codec.name, self.cut_shape, torch.cat(rows), torch.cat(shared))
         return torch.cat(ids), encoded, torch.cat(labels)
 
     def _count(self, step: int, samples: int) -> None:

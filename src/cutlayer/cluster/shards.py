@@ -29,8 +29,9 @@ class ShardedStore(ReplayStore):
         super().__init__(capacity, options)
         self.group = group
 
-    def put(self, ids: Tensor, activations: Encoded, labels: Tensor) -> None:
-        """Have the workers keep samples."""
+    def put(self, ids: Tensor, activations: Encoded, labels: Tensor | None = None) -> None:
+        """Have the workers keep samples, which have labels."""
+        assert labels is not None
         mine = [self.group.mine(rank, (ids, activations, labels)) for rank in range(self.group.world)]
         calls = [w.put.remote(part) for w, part in zip(self.group.workers, mine, strict=True) if part is not None]
         self.group.later(calls)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cutlayer.errors import Lost
-from cutlayer.formats import Encoded, get_float_codec
+from cutlayer.formats import Encoded, get_transfer
 from cutlayer.method import Method, Task, Training
 from cutlayer.pool import Body
 from cutlayer.replay import ReplayStore
@@ -48,7 +48,7 @@ class Worker:
         self.rank, self.world, self.task = rank, world, task
         self.seed, self.precision, self.device = training.seed, training.precision, torch.device(training.device)
         self.body = Body(half, training.server, training.epochs, training.device)
-        self.codec = get_float_codec(method.activations)
+        self.codec = get_transfer(method.activations).codec
         self.store = ReplayStore(math.ceil(samples / world), method.store)
         self.epoch = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -8,15 +8,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from cutlayer.formats.base import Codec, Encoded, Layout, isfinite
-from cutlayer.formats.feedback import ErrorFeedback
 from cutlayer.formats.integers import narrowest
 from cutlayer.formats.specs import (
     FLOAT_FORMATS,
     INTEGER_CODECS,
     PAIRS,
+    Transfer,
+    evaluation_codec,
     get_codec,
     get_float_codec,
     get_pair,
+    get_transfer,
 )
 
 FLOAT_CODECS: dict[str, Codec] = {name: get_float_codec(name) for name in FLOAT_FORMATS}
@@ -35,11 +37,13 @@ __all__ = [
     "PAIRS",
     "Codec",
     "Encoded",
-    "ErrorFeedback",
     "Layout",
+    "Transfer",
     "encode_exactly",
+    "evaluation_codec",
     "get_codec",
     "get_float_codec",
     "get_pair",
+    "get_transfer",
     "isfinite",
 ]

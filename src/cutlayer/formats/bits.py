@@ -6,6 +6,7 @@ ones. So the bytes of a plane are of one kind, which an entropy coder can model,
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,8 @@ def _pack(codes: Tensor, width: int) -> Tensor:
     per_byte = 8 // width
     if per_byte == 1:
         return codes
+    if width == 1 and codes.device.type == "cpu":
+        return torch.from_numpy(np.packbits(codes.numpy(), axis=1, bitorder="little"))
     if tail := -codes.shape[1] % per_byte:
         codes = torch.nn.functional.pad(codes, (0, tail))
     if width == 4 and codes.is_contiguous() and codes.numel():
@@ -62,6 +65,8 @@ def _unpack(packed: Tensor, count: int, width: int) -> Tensor:
     per_byte = 8 // width
     if per_byte == 1:
         return packed.clone()
+    if width == 1 and packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=count, bitorder="little"))
     if width == 4 and packed.numel():
         pairs = packed.to(torch.int16)
         return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)[:, :count]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import RefusedError
-from cutlayer.formats.base import Codec, Encoded, Layout, numel
+from cutlayer.formats.base import Codec, Encoded, Layout, isfinite, numel
 from cutlayer.formats.bits import pack_bits, packed_bytes, unpack_bits
 from cutlayer.formats.elements import uniform_bits
 
@@ -71,7 +71,7 @@ class TopK(Codec):
         mask = largest(flat.abs().to(torch.float32), k)
         if self.chance > 0:
             mask = _exchanged(mask, k, self.chance, seed)
-        inner = self.inner.encode(flat[mask].reshape(len(flat), 1, k), seed)
+        inner = self.inner.encode(flat.reshape(-1)[_places(mask)].reshape(len(flat), 1, k), seed)
         return Encoded(self.name, shape, torch.cat([pack_positions(mask, k), inner.rows], 1), inner.shared)
 
     def decode(self, encoded: Encoded) -> Tensor:
@@ -95,7 +95,8 @@ class TopK(Codec):
 
 def largest(magnitudes: Tensor, k: int) -> Tensor:
     """Mask of the k largest in each row of [B, n], of equal ones the first: the same on all devices. NaN is largest."""
-    magnitudes = magnitudes.masked_fill(magnitudes.isnan(), torch.inf)
+    if not (magnitudes.device.type == "cpu" and isfinite(magnitudes)):
+        magnitudes = magnitudes.masked_fill(magnitudes.isnan(), torch.inf)
     if magnitudes.device.type == "cpu":  # NumPy's selection is vectorized
         place = magnitudes.shape[1] - k
         threshold = torch.from_numpy(np.partition(magnitudes.numpy(), place, axis=1)[:, place : place + 1])
@@ -151,7 +152,7 @@ def pack_positions(mask: Tensor, k: int) -> Tensor:
     batch, count = mask.shape
     if (low := low_bits(count, k)) is None:
         return pack_bits(mask.to(torch.uint8), 1)
-    positions = mask.nonzero()[:, 1].reshape(batch, k)
+    positions = (_places(mask) % count).reshape(batch, k)
     unary = torch.zeros((batch, (count >> low) + k + 1), dtype=torch.uint8, device=mask.device)
     unary.scatter_(1, (positions >> low) + torch.arange(k, device=mask.device), 1)
     lows = ((positions.unsqueeze(2) >> torch.arange(low, device=mask.device)) & 1).to(torch.uint8).flatten(1)
@@ -168,13 +169,20 @@ def unpack_positions(packed: Tensor, count: int, k: int) -> Tensor:
         unary = unpack_bits(packed[:, split:], (count >> low) + k + 1, 1).bool()
         _refuse_unless(bool((unary.sum(1) == k).all()), k)
         ranks = torch.arange(batch * k, device=packed.device) % k
-        highs = (unary.nonzero()[:, 1] - ranks).reshape(batch, k)
+        highs = (_places(unary) % unary.shape[1] - ranks).reshape(batch, k)
         bits = unpack_bits(packed[:, :split], k * low, 1).reshape(batch, k, low).long()
         positions = (highs << low) + (bits << torch.arange(low, device=packed.device)).sum(2)
         _refuse_unless(bool((positions < count).all()), k)
         mask = torch.zeros((batch, count), dtype=torch.bool, device=packed.device).scatter_(1, positions, True)
     _refuse_unless(bool((mask.sum(1) == k).all()), k)
     return mask
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask is set, as int64 places of the flat tensor."""
+    if mask.device.type == "cpu":  # NumPy is several times as fast
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.reshape(-1).nonzero()[:, 0]
 
 
 def _elias_fano_bytes(count: int, k: int, low: int) -> int:

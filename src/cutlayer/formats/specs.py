@@ -1,14 +1,18 @@
 """The names of codecs: a short spec, in configs and in frames, that says how codecs are composed.
 
+    transfer = [ memory ">" ] spec
+    memory   = "delta" [ tolerance ] | "ef"
     spec     = [ sparsity ">" ] format { ":" option } [ "+" lossless ]
     sparsity = "topk" fraction | "randtopk" fraction [ "," chance ]
     format   = name [ "@" version ]
     option   = "channel" | "stochastic" | "tensor" | "nearest"
     lossless = "zstd" [ "@" version ]
 
-Examples: `mxfp4+zstd`, `fp8_e4m3:channel:stochastic`, `topk0.1>fp16`, `randtopk0.05,0.1>fp8_e4m3+zstd`. A version is
-written only where it is not 1, so that a release that does not know it refuses the frame. A codec's `name` is its
-spec in canonical form: defaults left out, options in order.
+Examples: `mxfp4+zstd`, `fp8_e4m3:channel:stochastic`, `topk0.1>fp16`, `randtopk0.05,0.1>fp8_e4m3+zstd`,
+`delta0.02>mxfp4+zstd`. A memory is held by the sender (of `delta` by the receiver, too), outside the codec; it stands
+in configs only, frames name the codec of their bytes. A version is written only where it is not 1, so that a release
+that does not know it refuses the frame. A codec's `name` is its spec in canonical form: defaults left out, options in
+order.
 """
 
 from __future__ import annotations
@@ -92,6 +96,7 @@ PAIRS: dict[str, tuple[str, str]] = {
     "mxfp6": ("mxfp6_e2m3", "mxfp6_e3m2"),
 }
 
+NUMBER = r"(\d*\.?\d+(?:e-?\d+)?)"
 MAX_SPEC = 128  # characters; specs come from the network too
 
 
@@ -116,8 +121,41 @@ def get_float_codec(spec: str) -> Codec:
     return codec
 
 
-def get_pair(spec: str) -> tuple[Codec, Codec]:
-    """Codecs of (activations, gradients) from one spec, from two with a slash between, or from a name of `PAIRS`.
+@dataclass(frozen=True)
+class Transfer:
+    """What a config asks for in one direction.
+
+    Attributes:
+        name: its spec in canonical form.
+        codec: of the bytes that cross.
+        delta: None, or the tolerance of `delta`: the relative change below which a sample is not sent (`deltas`).
+        feedback: whether what the codec loses is remembered and added the next time (`feedback`).
+    """
+
+    name: str
+    codec: Codec
+    delta: float | None = None
+    feedback: bool = False
+
+
+@lru_cache(maxsize=256)
+def get_transfer(spec: str) -> Transfer:
+    """The transfer of this spec. Raises ConfigError with the known names."""
+    match = re.fullmatch(rf"(?:(ef)|(delta){NUMBER}?)>(.*)", spec[:MAX_SPEC])
+    if not match:
+        codec = get_float_codec(spec)
+        return Transfer(codec.name, codec)
+    codec = get_float_codec(spec.partition(">")[2])
+    if match[1]:
+        return Transfer(f"ef>{codec.name}", codec, feedback=True)
+    tolerance = float(f"{float(match[3] or 0):g}")
+    if tolerance >= 1:
+        raise ConfigError(f"{spec!r}: expected a tolerance below 1, relative to a sample's norm, got {tolerance}")
+    return Transfer(f"delta{tolerance:g}>{codec.name}" if tolerance else f"delta>{codec.name}", codec, tolerance)
+
+
+def get_pair(spec: str) -> tuple[Transfer, Transfer]:
+    """Transfers of (activations, gradients) from one spec, from two with a slash between, or from a name of `PAIRS`.
 
     A pair's name can stand where a format's does: `mxfp8+zstd` is `mxfp8_e4m3+zstd/mxfp8_e5m2+zstd`.
     """
@@ -127,7 +165,18 @@ def get_pair(spec: str) -> tuple[Codec, Codec]:
         start, stop = head.span(1) if head else (0, 0)
         both = PAIRS.get(spec[start:stop], (spec[start:stop],) * 2)
         up, down = (spec[:start] + name + spec[stop:] for name in both)
-    return get_float_codec(up), get_float_codec(down)
+    return get_transfer(up), get_transfer(down)
+
+
+def evaluation_codec(transfer: Transfer) -> Codec:
+    """The codec for evaluation: without draws (`topk` for `randtopk`, rounding to nearest) and without memory.
+
+    With `delta` the receiver learns from references in fp16, which are more than the codec says in one sending.
+    """
+    name = transfer.codec.name.replace(":stochastic", "")
+    if transfer.delta is not None:
+        name = "".join(["fp16", *name.partition("+")[1:]])
+    return get_float_codec(re.sub(r"^rand(topk[^,>]*),[^>]*", r"\1", name))
 
 
 def _format(written: str, spec: str) -> Codec:
@@ -158,8 +207,7 @@ def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> tup
 
 def _sparse(written: str, inner: Codec, spec: str) -> Codec:
     """The codec of `topk<fraction>` or `randtopk<fraction>[,<chance>]` around another."""
-    number = r"(\d*\.?\d+(?:e-?\d+)?)"
-    match = re.fullmatch(rf"(rand)?topk{number}(?:,{number})?", written)
+    match = re.fullmatch(rf"(rand)?topk{NUMBER}(?:,{NUMBER})?", written)
     if not match or (match[3] and not match[1]):
         examples = ["topk0.1>", "randtopk0.1>", "randtopk0.1,0.2>"]
         raise ConfigError(f"{unknown('sparsification', written, examples)}; in {spec!r}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from cutlayer import data
 from cutlayer.config import Config
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.partition import Partition
 from cutlayer.recipes import RECIPES
 from cutlayer.remote import Stop, join, make_certificates, serve
 from cutlayer.remote.signals import Stopped
@@ -56,6 +57,8 @@ class ServeArguments:
     """Folder of the run, to begin or to go on with; by default runs/RECIPE's data set-served."""
     deadline: float = 300.0
     """Seconds after which a client that is connected and sends nothing is disconnected."""
+    patience: float | None = None
+    """Seconds after which an epoch goes on without a client of which nothing comes; by default all are waited for."""
     keepalive: float = KEEPALIVE
     """Seconds within which a connection whose other end has vanished without a word is given up."""
 
@@ -74,6 +77,10 @@ class JoinArguments:
     """Data set; by default the one that the server names."""
     data_dir: str | None = None
     """Folder with the data set's files."""
+    partition: str | None = None
+    """Partition file, to take part with one client's share of the data set; see `cutlayer partition`."""
+    part: int = 0
+    """With a partition file: whose share, from 0. The test data come with the first."""
     run_dir: str = "runs/joined"
     """Folder for this client's checkpoints, to begin with or to go on."""
     name: str | None = None
@@ -110,7 +117,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
         {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
     )
     chosen = tyro.cli(kind, prog="cutlayer serve", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
-    config: Config = chosen.config
+    config: Config = dataclasses.replace(chosen.config, clients=len(chosen.client))
     _prepare(config.threads)
     folder = Run(chosen.run_dir or f"runs/{config.data}-served")
     method, training = config.method(), config.training()
@@ -142,6 +149,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
                 on_epoch=view,
                 on_listening=listening,
                 deadline=chosen.deadline,
+                patience=chosen.patience,
                 keepalive=chosen.keepalive,
                 stop=stop,
             )
@@ -172,11 +180,16 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
                 f"{name or 'client'}: {config.model} on {config.data}, cut after {config.cut}", highlight=False
             )
             train, test = config.datasets()
+            half, share = config.halves(train).client, train
+            if chosen.partition is not None:
+                partition = Partition.load(chosen.partition)
+                partition.check(train.labels, config.data)
+                share = partition.subset(train, chosen.part)
             join(
                 chosen.address,
-                config.halves(train).client,
-                train,
-                test,
+                half,
+                share,
+                test if chosen.part == 0 else None,
                 folder=chosen.run_dir,
                 name=name,
                 tls=chosen.tls,

@@ -184,7 +184,7 @@ class _Joining:
             )
         if welcome.client != self.client.number:
             self.client = self._client(welcome.client)
-        self.checkpoints.load(self._modules(), {}, welcome.restore)
+        self.checkpoints.load(self._modules(), self.client.stores(), welcome.restore)
         self.checkpoints.prune(0, welcome.restore)
         self.run = welcome.run
         self.ledger.take()
@@ -193,7 +193,7 @@ class _Joining:
         return {"client": (self.half, self.body.optimizer.optimizer)}
 
     def _save(self, epochs: int) -> None:
-        self.checkpoints.save(epochs, self._modules(), {}, {"run": self.run}, keep=True)
+        self.checkpoints.save(epochs, self._modules(), self.client.stores(), {"run": self.run}, keep=True)
 
     def _obey(self, session: Session) -> bool:
         with Sender(partial(self._send, session)) as sender:

@@ -8,7 +8,7 @@ from torch import nn
 
 from cutlayer.describe import structure
 from cutlayer.errors import RefusedError
-from cutlayer.formats import get_float_codec
+from cutlayer.formats import evaluation_codec, get_transfer
 from cutlayer.method import Method, Training
 
 
@@ -45,5 +45,7 @@ def largest_frame(codec: str, cut_shape: tuple[int, ...], batch_size: int, half_
 
     A batch has labels of 64 KiB a sample at most.
     """
-    layout = get_float_codec(codec).layout(cut_shape)
-    return half_bytes + (1 << 20) + layout.shared_bytes + batch_size * (2 * layout.row_bytes + (1 << 16))
+    transfer = get_transfer(codec)
+    layouts = [used.layout(cut_shape) for used in (transfer.codec, evaluation_codec(transfer))]
+    row_bytes, shared_bytes = (max(sizes) for sizes in zip(*layouts, strict=True))
+    return half_bytes + (1 << 20) + shared_bytes + batch_size * (2 * row_bytes + (1 << 16))

@@ -57,12 +57,18 @@ def make_certificates(folder: str | Path, clients: Sequence[str], days: float = 
 
 
 def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
-    """Authority, own certificate and own key of a machine's folder, as PEM."""
+    """Authority, own certificate and own key of a machine's folder, as PEM; ConfigError if missing or expired."""
     files = [Path(folder) / name for name in ("ca.crt", "own.crt", "own.key")]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ConfigError(f"missing: {', '.join(missing)}; make them with `cutlayer certs`, and give --tls the folder")
     authority, certificate, key = (file.read_bytes() for file in files)
+    until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    if until < datetime.datetime.now(datetime.UTC):
+        raise ConfigError(
+            f"{files[1]}: expired on {until:%Y-%m-%d}; remove its folder where the authority's key is, run "
+            "`cutlayer certs` there and copy the new one here"
+        )
     return authority, certificate, key
 
 

@@ -31,12 +31,14 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
     Attributes:
         share: in an A epoch, the steps after which the client sends its weights and waits for new ones, beside the
             end of the epoch, where it only sends them; 0 for the end alone, None where its half is its own.
+        references: where changes are sent, the digest of the references that the server has of this client's samples.
     """
 
     client: int
     epoch: int
     exchange: str
     share: int | None = None
+    references: int | None = None
 
 
 class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=True, omit_defaults=True):
@@ -56,7 +58,10 @@ class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
-    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`."""
+    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`.
+
+    `anew`, in the first step of an epoch: the client has let go of its references, and so must the server.
+    """
 
     client: int
     epoch: int
@@ -64,6 +69,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, 
     part: int = 0
     parts: int = 1
     samples: int = 0
+    anew: bool = False
 
 
 class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
@@ -271,8 +277,8 @@ def unpack(data: bytes) -> Frame:
 def sizes(data: bytes) -> Iterator[tuple[str, int]]:
     """What each byte of a frame is for, as (kind, bytes) pairs that sum to its length.
 
-    Kinds are "activations", "gradients" and "labels" for these tensors, "weights" and "evaluation" for whole frames of
-    weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
+    Kinds are "activations" (with "sent"), "gradients" and "labels" for these tensors, "weights" and "evaluation" for
+    whole frames of weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
     """
     header, _ = read_header(data)
     message = header.message
@@ -284,7 +290,8 @@ def sizes(data: bytes) -> Iterator[tuple[str, int]]:
         return
     counted = 0
     for field in header.fields:
-        if field.name in ("activations", "gradients", "labels"):
+        kind = "activations" if field.name == "sent" else field.name
+        if kind in ("activations", "gradients", "labels"):
             counted += field.nbytes
-            yield field.name, field.nbytes
+            yield kind, field.nbytes
     yield "control", len(data) - counted

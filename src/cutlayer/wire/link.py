@@ -41,6 +41,7 @@ class Link:
     def __init__(self, limit: int, window: int = 32, window_bytes: int = 64 << 20) -> None:
         self.limit, self.window, self.window_bytes = limit, window, window_bytes
         self.received = 0
+        self.leaving = False  # whether the end of the connection is the end of all
         self._condition = threading.Condition()
         self._sent: deque[bytes] = deque()
         self._sent_bytes = 0
@@ -79,6 +80,7 @@ class Link:
     def say_goodbye(self, timeout: float) -> None:
         """Tell the peer at once what has come in, and leave it to the peer to end the connection."""
         with self._condition:
+            self.leaving = True
             self._untold_bytes = self.window_bytes
             self._condition.notify_all()
             self._condition.wait_for(lambda: self._connection is None, timeout)

@@ -62,9 +62,12 @@ def check_health(address: str, tls: str | Path | None) -> str:
 
 def describe(error: grpc.RpcError) -> str:
     """A gRPC error in one line."""
-    if isinstance(error, grpc.Call):
-        return f"{error.code().name}: {error.details()}"
-    return str(error)
+    if not isinstance(error, grpc.Call):
+        return str(error)
+    details = str(error.details()).removeprefix("failed to connect to all addresses; last error: ")
+    # All that a client sees of a handshake that the server refuses.
+    hint = " (does the server want TLS, or refuse this certificate? its log says)" if "Socket closed" in details else ""
+    return f"{error.code().name}: {details}{hint}"
 
 
 class Session:
@@ -121,6 +124,8 @@ class Session:
             except CutlayerError as error:  # what the server sent is no frame, or breaks the rules
                 self.last_error = str(error)
             self.link.disconnect()
+            if self.link.leaving:
+                break
             wait = self._back_off[0] if self.connections > before else min(2 * wait, self._back_off[1])
             pause = wait * random.uniform(0.5, 1.0)  # so that a thousand devices do not come back at once
             if not self.link.closed:

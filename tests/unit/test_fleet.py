@@ -1,0 +1,240 @@
+"""Who takes part, what is lost and what comes back, what the ledger says of weights, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cutlayer import Always, ConfigError, Fleet, Method, Periodic, RefusedError, Task, Training, fit
+from cutlayer.averaging import Average, SharedHalf, load_weights, weights_frame
+from cutlayer.intake import ClientInfo
+from cutlayer.ledger import Ledger
+from cutlayer.modes import MODES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, make_mode
+from cutlayer.parties import Present
+from cutlayer.schedule import Drop
+from cutlayer.server import Server
+from cutlayer.wire.frames import Weights, unpack
+from tests.parity.test_together import close, data, equal, halves, training
+
+MODE_VALUES = [kind() for kind in MODES.values()]
+
+
+def method(schedule=None, **fleet: object) -> Method:
+    return Method(schedule or Periodic(period=4), "fp8_e4m3", "fp8_e5m2", fleet=Fleet(**fleet))
+
+
+@pytest.mark.parametrize("mode", MODE_VALUES)
+def test_a_run_that_is_resumed_ends_in_the_bits_of_one_that_was_not_interrupted(mode, tmp_path: Path) -> None:
+    class InterruptionError(Exception):
+        pass
+
+    def interrupt(record) -> None:
+        if record.epoch == 3:
+            raise InterruptionError
+
+    chosen = method(mode=mode, fraction=0.7, dropout=0.2, live=2, state="own")
+    sets, options = data((16, 16, 8, 8)), training(6, drop_last=True)
+    whole = fit(halves(norm=True), sets, sets[0], method=chosen, training=options)
+    with pytest.raises(InterruptionError):
+        fit(halves(norm=True), sets, sets[0], method=chosen, training=options, run=tmp_path, on_epoch=interrupt)
+    resumed = fit(halves(norm=True), sets, sets[0], method=chosen, training=options, run=tmp_path, resume=True)
+    assert equal(resumed.model, whole.model)
+    assert resumed.history.losses == whole.history.losses
+    assert [r.states for r in resumed.history.epochs] == [r.states for r in whole.history.epochs]
+    with pytest.raises(ConfigError, match=r"method\.fleet\.fraction: was 0\.7, now 1\.0"):
+        fit(
+            halves(norm=True),
+            sets,
+            sets[0],
+            method=method(mode=mode, dropout=0.2, live=2, state="own"),
+            training=options,
+            run=tmp_path,
+            resume=True,
+        )
+
+
+def test_weights_cross_in_a_epochs_and_are_in_the_ledger() -> None:
+    """Up: once from each client in an A epoch. Down: before each plan, once there is an average to send."""
+    frame = len(weights_frame(Weights(0, 0), halves().client.state_dict()))
+    history = fit(halves(), data(), method=method(), training=training(6)).history
+    assert history.exchanges == "ABCCAB"
+    weights = [
+        tuple(record.bytes[way].get("weights", 0) / frame for way in ("up", "down")) for record in history.epochs
+    ]
+    expected = [(3, 0), (0, 3), (0, 0), (0, 0), (3, 3), (0, 3)]
+    assert weights == [pytest.approx(pair, rel=0.05) for pair in expected]
+
+
+def test_a_fraction_takes_part_each_epoch_and_everyone_in_the_end() -> None:
+    fleet = Fleet(fraction=0.3)
+    drawn = [fleet.participants(0, epoch, 10) for epoch in range(40)]
+    assert all(len(chosen) == 3 and chosen == sorted(chosen) for chosen in drawn)
+    assert {client for chosen in drawn for client in chosen} == set(range(10))
+    assert drawn == [fleet.participants(0, epoch, 10) for epoch in range(40)]
+    history = fit(halves(), data((8,) * 10), method=method(Always(), fraction=0.3), training=training(4)).history
+    assert [record.samples for record in history.epochs] == [24] * 4
+
+
+def test_a_client_lost_in_an_epoch_leaves_what_it_taught_and_takes_its_weights_along(monkeypatch) -> None:
+    """SplitFed V2, one epoch: client 1 of 2 is lost after its first batch of two."""
+    sets = data((16, 16))
+    monkeypatch.setattr(Fleet, "lost_after", lambda self, seed, epoch, client, steps: 1 if client == 1 else None)
+    result = fit(halves(), sets, method=method(Always(), mode=SplitFedV2()), training=training(1))
+    assert result.history.epochs[0].samples == 24  # two batches of client 0, one of client 1
+    monkeypatch.undo()
+    # The half that is shared is that of client 0 alone, whose server was taught by client 1 between its two batches.
+    inputs, labels = sets[1].tensors
+    first_only = torch.utils.data.TensorDataset(inputs[:8], labels[:8])
+    both = fit(halves(), [sets[0], first_only], method=method(Always(), mode=SplitFedV2()), training=training(1))
+    assert equal(result.halves.server, both.halves.server)
+    assert not equal(result.halves.client, both.halves.client)  # there client 1 has its say in the average
+
+
+def test_a_client_that_was_away_comes_back_with_the_newest_half(monkeypatch) -> None:
+    """Client 1 is absent in epoch 0: in epoch 1 it trains on from what client 0 made."""
+    sets = data((16, 16))
+    monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, clients: [0] if epoch == 0 else [1])
+    result = fit(halves(), sets, method=method(Always(), mode=SplitFedV2()), training=training(2))
+    monkeypatch.undo()
+    handed_on = fit(halves(), sets, method=method(Always(), mode=Sequential()), training=training(1))
+    close(result.halves.client, handed_on.halves.client)
+    close(result.halves.server, handed_on.halves.server)
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_the_store_speaks_for_the_absent(replay: bool, monkeypatch) -> None:
+    present = {0: [0, 1], 1: [0, 1], 2: [0]}
+    monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, clients: present[epoch])
+    chosen = method(Periodic(period=2), replay_absent=replay)
+    history = fit(halves(), data((16, 8)), method=chosen, training=training(3)).history
+    assert history.exchanges == "ABA"
+    assert [record.samples for record in history.epochs] == [24, 24, 24 if replay else 16]
+
+
+def test_clients_with_states_of_their_own() -> None:
+    """Random labels teach a client little: its loss stalls, and it rests while the others go on."""
+    sets = data((64, 64, 64))
+    draw = torch.Generator().manual_seed(5)
+    sets[1] = torch.utils.data.TensorDataset(sets[1].tensors[0], torch.randint(0, 3, (64,), generator=draw))
+    chosen = method(Drop(threshold=0.06), state="own", mode=SplitFedV2())
+    history = fit(halves(), sets, method=chosen, training=training(12)).history
+    states = [record.states for record in history.epochs]
+    assert all(len(state) == 3 for state in states)
+    assert [record.exchange for record in history.epochs] == [min(state) for state in states]
+    assert states[:4] == ["AAA", "AAA", "ABA", "ACA"]
+    # Everyone's samples are trained on in every epoch, from the store where the client rests.
+    assert all(record.samples == 192 for record in history.epochs)
+
+
+def test_a_thousand_clients_take_the_memory_of_a_few(monkeypatch) -> None:
+    from cutlayer.pool import Pool
+
+    most: list[int] = []
+    take = Pool.take
+
+    def watched(self, owner: int):
+        body = take(self, owner)
+        most.append(self.in_memory)
+        return body
+
+    monkeypatch.setattr(Pool, "take", watched)
+    chosen = method(Always(), mode=SplitFedV2(), live=4)
+    history = fit(halves(), data((2,) * 1000), method=chosen, training=training(1, batch_size=2)).history
+    assert history.epochs[0].samples == 2000
+    assert max(most) == 4
+
+
+def test_the_average_is_weighted_and_exact_for_one() -> None:
+    average = Average()
+    first = {"a": torch.tensor([1.0, 1e-3]), "n": torch.tensor(3)}
+    average.add(first, 7)
+    alone = average.take()
+    assert all(torch.equal(alone[name], value) for name, value in first.items())
+    assert average.take() == {}
+    average.add(first, 1)
+    average.add({"a": torch.tensor([4.0, 0.0]), "n": torch.tensor(2)}, 2)
+    both = average.take()
+    torch.testing.assert_close(both["a"], torch.tensor([3.0, 1e-3 / 3]))
+    assert both["n"] == 3
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
+    half = halves(norm=True).client
+    good = half.state_dict()
+    before = {name: value.clone() for name, value in good.items()}
+    shared = SharedHalf(good)
+
+    def upload(tensors: dict[str, torch.Tensor]) -> dict:
+        return unpack(weights_frame(Weights(0, 0), tensors)).tensors
+
+    nan = {**good, "0.bias": torch.full((8,), float("nan"))}
+    wrong = {
+        "0.bias": [{**good, "0.bias": torch.zeros(9)}, {**good, "0.bias": torch.zeros(8).long()}],
+        "1.weight": [{name: value for name, value in good.items() if name != "1.weight"}],
+        "more": [{**good, "more": torch.zeros(1)}],
+    }
+    for name, cases in wrong.items():
+        for tensors in cases:
+            with pytest.raises(RefusedError, match=rf"client 3: weights: expected those of .*\['{name}'\] differ"):
+                shared.add(3, upload(tensors), 1)
+            with pytest.raises(
+                RefusedError, match=rf"weights: expected those of this client half, \['{name}'\] differ"
+            ):
+                load_weights(half, upload(tensors), "client 3")
+    with pytest.raises(RefusedError, match=r"weights: expected finite values, got infinities or NaN in \['0.bias'\]"):
+        shared.add(3, upload(nan), 1)
+    with pytest.raises(RefusedError, match="finite"):
+        load_weights(half, upload(nan), "client 3")
+    shared.settle()
+    assert shared.tensors == {}
+    assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())
+
+
+def test_weights_at_the_wrong_time_are_refused() -> None:
+    """A scripted client that sends weights before it has trained, or of another client or epoch."""
+    task, ledger = Task(), Ledger()
+    infos = [ClientInfo(8, 0, 8), ClientInfo(8, 0, 8)]
+    server = Server(nn.Linear(8, 3), infos, (8,), Method(Always()), Training(), task, ledger)
+    weights = halves().client.state_dict()
+    for message in (Weights(0, 0, 0, True), Weights(1, 0, 0, True), Weights(0, 1, 0, True), Weights(0, 0, 3, False)):
+        server.begin()
+
+        class Scripted:
+            number = 0
+
+            def send(self, frame: bytes) -> None:
+                pass
+
+            def receive(self, message=message) -> bytes:
+                return weights_frame(message, weights)
+
+            def refuse(self, error: RefusedError) -> None:
+                raise error
+
+        with pytest.raises(RefusedError, match="client 0: expected"):
+            Present(server, Scripted()).part()
+        server.settle()
+        assert server.shared.tensors == {}
+
+
+def test_choices_that_cannot_be_are_named() -> None:
+    for wrong in (
+        lambda: Fleet(fraction=0.0),
+        lambda: Fleet(dropout=1.0),
+        lambda: Fleet(state="both"),  # type: ignore[arg-type]
+        lambda: Fleet(live=0),
+        lambda: Fleet(mode="parallel"),  # type: ignore[arg-type]
+        lambda: SplitFedV1(average_every=0),
+        lambda: make_mode("federated"),
+        lambda: make_mode("sequential", 3),
+    ):
+        with pytest.raises(ConfigError):
+            wrong()
+    with pytest.raises(ConfigError, match="leave microbatches at 1"):
+        fit(halves(), data(), method=method(mode=ParallelSplit()), training=training(1, microbatches=2))
+    with pytest.raises(ConfigError, match="expected training data of at least one client"):
+        fit(halves(), [])
+    other = torch.utils.data.TensorDataset(torch.randn(8, 5), torch.zeros(8).long())
+    with pytest.raises(ConfigError, match=r"client 1: expected samples torch.float32 \[6\], as the others'"):
+        fit(halves(), [data()[0], other])
