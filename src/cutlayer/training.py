@@ -2,7 +2,7 @@
 
     batch                        feed.Feed
     client half, encode          client.Client.forward
-    wire                         wire.inproc, or wire.rpc between machines
+    wire                         wire.inproc, wire.rpc between machines, cluster.peer on Ray
     checks                       intake.Intake
     decode                       server.Server.take
     server half, loss, backward,
