@@ -110,7 +110,14 @@ def join_all(port: int, clients: int) -> None:
             thread.join()
 
 
-BACKENDS = {"in process": in_process, "grpc": over_grpc}
+def on_ray(clients: int, note: Callable[[EpochRecord], None]) -> None:
+    from cutlayer.cluster import Ray
+
+    sets = [share(client) for client in range(clients)]
+    fit(network(), sets, method=method(), training=TRAINING, on_epoch=note, backend=Ray(actors=2, cpus_per_actor=0.5))
+
+
+BACKENDS = {"in process": in_process, "grpc": over_grpc, "ray": on_ray}
 
 
 def measure(backend: str, clients: int) -> dict[str, float]:

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ def cifar10_dir() -> Path:
     if not folder or not (Path(folder) / "cifar-10-batches-bin").is_dir():
         pytest.skip("needs CIFAR-10: set CUTLAYER_DATA to the folder that holds cifar-10-batches-bin")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster on this machine, as small as it gets."""
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'cutlayer[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 def noise_images(count: int = 96, size: int = 32, channels: int = 3, seed: int = 0) -> Images:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from rich.console import Console
 
+from cutlayer.clients import IN_PROCESS, Backend
+from cutlayer.cluster import Ray
 from cutlayer.config import Config
 from cutlayer.errors import ConfigError, CutlayerError, unknown
 from cutlayer.partition import cli as partition
@@ -31,6 +33,9 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     run_dir: str | None = None
     """Folder for the run; by default a new one under ./runs."""
+    backend: Literal["process", "ray"] = "process"
+    """Where the clients are: in this process, or actors on a Ray cluster; see docs/ray.md."""
+    cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,9 @@ class ResumeArguments:
 
     resume: str
     """Folder of the run."""
+    backend: Literal["process", "ray"] = "process"
+    """Where the clients are from now on, wherever they were; see docs/ray.md."""
+    cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +72,12 @@ class DemoArguments:
 def train(arguments: Sequence[str], console: Console) -> None:
     """Train a recipe (train RECIPE ...), or go on with a run (train --resume RUN)."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments[:1]):
-        run = Run(tyro.cli(ResumeArguments, prog="cutlayer train", args=arguments).resume)
+        chosen = tyro.cli(ResumeArguments, prog="cutlayer train", args=arguments)
+        run = Run(chosen.resume)
         written = run.read_config()["config"]
         if isinstance(written.get("method"), dict):
             raise ConfigError(f"{run.folder} was begun from Python; go on with fit(..., run=..., resume=True)")
-        run_config(Config.from_dict(written), run.folder, console, resume=True)
+        run_config(Config.from_dict(written), run.folder, console, resume=True, backend=_backend(chosen))
     else:
         kind = tyro.extras.subcommand_type_from_defaults(
             {name: TrainArguments(recipe()) for name, recipe in RECIPES.items()},
@@ -82,13 +91,23 @@ def train(arguments: Sequence[str], console: Console) -> None:
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
         run = Run(chosen.run_dir or new_folder(chosen.config.data))
-        run_config(chosen.config, run.folder, console)
+        run_config(chosen.config, run.folder, console, backend=_backend(chosen))
     console.print(comparison({run.folder.name: run.history()}))
     console.print(f"run folder: {run.folder}")
 
 
+def _backend(chosen: TrainArguments | ResumeArguments) -> Backend:
+    return chosen.cluster if chosen.backend == "ray" else IN_PROCESS
+
+
 def run_config(
-    config: Config, folder: Path, console: Console, *, title: str | None = None, resume: bool = False
+    config: Config,
+    folder: Path,
+    console: Console,
+    *,
+    title: str | None = None,
+    resume: bool = False,
+    backend: Backend = IN_PROCESS,
 ) -> Result:
     """Carry out a config in a run folder."""
     if config.threads is not None:
@@ -111,6 +130,7 @@ def run_config(
                 run=run,
                 resume=resume,
                 on_epoch=view,
+                backend=backend,
             )
     except KeyboardInterrupt:
         if run.exists():

@@ -35,6 +35,10 @@ class Gone(CutlayerError):  # noqa: N818 - a state, as in queue.ShutDown
     """A client is lost for the rest of the epoch; the others go on."""
 
 
+class Lost(CutlayerError):  # noqa: N818 - a state, as above
+    """Something that held a part of the run's state is gone; the run goes back to its last checkpoint."""
+
+
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """The message for an unknown name, with the names that are known."""
     return f"unknown {what} {name!r}; known: {', '.join(map(str, known))}"

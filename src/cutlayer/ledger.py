@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -67,6 +67,14 @@ class Ledger:
             with self._lock:
                 self._seconds[thread.phases[-1]] += now - thread.mark
         thread.mark = now
+
+    def add(self, costs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add FLOPs and seconds that another ledger's `take` returned. Bytes are counted where the wire ends, once."""
+        for party, passes in costs["flops"].items():
+            for what, count in passes.items():
+                self._flops[party][what] += count
+        for name, spent in costs["seconds"].items():
+            self._seconds[name] += spent
 
     def take(self) -> dict[str, Any]:
         """The costs since the last call, as plain dictionaries; counting starts again from zero."""

@@ -156,7 +156,19 @@ class ReplayStore:
         drop_last: bool = False,
         ids: tuple[int, int] | None = None,
     ) -> Iterator[tuple[Encoded, Tensor]]:
-        """All samples once, in batches: shuffled across the whole store, or in the order of their ids for None.
+        """All samples once, in batches, as `draw` says."""
+        for drawn in self.draw(batch_size, shuffle, drop_last=drop_last, ids=ids):
+            yield self.get(drawn)
+
+    def draw(
+        self,
+        batch_size: int,
+        shuffle: torch.Generator | None = None,
+        *,
+        drop_last: bool = False,
+        ids: tuple[int, int] | None = None,
+    ) -> Iterator[Tensor]:
+        """Ids of all samples once, in batches: shuffled across the whole store, or in their order for None.
 
         `drop_last` leaves out a last batch that is smaller, unless it is the only one. With `ids` only the samples from
         the first to before the second are taken.
@@ -168,7 +180,7 @@ class ReplayStore:
         for batch in present.split(batch_size):
             if drop_last and len(batch) < min(batch_size, len(present)):
                 return
-            yield self.get(batch)
+            yield batch
 
     def check_budget(self, codec: str, shape: tuple[int, ...], sample_bytes: int) -> bool:
         """Whether the store of all samples, of this many bytes each, goes to disk. Raises StoreFullError if nowhere."""

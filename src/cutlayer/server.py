@@ -207,15 +207,20 @@ class Server:
         self.ledger.flops("server", "backward", backward)
         return [self._conclude(part, sum(sizes)) for part in parts]
 
-    def stored(self, client: int | None = None) -> Iterator[Part]:
-        """What is kept of a client, or of all, freshly shuffled, in batches."""
+    def drawn(self, client: int | None = None) -> Iterator[Tensor]:
+        """Ids, over all clients, of what is kept of a client, or of all, freshly shuffled, in batches."""
         infos = self.clients if client is None else [self.clients[client]]
         sizes = [info.batch_size for info in infos]
         drop_last = any(info.drop_last for info in infos)
         shuffle = generator(self.seed, "replay", self.state.epoch, *((client,) if client else ()))
         ids = (0, self.offsets[-1]) if client is None else (self.offsets[client], self.offsets[client + 1])
         batch_size = sum(sizes) if client is None and self.joint else max(sizes)
-        for encoded, labels in self.store.batches(batch_size, shuffle, drop_last=drop_last, ids=ids):
+        return self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=ids)
+
+    def stored(self, client: int | None = None) -> Iterator[Part]:
+        """What is kept of a client, or of all, in the batches that `drawn` names."""
+        for ids in self.drawn(client):
+            encoded, labels = self.store.get(ids)
             with self.ledger.phase("decode"):
                 activations = self.store_codec.decode(encoded.to(self.device))
             yield Part(client, activations, labels.to(self.device))

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from cutlayer.clients import IN_PROCESS, Backend
+from cutlayer.cluster import Ray
 from cutlayer.config import Config
 from cutlayer.run import Run
 from cutlayer.training import fit
@@ -13,10 +15,11 @@ from tests.integration import processes
 from tests.integration.processes import CONFIG, join, port_of, serve
 
 
-def run_in_process(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
+def run_in_process(folder: Path, backend: Backend = IN_PROCESS, **changes: object) -> tuple[dict, list[dict], str]:
     config = Config(**{**CONFIG, **changes})
     train, test = config.datasets()
-    fit(config.halves(train), train, test, method=config.method(), training=config.training(), run=folder)
+    method, training = config.method(), config.training()
+    fit(config.halves(train), train, test, method=method, training=training, run=folder, backend=backend)
     tensors = load_file(folder / "model.safetensors")
     weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     for record in (found := [record.as_dict() for record in Run(folder).records()]):
@@ -35,7 +38,11 @@ def run_over_grpc(folder: Path, **changes: object) -> tuple[dict, list[dict], st
     return processes.weights(folder), found, str(Run(folder / "server").history().baseline)
 
 
-BACKENDS = {"in process": run_in_process, "grpc": run_over_grpc}
+def run_on_ray(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
+    return run_in_process(folder, Ray(), **changes)
+
+
+BACKENDS = {"in process": run_in_process, "grpc": run_over_grpc, "ray": run_on_ray}
 
 
 CODECS = ["fp8", "fp32", "delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2"]
@@ -50,7 +57,9 @@ def expected(tmp_path_factory) -> dict[str, tuple]:
 class TestConformance:
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("codec", CODECS)
-    def test_same_weights_losses_and_bytes(self, backend: str, codec: str, expected, tmp_path: Path) -> None:
+    def test_same_weights_losses_and_bytes(self, backend: str, codec: str, expected, tmp_path: Path, request) -> None:
+        if backend == "ray":
+            request.getfixturevalue("cluster")
         weights, records, baseline = BACKENDS[backend](tmp_path, codec=codec)
         assert "".join(record["exchange"] for record in records) == "ABCCABCC"
         assert weights == expected[codec][0]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from cutlayer.averaging import largest_weights
 from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.client import Client
+from cutlayer.clients import client_info
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
@@ -24,7 +25,6 @@ from cutlayer.pool import Body
 from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
-from cutlayer.training import client_info
 from cutlayer.wire.frames import Ask, Finished, Hello, Plan, Refusal, Saved, Update, Weights, Welcome, read_header
 from cutlayer.wire.link import LinkClosed
 from cutlayer.wire.rpc import KEEPALIVE, check_address

@@ -256,18 +256,8 @@ class _Serving:
                     self._evaluate(peers, epoch)
         scores = server.evaluate() if due else {}
         costs = self.ledger.take()
-        self.records.append(
-            EpochRecord(
-                epoch,
-                exchange.value,
-                loss,
-                server.samples,
-                scores,
-                **costs,
-                states=states,
-                absent=sorted(server.absent),
-            )
-        )
+        more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
+        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
         self.run.append(self.records[-1])
         if last or self.stop.requested or (epoch + 1) % self.training.checkpoint_every == 0:
             self._save()

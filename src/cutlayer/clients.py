@@ -1,0 +1,260 @@
+"""The clients of a run as `fit` knows them: what they hold, and where they are. Here that is this process.
+
+A backend that has them elsewhere, such as `cluster`, gives another `Clients`; the loop stays the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from cutlayer.checkpoint import Store
+from cutlayer.client import Client
+from cutlayer.describe import describe, fingerprint
+from cutlayer.errors import ConfigError, Gone, Lost
+from cutlayer.feed import Feed
+from cutlayer.intake import ClientInfo
+from cutlayer.ledger import Ledger
+from cutlayer.method import Method, Task, Training
+from cutlayer.parties import Peer
+from cutlayer.pool import Pool
+from cutlayer.server import Server
+from cutlayer.wire.inproc import InProcessPeer
+
+Data = Dataset | DataLoader | Callable[[], Dataset | DataLoader]
+
+
+@dataclass(frozen=True, eq=False)
+class Holding:
+    """A client's data: a data set, a loader of one, or a function that returns either, called where the client is."""
+
+    train: Data
+    test: Data | None = None
+
+    def feeds(self, number: int, training: Training) -> tuple[Feed, Feed | None]:
+        """Its batches for training and for evaluation."""
+        feed = Feed(
+            _called(self.train),
+            batch_size=training.batch_size,
+            seed=training.seed,
+            client=number,
+            shuffle=training.shuffle,
+            drop_last=training.drop_last,
+            augment=training.augment,
+        )
+        if self.test is None:
+            return feed, None
+        options = {"batch_size": feed.batch_size, "seed": training.seed, "client": number, "shuffle": False}
+        return feed, Feed(_called(self.test), **options)
+
+
+def _called(source: Any) -> Dataset | DataLoader:
+    return source() if callable(source) and not isinstance(source, (Dataset, DataLoader)) else source
+
+
+def holdings_of(train: Data | Sequence[Data], test: Data | Sequence[Data | None] | None) -> list[Holding]:
+    """What each client holds, from the arguments of `fit`."""
+    parts: list[Any] = list(train) if isinstance(train, (list, tuple)) and not _of_tensors(train) else [train]
+    tests: list[Any] = list(test) if isinstance(test, (list, tuple)) and not _of_tensors(test) else [test]
+    if not parts or len(tests) > len(parts):
+        raise ConfigError(
+            f"expected training data of at least one client, and test data of no more clients than that, got "
+            f"{len(parts)} and {len(tests)}"
+        )
+    tests += [None] * (len(parts) - len(tests))
+    return [Holding(*pair) for pair in zip(parts, tests, strict=True)]
+
+
+def _of_tensors(data: Sequence[Any]) -> bool:
+    """Whether this is (inputs, labels), which `Feed` refuses with a hint, and not a list of data sets."""
+    return isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data)
+
+
+def client_info(train: Feed, test: Feed | None) -> ClientInfo:
+    """What the server is told of a client's data."""
+    test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
+    samples = sum(train.batch_sizes())
+    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What can be said of a client before it trains.
+
+    Attributes:
+        info: what the server is told.
+        cut_shape: shape of one sample's activations.
+        inputs: type and shape of one sample.
+        sizes: samples in each batch of an epoch.
+        flops: of its half in an epoch of plain split learning.
+        stores: names of what a checkpoint holds of it beside its half and optimizer.
+        first: a digest of its first samples, so that a run is not resumed with other data by mistake.
+    """
+
+    info: ClientInfo
+    cut_shape: tuple[int, ...]
+    inputs: str
+    sizes: list[int]
+    flops: int
+    stores: list[str]
+    first: str
+
+    @staticmethod
+    def of(client: Client) -> Facts:
+        """Those of this client."""
+        first, sizes = client.train.first(), client.train.batch_sizes()
+        return Facts(
+            client_info(client.train, client.test),
+            client.cut_shape,
+            f"{client.flops.dtype} {list(client.flops.sample_shape)}",
+            sizes,
+            sum(sum(client.flops(size)) for size in sizes),
+            [*client.stores()],
+            fingerprint(first.inputs, first.labels),
+        )
+
+    def as_dict(self, whose: str) -> dict[str, Any]:
+        """As config.json names them."""
+        return {
+            f"training samples{whose}": self.info.samples,
+            f"batches{whose}": describe(self.sizes[:1] + self.sizes[-1:]),
+            f"first samples{whose}": self.first,
+            f"test samples{whose}": self.info.test_samples,
+        }
+
+
+class LosablePeer(Peer, Protocol):
+    """A connection to a client that can be lost on purpose, to simulate it."""
+
+    def lose_after(self, frames: int | None) -> None:
+        """Of the frames from now on only so many come; all for None."""
+        ...
+
+
+class Clients(ABC):
+    """The clients of one run.
+
+    Attributes:
+        facts, peers: by number.
+        stores: what checkpoints hold of them, by name, the same wherever the clients are: all halves and optimizers
+            under "clients".
+        mortal: whether `Lost` may be raised, so that there must always be a checkpoint to go back to.
+    """
+
+    facts: list[Facts]
+    peers: Sequence[LosablePeer]
+    stores: dict[str, Store]
+    mortal: ClassVar[bool] = False
+
+    def server(
+        self,
+        half: nn.Module,
+        cut_shape: tuple[int, ...],
+        method: Method,
+        training: Training,
+        task: Task,
+        ledger: Ledger,
+    ) -> Server:
+        """The server for these clients."""
+        return Server(half, [facts.info for facts in self.facts], cut_shape, method, training, task, ledger)
+
+    def begin(self) -> None:  # noqa: B027
+        """Before an epoch that exchanges something: have all there that can be."""
+
+    def collect(self) -> None:  # noqa: B027
+        """After an epoch: have its costs in the ledger."""
+
+    def recover(self, reason: Lost | Gone) -> None:
+        """Put back in place what was lost; its state then comes from the last checkpoint. Raises if it cannot."""
+        raise reason
+
+    @abstractmethod
+    def load_half(self, half: nn.Module) -> None:
+        """At the end of the run: load the first client's half, where it is not this module itself."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what the clients took."""
+
+
+class Backend(Protocol):
+    """Where clients are."""
+
+    def open(
+        self, half: nn.Module, holdings: Sequence[Holding], method: Method, training: Training, ledger: Ledger
+    ) -> Clients:
+        """Clients that begin with this half, each with its data."""
+        ...
+
+
+class InProcess:
+    """All clients in this process."""
+
+    def open(
+        self, half: nn.Module, holdings: Sequence[Holding], method: Method, training: Training, ledger: Ledger
+    ) -> Clients:
+        """As in `Backend`."""
+        return _ClientsHere(half, holdings, method, training, ledger)
+
+
+IN_PROCESS = InProcess()
+
+
+class _ClientsHere(Clients):
+    def __init__(
+        self, half: nn.Module, holdings: Sequence[Holding], method: Method, training: Training, ledger: Ledger
+    ) -> None:
+        clients = build_clients(half, dict(enumerate(holdings)), method, training, ledger, method.store.folder)
+        self.stores: dict[str, Store] = {"clients": clients.pool}
+        for number, client in clients.by_number.items():
+            self.stores |= {store_name(name, number, len(holdings)): s for name, s in client.stores().items()}
+        self.facts = [Facts.of(client) for client in clients.by_number.values()]
+        self.peers = [
+            InProcessPeer(number, client.answers, client.leave) for number, client in clients.by_number.items()
+        ]
+
+    def load_half(self, half: nn.Module) -> None:
+        """Nothing to do: it is the module that was trained."""
+
+
+def store_name(name: str, number: int, clients: int) -> str:
+    """What checkpoints call a client's own store of this name."""
+    return f"{name}_{number}" if clients > 1 else name
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """Clients in one process, by number, and what holds their halves."""
+
+    pool: Pool
+    by_number: dict[int, Client]
+
+
+def build_clients(
+    half: nn.Module,
+    holdings: dict[int, Holding],
+    method: Method,
+    training: Training,
+    ledger: Ledger,
+    folder: str | None,
+) -> Built:
+    """Clients with these numbers and data in this process.
+
+    Args:
+        half: what all begin with; it becomes the half of the first.
+        folder: for the halves that are not in memory.
+    """
+    feeds = {number: holding.feeds(number, training) for number, holding in holdings.items()}
+    live, owners = method.fleet.live, len(feeds)
+    pool = Pool(half, training.client, training.epochs, training.device, owners=owners, live=live, folder=folder)
+    clients: dict[int, Client] = {}
+    table = None
+    for number, (train, test) in feeds.items():
+        clients[number] = Client(number, partial(pool.take, number), train, test, method, training, ledger, table)
+        table = clients[number].flops
+    return Built(pool, clients)

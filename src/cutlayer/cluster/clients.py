@@ -1,0 +1,182 @@
+"""The clients of a run in actors, and what happens where one of these dies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import nn
+
+from cutlayer.checkpoint import Store
+from cutlayer.clients import Clients, Holding, store_name
+from cutlayer.cluster.backend import Ray
+from cutlayer.cluster.compact import compact
+from cutlayer.cluster.group import Group
+from cutlayer.cluster.peer import RayPeer
+from cutlayer.cluster.seat import Seat, facts_of
+from cutlayer.cluster.server import ParallelServer, check_one_half
+from cutlayer.cluster.stores import ClusterHalves, ClusterStore
+from cutlayer.errors import ConfigError, CutlayerError, Gone, Lost
+from cutlayer.ledger import Ledger
+from cutlayer.method import Method, Task, Training
+from cutlayer.server import Server
+
+log = logging.getLogger("cutlayer.cluster")
+
+
+class RayClients(Clients):
+    """Clients divided among actors, the first to the first actor, the second to the second, and so on.
+
+    Args:
+        shut_down: whether to leave the cluster at the end.
+    """
+
+    mortal: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        chosen: Ray,
+        half: nn.Module,
+        holdings: Sequence[Holding],
+        method: Method,
+        training: Training,
+        ledger: Ledger,
+        *,
+        shut_down: bool,
+    ) -> None:
+        self.chosen, self.ledger, self.shut_down, self.restarts = chosen, ledger, shut_down, 0
+        self.group: Group | None = None
+        self.seats: list[Seat] = []
+        if chosen.workers > 1:
+            check_one_half(method, len(holdings))
+        cpus = ray.cluster_resources().get("CPU", 1) - (
+            chosen.cpus_per_worker * chosen.workers if chosen.workers > 1 else 0
+        )
+        room = int(cpus / chosen.cpus_per_actor) if chosen.cpus_per_actor else len(holdings)
+        count = min(chosen.actors or max(1, room), len(holdings))
+        shared = [ray.put(half), method, training, torch.get_num_threads()]
+        options = {"num_cpus": chosen.cpus_per_actor, "num_gpus": chosen.gpus_per_actor, "max_restarts": 0}
+        for place in range(count):
+            numbers = range(place, len(holdings), count)
+            data = ray.put({number: compact(holdings[number]) for number in numbers})
+            self.seats.append(Seat(numbers, options, [data, *shared], chosen.patience))
+        try:
+            self.facts = facts_of(self.seats, self._started(self.seats))
+        except (Gone, Lost) as error:
+            self._end_actors()
+            raise ConfigError(f"an actor did not begin: {error}") from error
+        except BaseException:
+            self._end_actors()
+            raise
+        for number, facts in enumerate(self.facts):
+            if facts.inputs != self.facts[0].inputs:
+                self._end_actors()
+                expected = self.facts[0].inputs
+                raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {facts.inputs}")
+        self._peers = [RayPeer(number, self.seats[number % count], ledger) for number in range(len(holdings))]
+        self._halves = ClusterHalves(self.seats)
+        self.peers = self._peers
+        self.stores: dict[str, Store] = {"clients": self._halves}
+        for number, facts in enumerate(self.facts):
+            for name in facts.stores:
+                whole = store_name(name, number, len(holdings))
+                self.stores[whole] = ClusterStore(self.seats[number % count], number, name)
+
+    def _started(self, seats: Sequence[Seat]) -> list[Any]:
+        """Begin the actors of these seats, and wait until their clients are built."""
+        references = [seat.start() for seat in seats]
+        done, waiting = ray.wait(references, num_returns=len(seats), timeout=self.chosen.start_timeout)
+        if waiting:
+            raise ConfigError(
+                f"{len(done)} of {len(seats)} actors began in {self.chosen.start_timeout:.0f} s; the cluster has "
+                f"{ray.cluster_resources()}, each actor asks for {self.chosen.cpus_per_actor} CPUs and "
+                f"{self.chosen.gpus_per_actor} GPUs: ask for fewer, or for less"
+            )
+        return references
+
+    def server(
+        self,
+        half: nn.Module,
+        cut_shape: tuple[int, ...],
+        method: Method,
+        training: Training,
+        task: Task,
+        ledger: Ledger,
+    ) -> Server:
+        """A server that trains by itself, or with workers."""
+        if self.chosen.workers == 1:
+            return super().server(half, cut_shape, method, training, task, ledger)
+        samples = sum(facts.info.samples for facts in self.facts)
+        common = [ray.put(half), method, training, task, torch.get_num_threads()]
+        options = {"num_cpus": self.chosen.cpus_per_worker, "num_gpus": self.chosen.gpus_per_worker}
+        infos = [facts.info for facts in self.facts]
+        self.group = Group(self.chosen.workers, options, [samples, *common], self.chosen.start_timeout)
+        return ParallelServer(half, infos, cut_shape, method, training, task, ledger, self.group)
+
+    def begin(self) -> None:
+        """With patience: make anew the actors that died, their clients as in the last checkpoint."""
+        if self.chosen.patience is None:
+            return
+        pings = {seat.actor.ping.remote(): seat for seat in self.seats if not seat.dead}
+        for reference in ray.wait(list(pings), num_returns=len(pings), timeout=1)[0]:
+            try:
+                ray.get(reference)
+            except RayError:
+                pings[reference].dead = True
+        if dead := [seat for seat in self.seats if seat.dead]:
+            self._count_restart(f"the actors of {' and of '.join(map(str, dead))} died")
+            with suppress(Gone):  # the epoch goes on without them
+                self._revive(dead)
+                for seat in dead:
+                    self._halves.load_seat(seat)
+
+    def recover(self, reason: Lost | Gone) -> None:
+        """Make anew the actors that died; what is on its way from the others is forgotten."""
+        self._count_restart(str(reason))
+        self._revive([seat for seat in self.seats if seat.dead])
+        for peer in self._peers:
+            peer.reset()
+        if self.group is not None:
+            self.group.restart()
+
+    def _count_restart(self, reason: str) -> None:
+        self.restarts += 1
+        if self.restarts > self.chosen.restarts:
+            raise CutlayerError(
+                f"{reason}; that is more than {self.chosen.restarts} restarts: see why, or raise `restarts`"
+            )
+
+    def _revive(self, dead: Sequence[Seat]) -> None:
+        for seat in dead:
+            log.warning("a new actor for %s", seat)
+            seat.kill()
+        if dead:
+            facts_of(dead, self._started(dead))
+
+    def collect(self) -> None:
+        """FLOPs and seconds of the clients, added up."""
+        for seat in self.seats:
+            if (costs := seat.costs()) is not None:
+                self.ledger.add(costs)
+
+    def load_half(self, half: nn.Module) -> None:
+        """The first client's half."""
+        seat = self.seats[0]
+        half.load_state_dict(seat.get(seat.actor.weights.remote(0)))
+
+    def close(self) -> None:
+        """End the actors."""
+        self._end_actors()
+        if self.shut_down:
+            ray.shutdown()
+
+    def _end_actors(self) -> None:
+        if self.group is not None:
+            self.group.kill()
+        for seat in self.seats:
+            seat.kill()
