@@ -96,12 +96,13 @@ def join_all(port: int, clients: int) -> None:
     """The clients' side of `over_grpc`: a thread each."""
     from cutlayer.remote import join
 
+    halves = [network().client for _ in range(clients)]  # no thread can run a network while torch.fx cuts one
     with tempfile.TemporaryDirectory() as folder:
 
         def one(number: int) -> None:
             name = f"client{number}"
             chosen = {"method": method(), "training": TRAINING, "name": name, "folder": f"{folder}/{name}"}
-            join(f"127.0.0.1:{port}", network().client, share(number), **chosen)
+            join(f"127.0.0.1:{port}", halves[number], share(number), **chosen)
 
         threads = [threading.Thread(target=one, args=(number,)) for number in range(clients)]
         for thread in threads:

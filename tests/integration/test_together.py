@@ -1,6 +1,7 @@
 """Several clients, and clients that are away in C epochs. Server and clients are threads here, connected over gRPC."""
 
 import contextlib
+import copy
 import itertools
 import threading
 import time
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from cutlayer import Halves
 from cutlayer.config import Config
 from cutlayer.data import Images, outline
 from cutlayer.history import EpochRecord
@@ -27,6 +27,9 @@ class Together:
     def __init__(self, config: Config, folder: Path, clients: tuple[str, ...], on_epoch=None, **more: object) -> None:
         self.config, self.folder = config, folder
         self.served: Served | None = None
+        # Made here: while torch.fx cuts a network, no other thread can run one.
+        halves = config.halves(outline("digits"))
+        self.half = halves.client
         listening = threading.Event()
 
         def ready(port: int) -> None:
@@ -35,7 +38,7 @@ class Together:
 
         def run() -> None:
             self.served = serve(
-                config.halves(outline("digits")).server,
+                halves.server,
                 CUT,
                 listen="127.0.0.1:0",
                 run=folder / "server",
@@ -52,10 +55,9 @@ class Together:
         assert listening.wait(20)
 
     def join(self, name: str, train: Any, test: Images | None, **more: object) -> torch.nn.Module:
-        halves: Halves = self.config.halves(outline("digits"))
         return join(
             f"127.0.0.1:{self.port}",
-            halves.client,
+            copy.deepcopy(self.half),
             train,
             test,
             folder=self.folder / name,
