@@ -268,7 +268,7 @@ def table(found: dict[str, dict[str, list[float]]], sizes: dict[str, int], steps
     lines += [
         "",
         f"n = {', '.join(f'{count} ({name})' for name, count in n.items())}; {about['processor']}, {about['cores']} "
-        f"cores shared with other work, load average before {os.getloadavg()[0]:.1f}, Python {about['python']}, "
+        f"cores shared with other work, load average at the end {os.getloadavg()[0]:.1f}, Python {about['python']}, "
         f"grpcio {grpc.__version__}, {ssl.OPENSSL_VERSION}.",
         "",
         "## Waiting in a real A step",

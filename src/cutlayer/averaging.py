@@ -43,13 +43,17 @@ class Average:
                 self._sums[name] = torch.maximum(self._sums[name], value) if name in self._sums else value.clone()
         self.weight += weight
 
+    def clear(self) -> None:
+        """Forget what was added."""
+        self.weight, self._sums, self._types = 0, {}, {}
+
     def take(self) -> dict[str, Tensor]:
         """The average of what was added, which is forgotten; empty where nothing was."""
         tensors = {
             name: (total / self.weight if total.is_floating_point() else total).to(self._types[name])
             for name, total in self._sums.items()
         }
-        self.__init__()
+        self.clear()
         return tensors
 
 
@@ -72,6 +76,9 @@ class SharedHalf:
     def add(self, client: int, tensors: Mapping[str, Encoded], samples: int) -> None:
         """A client's upload, to be averaged with the others' by the samples it was trained on."""
         kinds = {name: (_is_float(encoded.codec), encoded.shape) for name, encoded in tensors.items()}
+        strange = [name for name, (floats, _) in kinds.items() if floats is None]
+        if strange:
+            raise RefusedError(f"client {client}: weights: expected them in fp32 or as whole numbers, not {strange}")
         self._kinds = self._kinds or kinds
         if kinds != self._kinds or any(len(encoded) != 1 for encoded in tensors.values()):
             different = sorted({name for name, _ in kinds.items() ^ self._kinds.items()})
@@ -86,7 +93,7 @@ class SharedHalf:
 
     def forget(self) -> None:
         """Drop what was added since the last `settle`."""
-        self._average = Average()
+        self._average.clear()
 
     def frame(self, message: Weights) -> bytes:
         """The shared half as a frame."""
@@ -113,6 +120,12 @@ def weights_frame(message: Weights, tensors: Mapping[str, Tensor]) -> bytes:
     """Weights by name as a frame, floating-point ones in 32 bits."""
     encoded = {name: encode_exactly(value.detach().cpu().unsqueeze(0)) for name, value in tensors.items()}
     return pack(Frame(message, encoded))
+
+
+def largest_weights(half: nn.Module) -> int:
+    """Bytes of the largest frame that `weights_frame` can make of this half, whose counters may grow."""
+    state = half.state_dict()
+    return (1 << 12) + sum(8 * value.numel() + len(name) + 128 for name, value in state.items())
 
 
 def decode_weights(tensors: Mapping[str, Encoded], whose: str) -> dict[str, Tensor]:

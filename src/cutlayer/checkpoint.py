@@ -54,8 +54,11 @@ class Checkpoints:
     def prune(self, first: int, last: int) -> None:
         """Delete all checkpoints but those of the epochs from `first` to `last`."""
         for epoch in self.epochs():
-            if not first <= epoch <= last:
-                shutil.rmtree(self._place(epoch))
+            if not first <= epoch <= last:  # out of sight at once: a kill may leave half of it
+                gone = self.folder / f"deleting-{epoch:06d}"
+                shutil.rmtree(gone, ignore_errors=True)
+                self._place(epoch).rename(gone)
+                shutil.rmtree(gone)
 
     def _place(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:06d}"
@@ -113,7 +116,7 @@ class Checkpoints:
             _flush(file)
         new.rename(self._place(epoch))
         _flush(self.folder)
-        for unfinished in self.folder.glob("writing-*"):
+        for unfinished in [*self.folder.glob("writing-*"), *self.folder.glob("deleting-*")]:
             shutil.rmtree(unfinished)
         if not keep:
             self.prune(epoch, epoch)

@@ -79,7 +79,8 @@ def _of_tensors(data: Sequence[Any]) -> bool:
 def client_info(train: Feed, test: Feed | None) -> ClientInfo:
     """What the server is told of a client's data."""
     test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
-    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size)
+    samples = sum(train.batch_sizes())
+    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples)
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,9 @@ class _ClientsHere(Clients):
         for number, client in clients.by_number.items():
             self.stores |= {store_name(name, number, len(holdings)): s for name, s in client.stores().items()}
         self.facts = [Facts.of(client) for client in clients.by_number.values()]
-        self.peers = [InProcessPeer(number, client.answers) for number, client in clients.by_number.items()]
+        self.peers = [
+            InProcessPeer(number, client.answers, client.leave) for number, client in clients.by_number.items()
+        ]
 
     def load_half(self, half: nn.Module) -> None:
         """Nothing to do: it is the module that was trained."""

@@ -77,6 +77,8 @@ class Config:
     """Whether clients share one state of the schedule, or each has its own."""
     fraction: float = 1.0
     """Part of the clients that takes part in an epoch."""
+    replay_absent: bool = True
+    """Whether the server trains on what it keeps of clients that are absent in an A or a B epoch."""
     dropout: float = 0.0
     """Chance that a client is lost in the middle of an epoch, in a simulation."""
     live_clients: int = 16
@@ -135,6 +137,7 @@ class Config:
             state=self.state,
             fraction=self.fraction,
             dropout=self.dropout,
+            replay_absent=self.replay_absent,
             live=self.live_clients,
         )
 
@@ -161,8 +164,10 @@ class Config:
 
     def divided(self, train: Images) -> tuple[list[Dataset], Partition | None]:
         """Each client's training data, and the partition that divides them; None for one client."""
-        if self.clients == 1:
+        if self.clients == 1 and self.partition == "iid":
             return [train], None
+        if self.clients == 1:
+            raise ConfigError(f"partition {self.partition!r} is for several clients; give their number (clients)")
         partition = make_partition(self.partition, train.labels, self.clients, self.seed, self.data)
         return [partition.subset(train, client) for client in range(self.clients)], partition
 

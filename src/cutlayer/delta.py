@@ -100,7 +100,7 @@ class ReferenceStore(ReplayStore):
         """As `ReplayStore.load`; empty where that fails."""
         try:
             super().load(folder, about)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError) as error:
             log.warning("references in %s cannot be read (%s)", folder, error)
             self.clear(0, self.capacity)
             self.version = about["version"] + 1

@@ -15,6 +15,14 @@ class RefusedError(CutlayerError):
     """A message that does not fit the protocol or the epoch's plan; nothing of it was applied."""
 
 
+class RefusedPartError(RefusedError):
+    """A part of a step that the loss does not take: `part`."""
+
+    def __init__(self, message: str, part: object) -> None:
+        super().__init__(message)
+        self.part = part
+
+
 class DivergedError(CutlayerError):
     """Training produced a loss, activation or gradient that is not finite."""
 

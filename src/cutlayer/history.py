@@ -26,6 +26,7 @@ class EpochRecord:
         seconds: by phase.
         states: the exchange of each client, such as "ABBA", where clients have states of their own; `exchange` is then
             the most that any of them had.
+        absent: clients that did not take part in an epoch that exchanges something, or were lost before its end.
     """
 
     epoch: int
@@ -37,6 +38,7 @@ class EpochRecord:
     flops: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     states: str = ""
+    absent: list[int] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON values."""

@@ -29,6 +29,7 @@ class ClientInfo:
         batch_size: samples in the largest batch it trains on, and in the batches of a C epoch.
         drop_last: whether a last, smaller batch is left out, in a C epoch as well.
         test_batch_size: samples in the largest batch it evaluates; 0 for as many as it trains on.
+        epoch_samples: samples in its first epoch, which a sampler may make more or fewer than `samples`.
     """
 
     samples: int
@@ -36,6 +37,7 @@ class ClientInfo:
     batch_size: int
     drop_last: bool = False
     test_batch_size: int = 0
+    epoch_samples: int = 0
 
 
 @dataclass(frozen=True)

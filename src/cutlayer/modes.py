@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cutlayer.errors import ConfigError, RefusedError, unknown
+from cutlayer.errors import ConfigError, RefusedError, RefusedPartError, unknown
 
 if TYPE_CHECKING:
     from cutlayer.parties import Party
@@ -109,8 +109,8 @@ class SplitFedV2(Averaging):
     """Clients take turns, batch by batch; the server half is updated after each, client halves are averaged.
 
     Source: Thapa et al., "SplitFed: When Federated Learning Meets Split Learning" (AAAI 2022, arXiv 2004.12088), V2.
-    There a client's batches follow each other in a random order of clients; turns in a fixed order, as in MocoSFL (Li
-    et al., ICLR 2023), let all clients compute at the same time.
+    There a client's batches follow each other in a random order of clients; turns in a fixed order, as in public code
+    of the authors of loss-based exchange, let all clients compute at the same time.
     """
 
     def train(self, server: Server, parties: Sequence[Party]) -> None:
@@ -142,9 +142,11 @@ class ParallelSplit(Averaging):
 
     Each client gets the gradient of its own part's mean loss. With halves averaged after every step, and SGD, this
     equals training the uncut network on the whole batch, up to float addition (and but for the client's batch norm,
-    which sees a part only).
+    which sees a part only): without momentum always, with momentum while the clients' shares of a step stay the same,
+    as their momenta are not averaged.
 
-    Source: Jeon and Kim, "Privacy-Sensitive Parallel Split Learning" (ICOIN 2020).
+    Source: Jeon and Kim, "Privacy-Sensitive Parallel Split Learning" (ICOIN 2020). There mini-batches have sizes in
+    proportion to the clients' data; here all have the same, so those with fewer samples are at their end earlier.
     """
 
     joint: ClassVar[bool] = True
@@ -154,12 +156,22 @@ class ParallelSplit(Averaging):
         """One batch from all clients that have data left, until none has."""
 
         def step(active: Sequence[Party]) -> list[Party]:
-            parts = [(party, part) for party in active if (part := party.part()) is not None]
-            if parts:
-                replies = server.train([part for _, part in parts])
-                for (party, _), reply in zip(parts, replies, strict=True):
+            parts = {party: part for party in active if (part := party.part()) is not None}
+            while parts:
+                try:
+                    replies = server.train(list(parts.values()))
+                except RefusedPartError as error:  # of one of them: it may send another in its place
+                    whose = next(party for party, part in parts.items() if part is error.part)
+                    whose.refuse(error)
+                    if (part := whose.part()) is None:
+                        del parts[whose]
+                    else:
+                        parts[whose] = part
+                    continue
+                for party, reply in zip(parts, replies, strict=True):
                     party.answer(reply)
-            return [party for party, _ in parts]
+                break
+            return list(parts)
 
         self.rounds(server, parties, step)
 

@@ -140,5 +140,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
+            state.setdefault(int(index), {})[key] = value.clone()  # which PyTorch would not copy
     optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})

@@ -87,6 +87,10 @@ class Present(Party):
         super().__init__(server, peer.number)
         self.peer, self.lost = peer, False
         self._steps = self._samples = 0
+        # A sampler may make some epochs longer than the first; a client that never ends holds up the others.
+        info = server.clients[peer.number]
+        self._left = 2 * max(info.samples, info.epoch_samples)
+        self._over = False  # its last weights have come
         self._taken: tuple[bytes, Part] | None = None
         self._trains = server.exchange_of(peer.number) is Exchange.BOTH
 
@@ -102,14 +106,12 @@ class Present(Party):
         """Its next part of a step."""
         while not self.finished and (data := self._receive()) is not None:
             try:
-                message = read_header(data)[0].message
-                if isinstance(message, Step):
-                    part = self.server.take(data, self.client)
-                    self._taken = data, part
-                    return part
-                self._end(data)
+                if isinstance(read_header(data)[0].message, Step):
+                    return self._take(data)
+                if not self._end(data):
+                    raise RefusedError(f"client {self.client}: expected a step, or its weights at its end")
             except RefusedError as error:
-                self.peer.refuse(error)
+                self.refuse(error)
         return None
 
     def answer(self, reply: bytes | None) -> None:
@@ -119,48 +121,53 @@ class Present(Party):
         self.server.ledger.frame("up", data)
         self._steps += part.ends_step
         self._samples += len(part.labels)
+        self._left -= len(part.labels)
         if reply is not None:
             self._send(reply)
 
     def refuse(self, error: RefusedError) -> None:
-        """Tell it that the last part is refused; it may send another."""
-        self.peer.refuse(error)
+        """Tell it that what it sent is refused; it may send another."""
+        try:
+            self.peer.refuse(error)
+        except Gone:
+            self._lose()
 
     def send_weights(self) -> None:
-        """Take its weights, which it sends of its own accord."""
+        """Take its weights, which it sends of its own accord, and where they are its last its word that it is done."""
         while self._trains and not self.finished and (data := self._receive()) is not None:
             try:
-                if self._add_weights(data):
-                    self.part()  # at its end, it says so
-                return
+                if not self._end(data):
+                    return
             except RefusedError as error:
-                self.peer.refuse(error)
+                self.refuse(error)
 
     def take_weights(self) -> None:
         """Send it the new average."""
         if self._trains:
             self._send(self.server.shared.frame(Weights(self.client, self.server.state.epoch, self._steps)))
 
-    def _end(self, data: bytes) -> None:
-        """Its weights at its end, and its word that there is no more."""
-        if isinstance(read_header(data)[0].message, Weights):
-            if not self._add_weights(data):
-                raise RefusedError(f"client {self.client}: expected a step, or its weights at its end")
-        else:
-            check_done(self.server, data, Done(self.client, self.server.state.epoch, self._steps, {}))
-            self.finished = True
+    def _take(self, data: bytes) -> Part:
+        part = self.server.take(data, self.client)
+        if self._over or len(part.labels) > self._left:
+            raise RefusedError(f"client {self.client}: expected the end of its epoch, got another step")
+        self._taken = data, part
+        return part
 
-    def _add_weights(self, data: bytes) -> bool:
+    def _end(self, data: bytes) -> bool:
+        """Its weights, or its word that it is done; whether its epoch is at its end."""
         frame = unpack(data)
-        message, epoch = frame.message, self.server.state.epoch
-        last = isinstance(message, Weights) and message.last
-        expected = Weights(self.client, epoch, self._steps, last)
-        if message != expected or not self._samples:
-            raise RefusedError(f"client {self.client}: expected {expected}, got {message}")
+        epoch, message = self.server.state.epoch, frame.message
+        if not isinstance(message, Weights):
+            check_done(self.server, data, Done(self.client, epoch, self._steps, {}))
+            self.finished = True
+            return True
+        expected = Weights(self.client, epoch, self._steps, message.last)
+        if not self._trains or self.server.share is None or self._over or not self._samples or message != expected:
+            raise RefusedError(f"client {self.client}: expected {expected} in an A epoch, once, got {message}")
         self.server.shared.add(self.client, frame.tensors, self._samples)
         self.server.ledger.frame("up", data)
-        self._samples = 0
-        return last
+        self._samples, self._over = 0, message.last
+        return message.last
 
     def _send(self, frame: bytes) -> None:
         try:
@@ -188,7 +195,7 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
     for frame in (*shared, pack(Frame(Ask(peer.number, epoch)))):
         peer.send(frame)
         server.ledger.frame("down", frame)
-    steps = 0
+    steps, left = 0, 2 * server.clients[peer.number].test_samples
     while True:
         data = peer.receive()
         try:
@@ -196,7 +203,7 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
             if not isinstance(frame.message, Evaluate):
                 check_done(server, data, Done(peer.number, epoch, steps, {}))
                 return
-            server.keep(frame, Evaluate(peer.number, epoch, steps))
+            left -= server.keep(frame, Evaluate(peer.number, epoch, steps), left)
             server.ledger.frame("up", data)
             steps += 1
         except RefusedError as error:

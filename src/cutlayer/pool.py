@@ -100,13 +100,14 @@ class Pool:
         """A body that is no one's."""
         if self._first is not None:
             return self._first
-        if len(self._bodies) >= self._live:
-            for owner, body in self._bodies.items():
-                if not body.held:
-                    self._write(owner, body)
-                    del self._bodies[owner]
-                    return body
-        return self._make()
+        free: list[Body] = []
+        for owner in list(self._bodies):
+            if len(self._bodies) < self._live:
+                break
+            if not self._bodies[owner].held:
+                free.append(self._bodies.pop(owner))
+                self._write(owner, free[-1])
+        return free[0] if free else self._make()
 
     @property
     def in_memory(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cutlayer.averaging import Average, SharedHalf
 from cutlayer.checkpoint import Store
 from cutlayer.delta import REFERENCE, moved, references
-from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError
+from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError, RefusedPartError
 from cutlayer.feedback import ErrorFeedback
 from cutlayer.flops import FlopTable
 from cutlayer.formats import Codec, Encoded, evaluation_codec, get_transfer, isfinite
@@ -82,7 +82,8 @@ class Server:
         self.flops = FlopTable(half, cut_shape, torch.float32)
         several = len(clients) > 1
         self.mode, self.share = method.fleet.mode, method.fleet.mode.share if several else None
-        if several and self.mode.joint and training.microbatches > 1:
+        self.joint = several and self.mode.joint
+        if self.joint and training.microbatches > 1:
             raise ConfigError(
                 f"{type(self.mode).__name__} makes one batch of the clients' parts; leave microbatches at 1"
             )
@@ -162,6 +163,10 @@ class Server:
         self.intake.check_client(message.client)
         if client not in (None, message.client):
             raise RefusedError(f"client: expected {client}, got {message.client}")
+        if self.joint and message.parts != 1:
+            raise RefusedError(
+                f"client {message.client}: parts: expected 1, as clients' parts make one batch, got {message}"
+            )
         exchange = self.exchange_of(message.client)
         if exchange is Exchange.NONE or message.epoch != epoch:
             raise RefusedError(f"client {message.client}: epoch: expected epoch {epoch} ({exchange}), got {message}")
@@ -191,7 +196,7 @@ class Server:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 outputs = body.half(inputs).float()
             pieces = outputs.split(sizes) if len(parts) > 1 else [outputs]
-            losses = [self._loss(piece, part.labels) for piece, part in zip(pieces, parts, strict=True)]
+            losses = [self._loss(piece, part) for piece, part in zip(pieces, parts, strict=True)]
             self._update(body, parts, losses)
         for part, loss, size in zip(parts, losses, sizes, strict=True):
             self._add_loss(part.client, loss, size)
@@ -209,7 +214,7 @@ class Server:
         drop_last = any(info.drop_last for info in infos)
         shuffle = generator(self.seed, "replay", self.state.epoch, *((client,) if client else ()))
         ids = (0, self.offsets[-1]) if client is None else (self.offsets[client], self.offsets[client + 1])
-        batch_size = sum(sizes) if client is None and self.mode.joint else max(sizes)
+        batch_size = sum(sizes) if client is None and self.joint else max(sizes)
         return self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=ids)
 
     def stored(self, client: int | None = None) -> Iterator[Part]:
@@ -330,12 +335,13 @@ class Server:
         body.half.train()
         return body
 
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, part: Part) -> Tensor:
+        labels = part.labels
         try:
             loss = self.task.loss(outputs, labels)
         except Exception as error:
             shapes = f"outputs {list(outputs.shape)} and labels {labels.dtype} {list(labels.shape)}"
-            raise RefusedError(f"the loss failed on {shapes}: {error}") from error
+            raise RefusedPartError(f"the loss failed on {shapes}: {error}", part) from error
         if loss.dim() != 0:
             raise ConfigError(f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}")
         # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
@@ -415,13 +421,16 @@ class Server:
 
     # --- what is only evaluated ---------------------------------------------------------------------------------
 
-    def keep(self, frame: Frame, expected: Evaluate) -> None:
-        """Keep test activations. Raises RefusedError for another frame than is expected."""
+    def keep(self, frame: Frame, expected: Evaluate, most: int) -> int:
+        """Keep test activations; return of how many samples. Raises RefusedError for a frame that is not expected."""
         if frame.message != expected:
             raise RefusedError(f"client {expected.client}: expected {expected}, got {frame.message}")
         encoded, ids, labels, _ = self.intake.batch(frame, expected.client, test=True)
+        if len(ids) > most:
+            raise RefusedError(f"client {expected.client}: expected the end of the evaluation, got {frame.message}")
         self._decoded(self.test_codec, encoded, expected)
         self.test_store.put(ids + self.test_offsets[expected.client], encoded, labels)
+        return len(ids)
 
     def _moved(self, ids: Tensor, sent: Tensor, changes: Tensor, message: Step) -> Encoded:
         """The references of these samples after their changes; see `delta`."""

@@ -203,12 +203,14 @@ class _Fitting:
         if exchange is not Exchange.NONE and (due or server.exchange is Exchange.NONE):
             for peer, holds in zip(self.clients.peers, tested, strict=True):
                 if holds:
+                    peer.lose_after(None)  # who was lost in the epoch is there again to be evaluated
                     with suppress(Gone):  # what it sent of an earlier epoch is evaluated
                         evaluate(server, peer, epoch)
         scores = server.evaluate() if due else {}
         self.clients.collect()
         costs = server.ledger.take()
-        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **costs, states=states))
+        more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
+        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
         if self.folder is not None:
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.
             self.folder.append(self.records[-1])

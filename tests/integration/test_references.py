@@ -119,11 +119,11 @@ def test_a_client_that_lost_its_references_sends_all_anew(damage: Callable[[Path
 def test_each_of_several_clients_has_its_references(tmp_path: Path) -> None:
     """Also where clients are lost in the midst of epochs."""
     config = Config(**{**SMALL, "epochs": 8})
-    train, _ = config.datasets()
+    train, test = config.datasets()
     parts = [train.first(150), train.first(60)]
     method = dataclasses.replace(config.method(), fleet=Fleet(dropout=0.3))
     assert any(method.fleet.lost_after(0, epoch, 0, 3) is not None for epoch in range(8))
-    result = fit(config.halves(train), parts, method=method, training=config.training(), run=tmp_path)
+    result = fit(config.halves(train), parts, test, method=method, training=config.training(), run=tmp_path)
     assert result.history.losses[-1] < result.history.losses[0]
     last = next((tmp_path / "checkpoints").iterdir())
     for number, kept in enumerate(np.split(rows(last / "store"), [150])):

@@ -8,13 +8,14 @@ from torch import nn
 
 from cutlayer import Always, ConfigError, Fleet, Method, Periodic, RefusedError, Task, Training, fit
 from cutlayer.averaging import Average, SharedHalf, load_weights, weights_frame
+from cutlayer.formats import encode_exactly, get_codec
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.modes import MODES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, make_mode
 from cutlayer.parties import Present
-from cutlayer.schedule import Drop
+from cutlayer.schedule import Drop, Exchange
 from cutlayer.server import Server
-from cutlayer.wire.frames import Weights, unpack
+from cutlayer.wire.frames import Done, Frame, Step, Weights, pack, unpack
 from tests.parity.test_together import close, data, equal, halves, training
 
 MODE_VALUES = [kind() for kind in MODES.values()]
@@ -191,31 +192,108 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())
 
 
-def test_weights_at_the_wrong_time_are_refused() -> None:
-    """A scripted client that sends weights before it has trained, or of another client or epoch."""
-    task, ledger = Task(), Ledger()
+class Scripted:
+    """A client that sends these frames, one after the other; a refusal is an error."""
+
+    number = 0
+
+    def __init__(self, *frames: bytes) -> None:
+        self.frames = list(frames)
+
+    def send(self, frame: bytes) -> None:
+        pass
+
+    def receive(self) -> bytes:
+        return self.frames.pop(0)
+
+    def refuse(self, error: RefusedError) -> None:
+        raise error
+
+
+def server_of_two(schedule=None) -> Server:
     infos = [ClientInfo(8, 0, 8), ClientInfo(8, 0, 8)]
-    server = Server(nn.Linear(8, 3), infos, (8,), Method(Always()), Training(), task, ledger)
+    server = Server(nn.Linear(8, 3), infos, (8,), Method(schedule or Always()), Training(), Task(), Ledger())
+    server.begin()
+    return server
+
+
+def step(epoch: int, number: int, **more: object) -> bytes:
+    activations = get_codec("fp32").encode(torch.ones(8, 8))
+    ids = torch.arange(8)
+    tensors = {"ids": encode_exactly(ids), "labels": encode_exactly(ids % 3), "activations": activations}
+    return pack(Frame(Step(0, epoch, number, **more), tensors))
+
+
+def after_a_step(server: Server, *then: bytes) -> Present:
+    """A client whose first step was trained on."""
+    party = Present(server, Scripted(step(server.state.epoch, 0), *then))
+    part = party.part()
+    assert part is not None
+    party.answer(server.train([part])[0])
+    return party
+
+
+def test_weights_at_the_wrong_time_are_refused() -> None:
     weights = halves().client.state_dict()
-    for message in (Weights(0, 0, 0, True), Weights(1, 0, 0, True), Weights(0, 1, 0, True), Weights(0, 0, 3, False)):
-        server.begin()
-
-        class Scripted:
-            number = 0
-
-            def send(self, frame: bytes) -> None:
-                pass
-
-            def receive(self, message=message) -> bytes:
-                return weights_frame(message, weights)
-
-            def refuse(self, error: RefusedError) -> None:
-                raise error
-
+    good = weights_frame(Weights(0, 0, 1, True), weights)
+    for wrong in (Weights(1, 0, 1, True), Weights(0, 1, 1, True), Weights(0, 0, 2, True), Weights(0, 0, 1, False)):
+        server = server_of_two()
         with pytest.raises(RefusedError, match="client 0: expected"):
-            Present(server, Scripted()).part()
-        server.settle()
-        assert server.shared.tensors == {}
+            after_a_step(server, weights_frame(wrong, weights)).part()
+    with pytest.raises(RefusedError, match="client 0: expected"):
+        Present(server_of_two(), Scripted(weights_frame(Weights(0, 0, 0, True), weights))).part()  # before a step
+    server = server_of_two()
+    with pytest.raises(RefusedError, match="in an A epoch, once"):
+        after_a_step(server, good, good).part()
+    server = server_of_two(Periodic(period=3))
+    server.train([server.take(step(0, 0))])
+    server.finish()
+    server.begin()
+    assert server.exchange is Exchange.ACTIVATIONS
+    with pytest.raises(RefusedError, match="in an A epoch, once"):
+        after_a_step(server, weights_frame(Weights(0, 1, 1, True), weights)).part()
+    server.settle()
+    assert server.shared.tensors == {}
+
+
+def test_a_client_that_never_ends_is_refused() -> None:
+    server = server_of_two()
+    party = after_a_step(server, step(0, 1), step(0, 2))
+    part = party.part()  # a sampler may make an epoch longer than the data
+    assert part is not None
+    party.answer(server.train([part])[0])
+    with pytest.raises(RefusedError, match="expected the end of its epoch, got another step"):
+        party.part()
+
+
+def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -> None:
+    """Labels that the loss does not take; and parts of a step, which would keep the server from its update."""
+    infos = [ClientInfo(8, 0, 8), ClientInfo(8, 0, 8)]
+    chosen = Method(Always(), fleet=Fleet(mode=ParallelSplit()))
+    task = Task(lambda outputs, labels: nn.functional.nll_loss(outputs.log_softmax(1), labels), {})
+    server = Server(nn.Linear(8, 3), infos, (8,), chosen, Training(), task, Ledger())
+    server.begin()
+    with pytest.raises(RefusedError, match="parts: expected 1"):
+        server.take(step(0, 0, parts=2, samples=8))
+    activations = get_codec("fp32").encode(torch.ones(8, 8))
+    ids = torch.arange(8)
+    frames = []
+    for client, labels in ((0, ids), (0, ids % 3), (1, ids % 3)):  # client 0 sends classes up to 7 of 3, then good ones
+        tensors = {"ids": encode_exactly(ids), "labels": encode_exactly(labels), "activations": activations}
+        frames.append(pack(Frame(Step(client, 0, 0), tensors)))
+    refused: list[str] = []
+
+    class Lenient(Scripted):
+        def refuse(self, error: RefusedError) -> None:
+            refused.append(str(error))
+
+    peers = [Lenient(frames[0], frames[1], pack(Frame(Done(0, 0, 1, {})))), Lenient(frames[2])]
+    peers[1].number, peers[1].frames = 1, [frames[2], pack(Frame(Done(1, 0, 1, {})))]
+    server.share = None  # halves are not the subject
+    server.mode.train(server, [Present(server, peer) for peer in peers])
+    assert server.samples == 16
+    assert len(refused) == 1
+    assert "the loss failed on" in refused[0]
 
 
 def test_choices_that_cannot_be_are_named() -> None:

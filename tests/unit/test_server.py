@@ -48,7 +48,7 @@ def frame(
 def receive(server: Server, data: bytes) -> bytes | None:
     """What the server does with a step that comes in, or with test activations after epoch -1."""
     if data and isinstance(unpack(data).message, Evaluate):
-        return server.keep(unpack(data), Evaluate(0, -1, 0))
+        return server.keep(unpack(data), Evaluate(0, -1, 0), 4)
     (reply,) = server.train([server.take(data)])
     return reply
 

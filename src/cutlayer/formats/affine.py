@@ -60,8 +60,8 @@ class AffineInteger(Codec):
             if not finite:
                 scaled.nan_to_num_(0.0)
             scaled.add_(zeros.unsqueeze(1))
-            if noise is not None:
-                scaled.add_((noise[part] & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)).floor_()
+            if noise is not None:  # 16 bits, so that the sum of them and a code of 8 is exact, and whole codes stay
+                scaled.add_((noise[part] & 0xFFFF).to(torch.float32).mul_(2.0**-16)).floor_()
             codes = scratch(3, cut.numel(), torch.uint8, cut.device).copy_(scaled.round_().clamp_(0, top).view(-1))
             rows[part] = pack_bits(codes.view(len(cut), numel(shape)), self.bits)
         steps.masked_fill_(nan, torch.nan)

@@ -14,6 +14,8 @@ from torch import Tensor
 from cutlayer.errors import RefusedError
 
 MAX_VALUES = 1 << 48
+# The sparsest forms need a few bits for a value that is kept, and nothing for the thousands that are not.
+MAX_VALUES_PER_BYTE = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,7 @@ class Codec(ABC):
                 f"{self.name} payload of {batch} samples of shape {list(shape)}: expected {expected} bytes, "
                 f"got {len(payload)}"
             )
-        refuse_absurd(batch, shape)
+        refuse_absurd(batch, shape, len(payload))
         shared = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes)
         rows = copy_of(payload[shared_bytes:]).reshape(batch, row_bytes)
         encoded = Encoded(self.name, shape, rows, shared)
@@ -107,11 +109,18 @@ class Codec(ABC):
         return encoded
 
 
-def refuse_absurd(batch: int, shape: tuple[int, ...]) -> None:
-    """Refuse sizes that no tensor has, even one with no values: they come from outside and would overflow."""
+def refuse_absurd(batch: int, shape: tuple[int, ...], payload_bytes: int) -> None:
+    """Refuse sizes that no tensor has, even one with no values, and more values than a payload can stand for.
+
+    Sizes come from outside: the first would overflow, the others would have a small message claim a large memory.
+    """
     sizes = (batch, *shape)
     if min(sizes) < 0 or math.prod(max(1, size) for size in sizes) > MAX_VALUES:
         raise RefusedError(f"tensor of shape {list(sizes)}: expected at most 2^48 values and no negative size")
+    if (most := MAX_VALUES_PER_BYTE * payload_bytes) < math.prod(sizes):
+        raise RefusedError(
+            f"tensor of shape {list(sizes)}: expected at most {most} values in {payload_bytes} bytes of payload"
+        )
 
 
 def as_buffer(codes: Tensor) -> memoryview:

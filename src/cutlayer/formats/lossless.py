@@ -82,7 +82,7 @@ class Lossless(Codec):
                 f"{self.name} payload of {batch} samples of shape {list(shape)}: {declared} bytes can come from no "
                 f"fewer than {max(shared_bytes, -(-declared // MAX_EXPANSION))}, got {len(payload)}"
             )
-        refuse_absurd(batch, shape)
+        refuse_absurd(batch, shape, len(payload))
         shared, position = copy_of(payload[:shared_bytes]).reshape(1, shared_bytes), shared_bytes
         rows = np.empty((batch, row_bytes), np.uint8)
         for columns in self.streams(shape):

@@ -128,7 +128,7 @@ class Transfer:
     Attributes:
         name: its spec in canonical form.
         codec: of the bytes that cross.
-        delta: None, or the tolerance of `delta`: the relative change below which a sample is not sent (`deltas`).
+        delta: None, or the tolerance of `delta`: the relative change below which a sample is not sent (`delta`).
         feedback: whether what the codec loses is remembered and added the next time (`feedback`).
     """
 
@@ -195,6 +195,8 @@ def _format(written: str, spec: str) -> Codec:
 def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> tuple[str, str]:
     """(canonical form, name) of `name[@version]`."""
     name, at, version = written.partition("@")
+    if name not in known and name in PAIRS:
+        raise ConfigError(f"{name!r} stands for two codecs; for one direction write {' or '.join(PAIRS[name])}")
     if name not in known:
         raise ConfigError(f"{unknown(what, name, known)}" + (f"; in {spec!r}" if spec != name else ""))
     if at and version != str(known[name]):

@@ -106,8 +106,11 @@ class HealthArguments:
 def certs(arguments: Sequence[str], console: Console) -> None:
     """Make certificates for a server and its clients."""
     chosen = tyro.cli(CertsArguments, prog="cutlayer certs", args=arguments)
-    for file in make_certificates(chosen.folder, chosen.client, chosen.days):
+    written = make_certificates(chosen.folder, chosen.client, chosen.days)
+    for file in written:
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    if not written:
+        console.print(f"all there already in {chosen.folder}; to renew one, remove its folder", highlight=False)
 
 
 def serve_command(arguments: Sequence[str], console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cutlayer.averaging import weights_frame
+from cutlayer.averaging import largest_weights
 from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.client import Client
 from cutlayer.clients import client_info
@@ -107,7 +108,9 @@ class _Joining:
         # The number, part of the name of each random draw, is the server's to tell; until then it is 0.
         self.client = self._client(0)
         self.run = (self.checkpoints.state() or {}).get("run", "")
-        self.half_bytes = len(weights_frame(Weights(0, 0), half.state_dict())) + 64  # numbers may grow
+        self.half_bytes = largest_weights(half)
+        self._alone: float | None = None  # since when there is no connection
+        self._give_up_after: float | None = None
         if self.checkpoints.latest() is None:
             self._save(0)
 
@@ -131,6 +134,7 @@ class _Joining:
         self, address: str, tls: str | Path | None, give_up_after: float | None, keepalive: float = KEEPALIVE
     ) -> bool:
         """Take part in a session; whether the run came to its end in it."""
+        self._alone, self._give_up_after = None, give_up_after
         limit = largest_frame(
             self.method.gradients, self.client.cut_shape, self.client.train.batch_size, self.half_bytes
         )
@@ -170,7 +174,6 @@ class _Joining:
             run=self.run,
             checkpoints=tuple(self.checkpoints.epochs()),
             **dataclasses.asdict(client_info(client.train, client.test)),
-            epoch_samples=sum(sizes),
             epoch_flops=sum(sum(client.flops(size)) for size in sizes),
             half_bytes=self.half_bytes,
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),
@@ -197,7 +200,11 @@ class _Joining:
 
     def _obey(self, session: Session) -> bool:
         with Sender(partial(self._send, session)) as sender:
-            return self._obey_with(session, sender)
+            try:
+                return self._obey_with(session, sender)
+            except BaseException:
+                session.link.close("this client gave up")  # so that the sender does not wait for the server
+                raise
 
     def _obey_with(self, session: Session, sender: Sender) -> bool:
         while True:
@@ -242,6 +249,15 @@ class _Joining:
                 except TimeoutError:
                     if not (self.client.waits and session.link.connected):
                         self.stop.check()
+                    self._check_alone(session)
+
+    def _check_alone(self, session: Session) -> None:
+        """Give up where the server has been gone for too long."""
+        if session.link.connected:
+            self._alone = None
+            return
+        self._alone = self._alone or time.monotonic()
+        self._check_patience(session, time.monotonic() - self._alone, self._give_up_after)
 
     def _send(self, session: Session, frame: bytes) -> None:
         with self.ledger.phase("wait"):
@@ -252,6 +268,7 @@ class _Joining:
                 except TimeoutError:
                     if not session.link.connected:
                         self.stop.check()
+                    self._check_alone(session)
 
     def _finish(self) -> None:
         save_tensors(self.half.state_dict(), self.folder / "client.safetensors")

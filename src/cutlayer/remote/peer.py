@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import suppress
 
 from cutlayer.errors import Gone, RefusedError
 from cutlayer.ledger import Ledger
@@ -37,6 +39,8 @@ class LinkPeer:
     ) -> None:
         self.number, self.name, self.link, self.ledger = number, name, link, ledger
         self.refusals, self.stop, self.deadline, self.patience = refusals, stop, deadline, patience
+        # Seconds that were waited: before the next frame, and up to the last one, for a frame that is good.
+        self._waited = self._spent = 0.0
 
     def send(self, frame: bytes) -> None:
         """Send a frame to the client; waits while it takes none."""
@@ -54,28 +58,32 @@ class LinkPeer:
 
     def receive(self) -> bytes:
         """The client's next frame."""
-        idle = waited = 0.0
+        begin, before, quiet = time.monotonic(), self._waited, 0.0
         with self.ledger.phase("wait"):
             while True:
                 try:
                     data = self.link.receive(0.5)
+                    self._waited, self._spent = 0.0, before + time.monotonic() - begin
                     break
                 except TimeoutError:
-                    waited += 0.5
-                    idle = idle + 0.5 if self.link.connected else 0.0
-                    self._check(waited)
+                    quiet = time.monotonic() - max(begin, self.link.heard)
+                    self._check(before + quiet)
                 except LinkClosed as reason:
                     self._closed(reason)
-                if idle >= self.deadline:
-                    log.warning("client %s: nothing in %.0f s; disconnected", self.name, idle)
+                if self.link.connected and quiet >= self.deadline:
+                    log.warning("client %s: nothing in %.0f s; disconnected", self.name, quiet)
                     self.link.disconnect()
-                    idle = 0.0
+                    begin = time.monotonic()
         return data
 
     def refuse(self, error: RefusedError) -> None:
-        """Count what was refused and tell the client why."""
+        """Count what was refused and tell the client why; patience is not gained by what is refused."""
         self.refusals.add(self.name, error)
-        self.send(pack(Frame(Refusal(str(error)[:1000]))))
+        self._waited = self._spent
+        self._check(self._waited)
+        # One is enough to end the client, which may be sending and not reading: this side does not wait for it.
+        with suppress(TimeoutError, LinkClosed):
+            self.link.send(pack(Frame(Refusal(str(error)[:1000]))), 0.0)
 
     def _check(self, waited: float) -> None:
         if self.patience is not None and waited >= self.patience:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -24,8 +24,15 @@ from cutlayer.wire.frames import Hello, Welcome
 from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.listener import SessionUnknown
 
-MAX_BATCH = 1 << 20
-MAX_HALF_BYTES = 1 << 30
+MOST_FRAME_BYTES = 4 << 30
+# What a client may say of itself: memory is taken for it before a sample has come.
+MOST = {
+    "samples": 1 << 28,
+    "test_samples": 1 << 28,
+    "batch_size": 1 << 20,
+    "test_batch_size": 1 << 20,
+    "half_bytes": 1 << 30,
+}
 IDENTITY = (
     "samples",
     "test_samples",
@@ -34,7 +41,6 @@ IDENTITY = (
     "test_batch_size",
     "epoch_samples",
     "epoch_flops",
-    "half_bytes",
 )
 
 
@@ -74,7 +80,8 @@ class Reception:
         self._sessions: dict[int, Session] = {}
         self._restore: list[int] | None = None  # None: the server is on its way back to a checkpoint
         self._busy = self._broken = self._closed = False
-        self._condition = threading.Condition()
+        self._needed: set[int] = set()  # clients that the epoch under way depends on
+        self._condition = threading.Condition()  # reentrant
 
     def admit(self, hello: Hello) -> tuple[Welcome, Connection]:
         """Let a client in, or raise RefusedError."""
@@ -85,9 +92,10 @@ class Reception:
             if hello.session:
                 return self._go_on(number, hello)
             self._check(number, hello)
-            if self._busy and number in self._sessions and self.patience is None:
-                self._break(f"client {hello.name} began anew")
-            if not self._condition.wait_for(lambda: self._closed or self._restore is not None, 60.0):
+            if self._busy and number in self._needed and number in self._sessions and self.patience is None:
+                self.break_off(f"client {hello.name} began anew")
+            # With patience, which checkpoint fits a client is known when the epoch under way has ended.
+            if not self._condition.wait_for(lambda: self._closed or self._ready(), 60.0):
                 raise SessionUnknown("the server is not ready yet")
             if self._closed or self._restore is None:
                 raise SessionUnknown("the server is going down")
@@ -102,6 +110,11 @@ class Reception:
                 self._sessions[number].link.close("the client began a new session")
             largest = max(hello.batch_size, hello.test_batch_size)
             limit = largest_frame(self.activations, self.cut_shape, largest, hello.half_bytes)
+            if limit > MOST_FRAME_BYTES:
+                raise RefusedError(
+                    f"frames: expected a batch, with labels of up to 64 KiB a sample, to fit {MOST_FRAME_BYTES} bytes; "
+                    f"one of {largest} samples may take {limit}. Choose a smaller batch_size"
+                )
             session = self._sessions[number] = Session(secrets.token_hex(8), Link(limit))
             self.hellos.setdefault(number, hello)
             self._condition.notify_all()
@@ -128,7 +141,7 @@ class Reception:
     def exchange(self, stop: Stop, wanted: Sequence[int], restore: list[int]) -> Iterator[dict[int, Link]]:
         """Inside the block the server depends on the clients; yields the links of all that are there, by number.
 
-        The block begins when all the `wanted` are there; with patience, once that has passed, when any of them is.
+        The block begins when all the `wanted` are there; with patience, once that has passed, when anyone is.
         After the block clients are to load the checkpoints in `restore`, which may change inside it.
 
         Raises LinkClosed where, without patience, a client began anew in the meantime.
@@ -139,9 +152,9 @@ class Reception:
                 self._condition.wait_for(lambda: len(self._there(wanted)) == len(wanted), 0.5)
                 there = self._there(wanted)
                 late = self.patience is not None and time.monotonic() - begin >= self.patience
-                if len(there) == len(wanted) or (late and there):
-                    links = self._there(range(len(self.names)))
-                    self._busy = True
+                links = self._there(range(len(self.names)))
+                if len(there) == len(wanted) or (late and links):
+                    self._busy, self._needed = True, set(wanted)
                     break
             stop.check()
         yield links
@@ -149,6 +162,7 @@ class Reception:
             if self._broken:
                 raise LinkClosed("a client began anew")
             self._busy, self._restore = False, list(restore)
+            self._condition.notify_all()
 
     def say_farewell(self, farewell: Callable[[int], list[bytes]], linger: float) -> None:
         """Send every client its last frames, those that come late as well; wait `linger` seconds for their arrival."""
@@ -156,17 +170,25 @@ class Reception:
         while time.monotonic() < deadline:
             with self._condition:
                 sessions = list(self._sessions.items())
-            try:
-                for number, session in sessions:
+            for number, session in sessions:
+                # It may have just begun anew, or be gone, or not have taken what came before.
+                with suppress(LinkClosed, TimeoutError):
                     if session.id not in told:
                         for frame in farewell(number):
                             session.link.send(frame, 0.0)
                         told.add(session.id)
-                if len(sessions) == len(self.names) and all(session.link.flush(0.2) for _, session in sessions):
-                    return
-            except (LinkClosed, TimeoutError):  # it has just begun anew, or has not taken what came before
-                pass
+            heard = [session.id in told and session.link.flush(0.2) for _, session in sessions]
+            if len(heard) == len(self.names) and all(heard):
+                return
             time.sleep(0.01)
+
+    def break_off(self, reason: str) -> None:
+        """End all sessions, as the server goes back to its last checkpoint: clients that come wait for `open`."""
+        with self._condition:
+            self._broken, self._restore = True, None
+            for session in self._sessions.values():
+                session.link.close(reason)
+            self._sessions.clear()
 
     def close(self) -> None:
         """Let no one in any more, and end all sessions."""
@@ -177,6 +199,10 @@ class Reception:
             self._condition.notify_all()
 
     # --- with the lock held ---
+
+    def _ready(self) -> bool:
+        """Whether it is known which checkpoint a client that begins anew is to load."""
+        return self._restore is not None and (self.patience is None or not self._busy)
 
     def _there(self, wanted: Sequence[int]) -> dict[int, Link]:
         """The links of these clients. With patience a client that has no connection, or was too late, is not there."""
@@ -199,11 +225,9 @@ class Reception:
         for field in ("samples", "batch_size"):
             if getattr(hello, field) < 1:
                 raise RefusedError(f"{field}: expected at least 1, got {getattr(hello, field)}")
-        if hello.half_bytes > MAX_HALF_BYTES:
-            raise RefusedError(f"half_bytes: expected at most {MAX_HALF_BYTES}, got {hello.half_bytes}")
-        for field in ("batch_size", "test_batch_size"):
-            if getattr(hello, field) > MAX_BATCH:
-                raise RefusedError(f"{field}: expected at most {MAX_BATCH}, got {getattr(hello, field)}")
+        for field, most in MOST.items():
+            if not 0 <= getattr(hello, field) <= most:
+                raise RefusedError(f"{field}: expected at most {most}, got {getattr(hello, field)}")
         # A term that this server cannot know is what the first client said.
         first = next(iter(self.hellos.values()), hello)
         check_terms({**first.terms, **self.terms}, hello.terms)
@@ -213,12 +237,6 @@ class Reception:
                 raise RefusedError(
                     f"{field}: expected {getattr(before, field)}, as when the run began, got {getattr(hello, field)}"
                 )
-
-    def _break(self, reason: str) -> None:
-        self._broken, self._restore = True, None
-        for session in self._sessions.values():
-            session.link.close(reason)
-        self._sessions.clear()
 
 
 def as_json(hello: Hello) -> dict[str, object]:

@@ -20,7 +20,7 @@ from torch import nn
 from cutlayer.averaging import SharedHalf
 from cutlayer.checkpoint import save_tensors
 from cutlayer.describe import describe
-from cutlayer.errors import Gone
+from cutlayer.errors import ConfigError, Gone
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.intake import ClientInfo
@@ -104,6 +104,8 @@ def serve(
         Stopped: the run was asked to stop; the same call goes on with it.
     """
     check_address(listen, tls, insecure_plaintext)
+    if method.fleet.dropout:
+        raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
     serving = _Serving(
         half, cut_shape, Run(run), clients, client_half, method, training, task, config, deadline, patience
     )
@@ -179,6 +181,7 @@ class _Serving:
                 return
             except (LinkClosed, Gone) as reason:
                 log.warning("back to the last checkpoint: %s", reason)
+                self.reception.break_off(f"the server went back to its last checkpoint: {reason}")
 
     def _begin(self) -> None:
         """Build the server half's trainer, once the numbers of every client's samples are known."""
@@ -235,20 +238,26 @@ class _Serving:
             loss = train_epoch(server, [])
         else:
             chosen = self.method.fleet.participants(self.training.seed, epoch, len(self.names))
-            planned = [server.exchange_of(number) for number in range(len(self.names))]
-            with self.reception.exchange(self.stop, chosen, self.took_part) as links:
+            planned = [server.exchange_of(number) is not Exchange.NONE for number in range(len(self.names))]
+            wanted = [number for number in chosen if planned[number]]
+            # Without patience what is evaluated must not depend on who is there, either.
+            testing = [n for n, info in enumerate(server.clients) if info.test_samples and self.patience is None]
+            with self.reception.exchange(self.stop, sorted({*wanted, *testing}), self.took_part) as links:
                 peers = {number: self._peer(number, link) for number, link in links.items()}
-                self._tell_saved(peers)
-                loss = train_epoch(server, [peers[number] for number in chosen if number in peers])
-                for number in chosen:
-                    if planned[number] is not Exchange.NONE and number not in server.absent:
+                # Where none of the chosen is there in time, those that are take their place.
+                there = [n for n in wanted if n in peers] or [n for n in peers if planned[n]]
+                self._tell_saved([peers[number] for number in there])
+                loss = train_epoch(server, [peers[number] for number in there])
+                for number in there:
+                    if number not in server.absent:
                         self.took_part[number] = epoch + 1
                 # A C epoch is evaluated on what was sent before it.
                 if due or (tested and server.exchange is Exchange.NONE):
                     self._evaluate(peers, epoch)
         scores = server.evaluate() if due else {}
         costs = self.ledger.take()
-        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **costs, states=states))
+        more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
+        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
         self.run.append(self.records[-1])
         if last or self.stop.requested or (epoch + 1) % self.training.checkpoint_every == 0:
             self._save()
@@ -259,10 +268,10 @@ class _Serving:
                 with suppress(Gone):  # what it sent of an earlier epoch is evaluated
                     evaluate(self.server, peer, epoch)
 
-    def _tell_saved(self, peers: dict[int, LinkPeer]) -> None:
+    def _tell_saved(self, peers: Sequence[LinkPeer]) -> None:
         """Tell the clients which checkpoint this server cannot go back behind."""
         saved = pack(Frame(Saved(self.run.checkpoints.epochs()[-1])))
-        for peer in peers.values():
+        for peer in peers:
             with suppress(Gone):
                 peer.send(saved)
                 self.ledger.frame("down", saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from torch import nn
@@ -21,7 +22,8 @@ def terms_of(
         "codec of the gradients": method.gradients,
         "schedule": repr(method.schedule),
         "norm_in_b": method.norm_in_b,
-        "fleet": repr(method.fleet),
+        # How many halves a simulation keeps in memory is no term of a run.
+        "fleet": repr(dataclasses.replace(method.fleet, live=1)),
         "shape at the cut": str(list(cut_shape)),
         "microbatches": str(training.microbatches),
         "epochs": str(training.epochs),

@@ -16,10 +16,16 @@ class InProcessPeer:
     Args:
         number: the client's.
         answers: from a frame to what the client sends in answer, as calls that make the frames.
+        leave: has the client leave the epoch, where it is lost.
     """
 
-    def __init__(self, number: int, answers: Callable[[bytes], Iterator[Callable[[], bytes]]]) -> None:
-        self.number, self.answers = number, answers
+    def __init__(
+        self,
+        number: int,
+        answers: Callable[[bytes], Iterator[Callable[[], bytes]]],
+        leave: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.number, self.answers, self.leave = number, answers, leave
         self._answers: deque[Iterator[Callable[[], bytes]]] = deque()
         self._lost_after: int | None = None
 
@@ -48,6 +54,7 @@ class InProcessPeer:
     def _count_down(self) -> None:
         if self._lost_after == 0:
             self._answers.clear()
+            self.leave()
             raise Gone(f"client {self.number} is lost")
         if self._lost_after is not None:
             self._lost_after -= 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -41,6 +42,8 @@ class Link:
     def __init__(self, limit: int, window: int = 32, window_bytes: int = 64 << 20) -> None:
         self.limit, self.window, self.window_bytes = limit, window, window_bytes
         self.received = 0
+        self.heard = time.monotonic()
+        """When anything last came in, by the monotonic clock."""
         self.leaving = False  # whether the end of the connection is the end of all
         self._condition = threading.Condition()
         self._sent: deque[bytes] = deque()
@@ -206,6 +209,10 @@ class Connection:
         with link._condition:
             if not self.up:
                 return
+            link.heard = time.monotonic()
+            sent = link._confirmed + len(link._sent)
+            if self._next + 1 < confirmed <= sent:  # the frame that is being sent may have arrived
+                raise RefusedError(f"confirmation: expected at most {self._next + 1} frames, got {confirmed}")
             link._confirm(confirmed)
             link._condition.notify_all()
         if kind == CONFIRM and len(message) == CHUNK.size:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.wire.certs import read_certificates
-from cutlayer.wire.frames import Frame, Hello, Offer, Refusal, Welcome, pack, unpack
+from cutlayer.wire.frames import Frame, Hello, Offer, Refusal, Welcome, pack, read_header
 from cutlayer.wire.link import Connection
 from cutlayer.wire.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
 
@@ -99,9 +99,10 @@ class Listener:
         patience.cancel()
         who = peer.rpartition(":")[0]
         try:
-            hello = unpack(first).message
-            if not isinstance(hello, Hello):
-                raise RefusedError(f"expected a Hello first, got {type(hello).__name__}")
+            header, _ = read_header(first)
+            hello = header.message
+            if not isinstance(hello, Hello) or header.fields:
+                raise RefusedError(f"expected a Hello first, and nothing else, got {type(hello).__name__}")
             who = hello.name
             if self._tls:
                 names = [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", [])]

@@ -123,6 +123,11 @@ class Session:
                 self.last_error = describe(error)
             except CutlayerError as error:  # what the server sent is no frame, or breaks the rules
                 self.last_error = str(error)
+            except OSError as error:  # a certificate may be in the middle of being replaced
+                self.last_error = str(error)
+            except Exception as error:
+                log.exception("the session ends")
+                self.link.close(f"{type(error).__name__}: {error}")
             self.link.disconnect()
             if self.link.leaving:
                 break
