@@ -75,6 +75,8 @@ def test_a_worker_is_killed_and_the_run_goes_on_in_process(tmp_path: Path) -> No
     alike(run(*chosen, run=folder, task=task, resume=True), run(*chosen))
 
 
-def test_what_has_several_server_halves_is_refused() -> None:
+def test_what_needs_the_store_or_several_halves_in_one_place_is_refused() -> None:
     with pytest.raises(ConfigError, match="workers=1"):
         run("splitfed_v1", "fp32", 1, backend=Ray(workers=2, **SHARE))
+    with pytest.raises(ConfigError, match="delta"):
+        run("splitfed_v2", "delta>fp8_e4m3", 1, backend=Ray(workers=2, **SHARE))

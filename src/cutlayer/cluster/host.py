@@ -56,8 +56,9 @@ class Host:
         return b"", False
 
     def forget(self, number: int) -> None:
-        """Drop what a client has not sent yet: the server has given it up for this epoch."""
+        """Have a client leave the epoch, and drop what it has not sent yet: the server has given it up."""
         self._answers[number].clear()
+        self.clients[number].leave()
 
     def costs(self) -> dict[str, Any]:
         """FLOPs and seconds since the last call."""
