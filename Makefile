@@ -10,7 +10,7 @@ demo: $(VENV)/.core
 
 test: lint check
 	# One thread a process: two OpenMP pools on two cores spin against each other.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,13 +19,20 @@ def cifar10_dir() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A Ray cluster on this machine, as small as it gets."""
+    """A Ray cluster on this machine, as small as it gets; its tests are in one group, and so in one process."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'cutlayer[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+    for again in (True, True, False):
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+            break
+        except RuntimeError:  # on a busy machine its processes may not be up in the time that Ray gives them
+            ray.shutdown()
+            if not again:
+                raise
     yield
     ray.shutdown()
 

@@ -14,6 +14,9 @@ from cutlayer.wire.certs import make_certificates
 from tests.integration import processes
 from tests.integration.processes import CONFIG, join, port_of, serve
 
+# Those on Ray share a cluster with the other tests of Ray, and so a process.
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def run_in_process(folder: Path, backend: Backend = IN_PROCESS, **changes: object) -> tuple[dict, list[dict], str]:
     config = Config(**{**CONFIG, **changes})

@@ -135,7 +135,15 @@ def test_a_recipe_is_a_config_that_survives_json_and_can_be_carried_out(name: st
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cutlayer.cli", "train", "digits", "--epochs", "500", "--run-dir", "long"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    # A shell starts jobs in the background with SIGINT ignored, and children inherit that.
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     metrics, deadline = tmp_path / "long" / "metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -17,7 +17,7 @@ from cutlayer.modes import MODES
 from cutlayer.run import Run
 from tests.parity.test_together import data, equal, halves, training
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.xdist_group("ray")]
 
 SIZES = (16, 16, 8, 8)
 BATCHES = sum(SIZES) // 8

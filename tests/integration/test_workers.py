@@ -13,7 +13,7 @@ from cutlayer.cluster import Ray
 from cutlayer.modes import MODES
 from tests.parity.test_together import close, data, halves, training
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.xdist_group("ray")]
 
 SIZES = (20, 13, 8)
 SHARE = {"cpus_per_actor": 0.5, "cpus_per_worker": 0.5, "actors": 1}
