@@ -117,11 +117,7 @@ class SplitFedV2(Averaging):
         """A batch of each client in turn, until all are at their end."""
 
         def step(active: Sequence[Party]) -> list[Party]:
-            on = []
-            for party in active:
-                if _turn(server, party):
-                    on.append(party)
-            return on
+            return [party for party in active if _turn(server, party)]
 
         self.rounds(server, parties, step)
 

@@ -200,8 +200,8 @@ class Server:
             self._update(body, parts, losses)
         for part, loss, size in zip(parts, losses, sizes, strict=True):
             self._add_loss(part.client, loss, size)
-        steps = self._steps.setdefault(self._owner(parts[0].client), 0)
-        self._steps[self._owner(parts[0].client)] = steps + 1
+        owner = self._owner(parts[0].client)
+        self._steps[owner] = self._steps.get(owner, 0) + 1
         forward, backward = self.flops(sum(sizes), input_gradient=learns)
         self.ledger.flops("server", "forward", forward)
         self.ledger.flops("server", "backward", backward)

@@ -134,15 +134,21 @@ def test_the_papers_106_7() -> None:
     assert history.client_flops_reduction == 200 * 2 / 15
 
 
-def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -> None:
-    sent: list[bytes] = []
+@pytest.fixture
+def sent(monkeypatch) -> list[bytes]:
+    """The frames that clients send in a test, as they come."""
+    frames_sent: list[bytes] = []
     original = InProcessPeer.receive
 
     def recording(self) -> bytes:
-        sent.append(original(self))
-        return sent[-1]
+        frames_sent.append(original(self))
+        return frames_sent[-1]
 
     monkeypatch.setattr(InProcessPeer, "receive", recording)
+    return frames_sent
+
+
+def test_nothing_but_ids_labels_and_activations_leaves_the_client(sent: list[bytes]) -> None:
     data, test = Reads(), Reads()
     trained = fit(halves(), data, test, method=Method(Periodic(period=3)), training=training(3)).halves
     assert {type(frames.unpack(frame).message).__name__ for frame in sent} == {"Step", "Evaluate", "Done"}
@@ -161,15 +167,7 @@ def test_nothing_but_ids_labels_and_activations_leaves_the_client(monkeypatch) -
     assert sent_activations[3].numpy().tobytes() in everything
 
 
-def test_evaluation_is_the_same_each_time_where_training_draws(monkeypatch) -> None:
-    sent: list[bytes] = []
-    original = InProcessPeer.receive
-
-    def recording(self) -> bytes:
-        sent.append(original(self))
-        return sent[-1]
-
-    monkeypatch.setattr(InProcessPeer, "receive", recording)
+def test_evaluation_is_the_same_each_time_where_training_draws(sent: list[bytes]) -> None:
     pair = Halves(nn.Linear(FEATURES, CUT), nn.Linear(CUT, 10))
     method = Method(Periodic(period=2), "randtopk0.5>fp16", "mxfp4:stochastic")
     fit(pair, Reads(), Reads(), method=method, training=training(2))

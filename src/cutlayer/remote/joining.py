@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from cutlayer.averaging import largest_weights
 from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.client import Client
-from cutlayer.clients import client_info
+from cutlayer.clients import Holding, client_info
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training
 from cutlayer.pool import Body
@@ -115,20 +114,10 @@ class _Joining:
             self._save(0)
 
     def _client(self, number: int) -> Client:
-        training = self.training
-        feed = Feed(
-            self.train,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            client=number,
-            shuffle=training.shuffle,
-            drop_last=training.drop_last,
-            augment=training.augment,
+        feed, test = Holding(self.train, self.test).feeds(number, self.training)
+        return Client(
+            number, lambda: self.body, feed, test, self.method, self.training, self.ledger, on_done=self._done
         )
-        test = None
-        if self.test is not None:
-            test = Feed(self.test, batch_size=feed.batch_size, seed=training.seed, client=number, shuffle=False)
-        return Client(number, lambda: self.body, feed, test, self.method, training, self.ledger, on_done=self._done)
 
     def take_part(
         self, address: str, tls: str | Path | None, give_up_after: float | None, keepalive: float = KEEPALIVE
@@ -140,7 +129,7 @@ class _Joining:
         )
         session = Session(address, tls, self._hello(), limit, keepalive)
         try:
-            welcome = self._wait_welcome(session, give_up_after)
+            welcome = self._wait_welcome(session)
             self._restore(welcome)
             return self._obey(session)
         except LinkClosed as reason:
@@ -151,19 +140,18 @@ class _Joining:
         finally:
             session.close()
 
-    def _wait_welcome(self, session: Session, give_up_after: float | None) -> Welcome:
+    def _wait_welcome(self, session: Session) -> Welcome:
         waited = 0.0
         while (welcome := session.wait_welcome(0.5)) is None:
             if session.link.closed:
                 raise LinkClosed("the server was not ready")
             self.stop.check()
             waited += 0.5
-            self._check_patience(session, waited, give_up_after)
+            self._check_patience(session, waited)
         return welcome
 
-    @staticmethod
-    def _check_patience(session: Session, waited: float, give_up_after: float | None) -> None:
-        if give_up_after is not None and waited >= give_up_after:
+    def _check_patience(self, session: Session, waited: float) -> None:
+        if self._give_up_after is not None and waited >= self._give_up_after:
             raise TimeoutError(f"no connection to {session.address} in {waited:.0f} s: {session.last_error}")
 
     def _hello(self) -> Hello:
@@ -257,7 +245,7 @@ class _Joining:
             self._alone = None
             return
         self._alone = self._alone or time.monotonic()
-        self._check_patience(session, time.monotonic() - self._alone, self._give_up_after)
+        self._check_patience(session, time.monotonic() - self._alone)
 
     def _send(self, session: Session, frame: bytes) -> None:
         with self.ledger.phase("wait"):

@@ -128,13 +128,12 @@ class Reception:
             self._restore, self._broken, self._busy = list(restore), False, False
             self._condition.notify_all()
 
-    def wait_for_all(self, stop: Stop) -> list[Link]:
-        """The clients' links, by number, once all are there. Raises Stopped where the run is to stop before."""
+    def wait_for_all(self, stop: Stop) -> None:
+        """Wait until all clients have come. Raises Stopped where the run is to stop before."""
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: len(self._sessions) == len(self.names), 0.5)
-                if len(self._sessions) == len(self.names):
-                    return [self._sessions[number].link for number in range(len(self.names))]
+                if self._condition.wait_for(lambda: len(self._sessions) == len(self.names), 0.5):
+                    return
             stop.check()
 
     @contextmanager
