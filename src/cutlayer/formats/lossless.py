@@ -7,8 +7,8 @@ Each kind of bytes in the rows (`Codec.streams`) is a stream, coded for itself: 
     2  stream of a bit mask of the bytes that are not 0 | stream of these bytes, which is not of kind 2
 
 Codes of activations hardly repeat, so looking for repetitions costs time and bits; Zstandard's Huffman stage does the
-work. The parameters below all but turn the search off, and came out best of those tried. A Huffman code
-spends a whole bit on a 0, so that streams with many zeros, the masks of others among them, are better cut in two.
+work; `benchmarks/lossless.py` compares coders. A Huffman code spends a whole bit on a 0, so that streams with many
+zeros, the masks of others among them, are better cut in two.
 """
 
 from __future__ import annotations
@@ -98,6 +98,13 @@ class Lossless(Codec):
         return encoded
 
 
+def compression_parameters() -> zstandard.ZstdCompressionParameters:
+    """Zstandard with its search for repetitions all but switched off."""
+    return zstandard.ZstdCompressionParameters(
+        window_log=WINDOW_LOG, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0, strategy=1
+    )
+
+
 def _compress(stream: np.ndarray, may_split: bool = True) -> list[memoryview]:
     """A stream (uint8 [n]) as how-byte and body."""
     if stream.size == 0:
@@ -157,10 +164,7 @@ def _take(payload: memoryview, position: int, size: int, name: str) -> memoryvie
 def _compressor() -> zstandard.ZstdCompressor:
     """This thread's compressor: costly to make, and not to be shared by threads."""
     if not hasattr(_thread, "compressor"):
-        parameters = zstandard.ZstdCompressionParameters(
-            window_log=WINDOW_LOG, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0, strategy=1
-        )
-        _thread.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        _thread.compressor = zstandard.ZstdCompressor(compression_params=compression_parameters())
     return _thread.compressor
 
 
