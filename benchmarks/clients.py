@@ -1,6 +1,6 @@
 """What a client costs: seconds for a step of a client, and memory, for 1 to 1,000 clients.
 
-    python benchmarks/clients.py            # prints the table; --write keeps it in results/clients.md
+    python benchmarks/clients.py            # prints the table, on the way each case; --write keeps results/clients.md
     python benchmarks/clients.py --one in-process 1000
 
 Each client has 32 samples (random images, 8x8) and takes 4 steps of 8 in an epoch of SplitFed V2; the network is the
@@ -144,8 +144,9 @@ def table(rounds: int) -> str:
     for _ in range(rounds):
         for backend, clients in cases:
             command = [sys.executable, __file__, "--one", backend, str(clients)]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             found[backend, clients].append(json.loads(output.splitlines()[-1]))
+            print(backend, clients, found[backend, clients][-1], file=sys.stderr, flush=True)
     where = environment()
     lines = [
         f"`python benchmarks/clients.py`: median (lowest to highest) of n = {rounds}. torch {where['torch']}, "

@@ -104,7 +104,7 @@ def replayed(data: Images, codec: str) -> tuple[Callable[[], None], Callable[[],
             optimizer.step()
 
     def replay() -> None:
-        server.state = State(Exchange.NONE, 2, 0.0)
+        server.states.state = State(Exchange.NONE, 2, 0.0)
         run()
 
     return replay, plain

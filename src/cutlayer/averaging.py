@@ -99,6 +99,10 @@ class SharedHalf:
         """The shared half as a frame."""
         return weights_frame(message, self.tensors)
 
+    def frames(self, message: Weights) -> list[bytes]:
+        """What a client is sent before it goes on: the shared half, or nothing where each has its own."""
+        return [self.frame(message)] if self.tensors else []
+
     # --- checkpoints ---
 
     def about(self) -> dict[str, Any]:

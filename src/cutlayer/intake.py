@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cutlayer.errors import RefusedError
-from cutlayer.formats import INTEGER_CODECS, Encoded, get_codec, isfinite
+from cutlayer.formats import INTEGER_CODECS, Codec, Encoded, get_codec, isfinite
 from cutlayer.method import Task
 from cutlayer.schedule import Exchange
 from cutlayer.wire.frames import Frame, Step
@@ -66,6 +66,14 @@ def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
     if len(output_shape) == 1:
         return Classes(task.classes or output_shape[0], (), ignored)
     return Classes(task.classes, None, ignored) if task.classes is not None else None
+
+
+def finite(codec: Codec, encoded: Encoded, message: object, device: str) -> Tensor:
+    """Activations, decoded on a device. Raises RefusedError where one is not finite."""
+    activations = codec.decode(encoded.to(torch.device(device)))
+    if not isfinite(activations):
+        raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
+    return activations
 
 
 class Intake:

@@ -116,6 +116,21 @@ class Training:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {self.device!r} cannot be used here; use cpu ({error})") from None
 
+    def autocast(self) -> torch.autocast:
+        """The context in which the server half runs forward, in bfloat16 where `precision` says so."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether this epoch, counted from 0, ends in an evaluation."""
+        return self._due(epoch, self.evaluate_every)
+
+    def saves(self, epoch: int) -> bool:
+        """Whether this epoch, counted from 0, ends in a checkpoint."""
+        return self._due(epoch, self.checkpoint_every)
+
+    def _due(self, epoch: int, every: int) -> bool:
+        return epoch + 1 == self.epochs or (epoch + 1) % every == 0
+
 
 def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
     """Share of the batch whose largest output is the label's, as a scalar. outputs [B, classes], labels [B]."""

@@ -92,15 +92,13 @@ class Present(Party):
         self._left = 2 * max(info.samples, info.epoch_samples)
         self._over = False  # its last weights have come
         self._taken: tuple[bytes, Part] | None = None
-        self._trains = server.exchange_of(peer.number) is Exchange.BOTH
+        self._trains = server.states.of(peer.number) is Exchange.BOTH
 
     def begin(self) -> None:
         """Send the newest shared half, if there is one, and the plan."""
-        shared = self.server.shared
-        epoch = self.server.state.epoch
-        if shared.tensors:
-            self._send(shared.frame(Weights(self.client, epoch)))
-        self._send(self.server.plan(self.client))
+        shared = self.server.shared.frames(Weights(self.client, self.server.states.epoch))
+        for frame in (*shared, self.server.plan(self.client)):
+            self._send(frame)
 
     def part(self) -> Part | None:
         """Its next part of a step."""
@@ -144,7 +142,7 @@ class Present(Party):
     def take_weights(self) -> None:
         """Send it the new average."""
         if self._trains:
-            self._send(self.server.shared.frame(Weights(self.client, self.server.state.epoch, self._steps)))
+            self._send(self.server.shared.frame(Weights(self.client, self.server.states.epoch, self._steps)))
 
     def _take(self, data: bytes) -> Part:
         part = self.server.take(data, self.client)
@@ -156,7 +154,7 @@ class Present(Party):
     def _end(self, data: bytes) -> bool:
         """Its weights, or its word that it is done; whether its epoch is at its end."""
         frame = unpack(data)
-        epoch, message = self.server.state.epoch, frame.message
+        epoch, message = self.server.states.epoch, frame.message
         if not isinstance(message, Weights):
             check_done(self.server, data, Done(self.client, epoch, self._steps, {}))
             self.finished = True
@@ -191,7 +189,7 @@ class Present(Party):
 
 def evaluate(server: Server, peer: Peer, epoch: int) -> None:
     """Have a client send the activations of its test data, with the shared half if there is one. Raises Gone."""
-    shared = [server.shared.frame(Weights(peer.number, epoch, evaluation=True))] if server.shared.tensors else []
+    shared = server.shared.frames(Weights(peer.number, epoch, evaluation=True))
     for frame in (*shared, pack(Frame(Ask(peer.number, epoch)))):
         peer.send(frame)
         server.ledger.frame("down", frame)
@@ -203,7 +201,7 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
             if not isinstance(frame.message, Evaluate):
                 check_done(server, data, Done(peer.number, epoch, steps, {}))
                 return
-            left -= server.keep(frame, Evaluate(peer.number, epoch, steps), left)
+            left -= server.evaluation.keep(frame, Evaluate(peer.number, epoch, steps), left)
             server.ledger.frame("up", data)
             steps += 1
         except RefusedError as error:

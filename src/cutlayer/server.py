@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +13,20 @@ from cutlayer.averaging import Average, SharedHalf
 from cutlayer.checkpoint import Store
 from cutlayer.delta import REFERENCE, moved, references
 from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError, RefusedPartError
+from cutlayer.evaluation import Evaluation
 from cutlayer.feedback import ErrorFeedback
 from cutlayer.flops import FlopTable
-from cutlayer.formats import Codec, Encoded, evaluation_codec, get_transfer, isfinite
-from cutlayer.intake import ClientInfo, Intake, classes_of
+from cutlayer.formats import Encoded, evaluation_codec, get_transfer, isfinite
+from cutlayer.intake import ClientInfo, Intake, classes_of, finite
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.pool import Body, Pool
 from cutlayer.replay import ReplayStore
-from cutlayer.schedule import Always, Exchange, State
+from cutlayer.schedule import Always, Exchange
 from cutlayer.seeds import derive, generator, seeded
 from cutlayer.split import copied
-from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, Update, pack, unpack
+from cutlayer.states import States
+from cutlayer.wire.frames import Frame, Plan, Step, Update, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Part:
 
 
 class Server:
-    """The server: its half, its optimizer, the schedule's state and the activations it keeps.
+    """The server: its half, its optimizer, the schedule's states and the activations it keeps.
 
     Args:
         half: from the activations at the cut to the outputs.
@@ -65,6 +66,8 @@ class Server:
 
     Attributes:
         shared: the client half that clients share, where there are several.
+        states: of the schedule: which epoch it is, and what it exchanges.
+        evaluation: the test activations.
     """
 
     def __init__(
@@ -94,20 +97,19 @@ class Server:
         self.body = Body(half, training.server, training.epochs, training.device)
         self.shared = SharedHalf()
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
-        self.method, self.seed, self.precision = method, training.seed, training.precision
+        self.method, self.training, self.seed = method, training, training.seed
         up, down = get_transfer(method.activations), get_transfer(method.gradients)
-        self.codec, self.gradient_codec, self.test_codec = up.codec, down.codec, evaluation_codec(up)
+        self.codec, self.gradient_codec = up.codec, down.codec
         self.delta = up.delta is not None
         self.store_codec = REFERENCE if self.delta else self.codec
         classes = classes_of(task, self.flops.output_shape)
-        self.intake = Intake(clients, cut_shape, self.codec.name, self.test_codec.name, classes, self.delta)
-        self.state: State = method.schedule.start()
-        self.own: list[State] = [self.state] * len(clients) if several and method.fleet.state == "own" else []
+        test_codec = evaluation_codec(up)
+        self.intake = Intake(clients, cut_shape, self.codec.name, test_codec.name, classes, self.delta)
+        self.evaluation = Evaluation(self.intake, test_codec, method.store, task, training, ledger)
+        self.states = States(method.schedule, len(clients) if several and method.fleet.state == "own" else 0)
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients) + 1)]
-        self.test_offsets = [sum(info.test_samples for info in clients[:c]) for c in range(len(clients) + 1)]
         self.store = ReplayStore(self.offsets[-1], method.store)
-        self.test_store = ReplayStore(self.test_offsets[-1], method.store)
         if self.delta or not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
             sample_bytes = sum(self.store_codec.layout(cut_shape)) + 8
             self.store.check_budget(self.store_codec.name, cut_shape, sample_bytes)
@@ -126,29 +128,20 @@ class Server:
     @property
     def exchange(self) -> Exchange:
         """What the epoch under way exchanges; where clients differ, the most that any does."""
-        return min((state.exchange for state in self.own), default=self.state.exchange)
-
-    @property
-    def exchanges(self) -> str:
-        """The clients' exchanges, by number, where they have states of their own."""
-        return "".join(state.exchange for state in self.own)
-
-    def exchange_of(self, client: int) -> Exchange:
-        """What the epoch under way exchanges with a client."""
-        return self.own[client].exchange if self.own else self.state.exchange
+        return self.states.exchange
 
     def begin(self) -> None:
         """Begin the epoch that the schedule's state names."""
         self.half.train()
-        self.body.optimizer.begin(self.state.epoch)
+        self.body.optimizer.begin(self.states.epoch)
         self._clear()
 
     def plan(self, client: int) -> bytes:
         """The frame that tells a client what this epoch exchanges."""
-        exchange = self.exchange_of(client)
+        exchange = self.states.of(client)
         share = self.share if exchange is Exchange.BOTH else None
         digest = self.store.digest(self.offsets[client], self.offsets[client + 1]) if self.delta else None
-        return pack(Frame(Plan(client, self.state.epoch, exchange.value, share, digest)))
+        return pack(Frame(Plan(client, self.states.epoch, exchange.value, share, digest)))
 
     def take(self, data: bytes, client: int | None = None) -> Part:
         """A client's part of a step, from its frame.
@@ -157,7 +150,7 @@ class Server:
         comes from another than this client.
         """
         frame = unpack(data)
-        message, epoch = frame.message, self.state.epoch
+        message, epoch = frame.message, self.states.epoch
         if not isinstance(message, Step):
             raise RefusedError(f"server: expected a step, got {message}")
         self.intake.check_client(message.client)
@@ -167,14 +160,14 @@ class Server:
             raise RefusedError(
                 f"client {message.client}: parts: expected 1, as clients' parts make one batch, got {message}"
             )
-        exchange = self.exchange_of(message.client)
+        exchange = self.states.of(message.client)
         if exchange is Exchange.NONE or message.epoch != epoch:
             raise RefusedError(f"client {message.client}: epoch: expected epoch {epoch} ({exchange}), got {message}")
         self.intake.check_order(self._last.get(message.client), message, exchange)
         encoded, ids, labels, sent = self.intake.batch(frame, message.client)
         ids = ids + self.offsets[message.client]
         with self.ledger.phase("decode"):
-            activations = self._decoded(self.codec, encoded, message)
+            activations = finite(self.codec, encoded, message, self.training.device)
             if sent is not None:
                 encoded = self._moved(ids, sent, activations, message)
                 activations = self.store_codec.decode(encoded)
@@ -193,7 +186,7 @@ class Server:
                 inputs = torch.cat([part.activations for part in parts])
             else:  # the half may begin with an operation that works in place, which PyTorch forbids on a leaf
                 inputs = parts[0].activations.clone() if learns else parts[0].activations
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self.training.autocast():
                 outputs = body.half(inputs).float()
             pieces = outputs.split(sizes) if len(parts) > 1 else [outputs]
             losses = [self._loss(piece, part) for piece, part in zip(pieces, parts, strict=True)]
@@ -212,7 +205,7 @@ class Server:
         infos = self.clients if client is None else [self.clients[client]]
         sizes = [info.batch_size for info in infos]
         drop_last = any(info.drop_last for info in infos)
-        shuffle = generator(self.seed, "replay", self.state.epoch, *((client,) if client else ()))
+        shuffle = generator(self.seed, "replay", self.states.epoch, *((client,) if client else ()))
         ids = (0, self.offsets[-1]) if client is None else (self.offsets[client], self.offsets[client + 1])
         batch_size = sum(sizes) if client is None and self.joint else max(sizes)
         return self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=ids)
@@ -252,40 +245,17 @@ class Server:
         """End the epoch: its mean training loss; the schedule moves on to the next one."""
         self.settle()
         if self.samples == 0 and self.absent:
-            raise Gone(f"epoch {self.state.epoch}: no client was there to the end of a step")
+            raise Gone(f"epoch {self.states.epoch}: no client was there to the end of a step")
         if self.samples == 0:
-            raise ConfigError(f"epoch {self.state.epoch} trained on no sample; expected at least one batch")
+            raise ConfigError(f"epoch {self.states.epoch} trained on no sample; expected at least one batch")
         loss = self._loss_sum.item() / self.samples
-        if self.own:
-            self.own = [self._moved_on(client, state) for client, state in enumerate(self.own)]
-            self.state = State(self.exchange, self.state.epoch + 1, loss)
-        else:
-            self.state = self.method.schedule.next(self.state, loss)
+        losses = {client: total.item() / count for client, (total, count) in self._client_losses.items()}
+        self.states.finish(loss, losses, self.absent)
         return loss
-
-    def _moved_on(self, client: int, state: State) -> State:
-        """A client's state after the epoch; one that did not do what was planned is to do it in the next."""
-        loss, samples = self._client_losses.get(client, (None, 0))
-        if loss is None or client in self.absent:
-            return dataclasses.replace(state, epoch=state.epoch + 1)
-        return self.method.schedule.next(state, loss.item() / samples)
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss and metrics over the test activations that are kept; clients send theirs when they change."""
-        self.half.eval()
-        sums: dict[str, float] = dict.fromkeys(["loss", *self.task.metrics], 0.0)
-        batch_size = max(info.batch_size for info in self.clients)
-        with self.ledger.phase("evaluation"), torch.no_grad():
-            for encoded, labels in self.test_store.batches(batch_size):
-                labels = labels.to(self.device)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    outputs = self.half(self.test_codec.decode(encoded.to(self.device)))
-                outputs = outputs.float()
-                scores = {"loss": self.task.loss, **self.task.metrics}
-                for name, score in scores.items():
-                    sums[name] += float(score(outputs, labels)) * len(labels)
-                self.ledger.flops("server", "evaluation", self.flops(len(labels), training=False)[0])
-        return {name: value / len(self.test_store) for name, value in sums.items()} if len(self.test_store) else {}
+        return self.evaluation.scores(self.half, self.flops)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -295,7 +265,7 @@ class Server:
 
     def stores(self) -> dict[str, Store]:
         """And what is large."""
-        stores: dict[str, Store] = {"store": self.store, "test_store": self.test_store}
+        stores: dict[str, Store] = {"store": self.store, "test_store": self.evaluation.store}
         if len(self.clients) > 1:
             stores["shared"] = self.shared
         if self.halves is not None:
@@ -306,12 +276,11 @@ class Server:
 
     def saved(self) -> dict[str, Any]:
         """The states of the schedule as JSON values."""
-        return {**vars(self.state), "own": [vars(state) for state in self.own]}
+        return self.states.saved()
 
     def go_back(self, values: Mapping[str, Any]) -> None:
         """Go on from what `saved` returned."""
-        self.state = State.restored(values)
-        self.own = [State.restored(state) for state in values.get("own", [])]
+        self.states.go_back(values)
 
     # --- a step -------------------------------------------------------------------------------------------------
 
@@ -321,7 +290,7 @@ class Server:
 
     def _step_name(self, client: int | None) -> tuple[str | int, ...]:
         owner = self._owner(client)
-        return ("server", self.state.epoch, self._steps.get(owner, 0), *((owner,) if owner else ()))
+        return ("server", self.states.epoch, self._steps.get(owner, 0), *((owner,) if owner else ()))
 
     def _use(self, client: int | None) -> Body:
         """The half and optimizer to train with: for this client, where each has its own."""
@@ -331,7 +300,7 @@ class Server:
         if client not in self._begun:
             self._begun[client] = 0
             body.half.load_state_dict(self.half.state_dict())
-            body.optimizer.begin(self.state.epoch)
+            body.optimizer.begin(self.states.epoch)
         body.half.train()
         return body
 
@@ -347,7 +316,7 @@ class Server:
         # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
         if self.exchange is not Exchange.NONE and not isfinite(loss):
             raise DivergedError(
-                f"epoch {self.state.epoch}, step {self._steps.get(0, 0)}: the loss is {loss.item()}; lower the "
+                f"epoch {self.states.epoch}, step {self._steps.get(0, 0)}: the loss is {loss.item()}; lower the "
                 "learning rate, or look for labels that are not finite"
             )
         return loss
@@ -419,19 +388,6 @@ class Server:
         self.absent: set[int] = set()
         self.shared.forget()
 
-    # --- what is only evaluated ---------------------------------------------------------------------------------
-
-    def keep(self, frame: Frame, expected: Evaluate, most: int) -> int:
-        """Keep test activations; return of how many samples. Raises RefusedError for a frame that is not expected."""
-        if frame.message != expected:
-            raise RefusedError(f"client {expected.client}: expected {expected}, got {frame.message}")
-        encoded, ids, labels, _ = self.intake.batch(frame, expected.client, test=True)
-        if len(ids) > most:
-            raise RefusedError(f"client {expected.client}: expected the end of the evaluation, got {frame.message}")
-        self._decoded(self.test_codec, encoded, expected)
-        self.test_store.put(ids + self.test_offsets[expected.client], encoded, labels)
-        return len(ids)
-
     def _moved(self, ids: Tensor, sent: Tensor, changes: Tensor, message: Step) -> Encoded:
         """The references of these samples after their changes; see `delta`."""
         client, anew = message.client, message.anew and message.part == 0
@@ -442,9 +398,3 @@ class Server:
         if anew:
             self.store.clear(self.offsets[client], self.offsets[client + 1])
         return moved(references(self.store, ids, changes), sent.to(changes.device), changes)
-
-    def _decoded(self, codec: Codec, encoded: Encoded, message: object) -> Tensor:
-        activations = codec.decode(encoded.to(self.device))
-        if not isfinite(activations):
-            raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
-        return activations

@@ -46,7 +46,7 @@ log = logging.getLogger("cutlayer.training")
 def train_epoch(server: Server, peers: Sequence[Peer]) -> float:
     """Train for the epoch that the server's schedule names, with the clients that are there; return its mean loss."""
     server.begin()
-    if server.exchange is Exchange.NONE and server.halves is None and not server.own:
+    if server.exchange is Exchange.NONE and server.halves is None and not server.states.own:
         server.replay()
     else:
         server.mode.train(server, parties_of(server, peers))
@@ -58,7 +58,7 @@ def parties_of(server: Server, peers: Sequence[Peer]) -> list[Party]:
     there = {peer.number: peer for peer in peers}
     parties: list[Party] = []
     for client in range(len(server.clients)):
-        resting = server.exchange_of(client) is Exchange.NONE
+        resting = server.states.of(client) is Exchange.NONE
         if not resting and client in there:
             parties.append(Present(server, there[client]))
             continue
@@ -192,13 +192,12 @@ class _Fitting:
     def epoch(self) -> None:
         """Train, evaluate, and write down what it gave."""
         server, training, epoch = self.server, self.training, len(self.records)
-        last = epoch + 1 == training.epochs
-        exchange, states = server.exchange, server.exchanges
+        exchange, states = server.exchange, server.states.letters()
         if exchange is not Exchange.NONE:
             self.clients.begin()
         loss = train_epoch(server, self._present(epoch))
         tested = [facts.info.test_samples > 0 for facts in self.clients.facts]
-        due = any(tested) and (last or (epoch + 1) % training.evaluate_every == 0)
+        due = any(tested) and training.evaluates(epoch)
         # A C epoch is evaluated on what was sent before it, so the client sends its test activations in time.
         if exchange is not Exchange.NONE and (due or server.exchange is Exchange.NONE):
             for peer, holds in zip(self.clients.peers, tested, strict=True):
@@ -214,7 +213,7 @@ class _Fitting:
         if self.folder is not None:
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.
             self.folder.append(self.records[-1])
-        if last or (epoch + 1) % training.checkpoint_every == 0:
+        if training.saves(epoch):
             self._save()
 
     def _present(self, epoch: int) -> list[LosablePeer]:

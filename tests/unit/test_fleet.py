@@ -226,7 +226,7 @@ def step(epoch: int, number: int, **more: object) -> bytes:
 
 def after_a_step(server: Server, *then: bytes) -> Present:
     """A client whose first step was trained on."""
-    party = Present(server, Scripted(step(server.state.epoch, 0), *then))
+    party = Present(server, Scripted(step(server.states.epoch, 0), *then))
     part = party.part()
     assert part is not None
     party.answer(server.train([part])[0])

@@ -48,7 +48,7 @@ def frame(
 def receive(server: Server, data: bytes) -> bytes | None:
     """What the server does with a step that comes in, or with test activations after epoch -1."""
     if data and isinstance(unpack(data).message, Evaluate):
-        return server.keep(unpack(data), Evaluate(0, -1, 0), 4)
+        return server.evaluation.keep(unpack(data), Evaluate(0, -1, 0), 4)
     (reply,) = server.train([server.take(data)])
     return reply
 
@@ -113,7 +113,7 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, m
     with pytest.raises(RefusedError, match=message):
         receive(server, data)
     assert all(torch.equal(before[name], value) for name, value in server.half.state_dict().items())
-    assert server.samples == len(server.store) == len(server.test_store) == 0
+    assert server.samples == len(server.store) == len(server.evaluation.store) == 0
     assert receive(server, frame()) is not None  # and the run goes on
 
 

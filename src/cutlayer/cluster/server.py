@@ -72,7 +72,7 @@ class ParallelServer(Server):
         if self._ahead:
             tensors, about = self.body.tensors()
             state = ray.put(({name: value.cpu() for name, value in tensors.items()}, about))
-        self.group.later(self.group.each("begin", lambda rank: (self.state.epoch, state)))
+        self.group.later(self.group.each("begin", lambda rank: (self.states.epoch, state)))
         self._ahead = False
 
     def train(self, parts: Sequence[Part]) -> list[bytes | None]:

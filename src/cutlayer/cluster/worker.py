@@ -46,7 +46,7 @@ class Worker:
         """Build the copy of the half, and an empty shard of a store of so many samples."""
         torch.set_num_threads(threads)
         self.rank, self.world, self.task = rank, world, task
-        self.seed, self.precision, self.device = training.seed, training.precision, torch.device(training.device)
+        self.training, self.seed, self.device = training, training.seed, torch.device(training.device)
         self.body = Body(half, training.server, training.epochs, training.device)
         self.codec = get_transfer(method.activations).codec
         self.store = ReplayStore(math.ceil(samples / world), method.store)
@@ -115,7 +115,7 @@ class Worker:
             labels = torch.cat([labels for _, labels in pieces]).to(self.device)
             name = ("server", self.epoch, step, *((f"worker {self.rank}",) if self.rank else ()))
             with seeded(self.seed, *name, device=self.device):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                with self.training.autocast():
                     outputs = self.body.half(activations).float()
                 loss = self.task.loss(outputs, labels)
                 (loss if len(labels) == total else loss * (len(labels) / total)).backward()

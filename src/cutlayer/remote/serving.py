@@ -219,9 +219,8 @@ class _Serving:
 
     def farewell(self, client: int) -> list[bytes]:
         """The last frames for a client: the half that all share, if there is one, and that the run is at its end."""
-        shared = self.server.shared
-        weights = [shared.frame(Weights(client, len(self.records)))] if shared.tensors else []
-        return [*weights, pack(Frame(Finished()))]
+        shared = self.server.shared.frames(Weights(client, len(self.records)))
+        return [*shared, pack(Frame(Finished()))]
 
     def _finish(self) -> None:
         save_tensors(self.half.state_dict(), self.run.folder / "server.safetensors")
@@ -230,15 +229,14 @@ class _Serving:
 
     def _epoch(self) -> None:
         server, epoch, exchange = self.server, len(self.records), self.server.exchange
-        states = server.exchanges
-        last = epoch + 1 == self.training.epochs
+        states = server.states.letters()
         tested = any(info.test_samples for info in server.clients)
-        due = tested and (last or (epoch + 1) % self.training.evaluate_every == 0)
+        due = tested and self.training.evaluates(epoch)
         if exchange is Exchange.NONE:
             loss = train_epoch(server, [])
         else:
             chosen = self.method.fleet.participants(self.training.seed, epoch, len(self.names))
-            planned = [server.exchange_of(number) is not Exchange.NONE for number in range(len(self.names))]
+            planned = [server.states.of(number) is not Exchange.NONE for number in range(len(self.names))]
             wanted = [number for number in chosen if planned[number]]
             # Without patience what is evaluated must not depend on who is there, either.
             testing = [n for n, info in enumerate(server.clients) if info.test_samples and self.patience is None]
@@ -259,7 +257,7 @@ class _Serving:
         more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
         self.run.append(self.records[-1])
-        if last or self.stop.requested or (epoch + 1) % self.training.checkpoint_every == 0:
+        if self.stop.requested or self.training.saves(epoch):
             self._save()
 
     def _evaluate(self, peers: dict[int, LinkPeer], epoch: int) -> None:

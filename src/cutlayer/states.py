@@ -1,0 +1,70 @@
+"""What each epoch exchanges with whom: one state of the schedule for all clients, or a state for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Mapping
+from typing import Any
+
+from cutlayer.schedule import Exchange, Schedule, State
+
+
+class States:
+    """The states of a run's schedule, of the epoch that comes or is under way.
+
+    Args:
+        schedule: moves them on.
+        owners: how many clients have a state of their own; 0 where one from the loss over all is for all.
+    """
+
+    def __init__(self, schedule: Schedule, owners: int = 0) -> None:
+        self.schedule = schedule
+        self.state = schedule.start()
+        self.own: list[State] = [self.state] * owners
+
+    @property
+    def epoch(self) -> int:
+        """The epoch's number, from 0."""
+        return self.state.epoch
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the epoch exchanges; where clients differ, the most that any does."""
+        return min((state.exchange for state in self.own), default=self.state.exchange)
+
+    def of(self, client: int) -> Exchange:
+        """What the epoch exchanges with a client."""
+        return self.own[client].exchange if self.own else self.state.exchange
+
+    def letters(self) -> str:
+        """The exchanges by client, where they have states of their own."""
+        return "".join(state.exchange for state in self.own)
+
+    def finish(self, loss: float, losses: Mapping[int, float], absent: Container[int]) -> None:
+        """Move on to the next epoch.
+
+        Args:
+            loss: mean training loss of the epoch that ends.
+            losses: the same of single clients.
+            absent: clients that did not do what was planned, and are to do it in the next epoch.
+        """
+        if not self.own:
+            self.state = self.schedule.next(self.state, loss)
+            return
+        for client, state in enumerate(self.own):
+            if client in losses and client not in absent:
+                self.own[client] = self.schedule.next(state, losses[client])
+            else:
+                self.own[client] = dataclasses.replace(state, epoch=state.epoch + 1)
+        self.state = State(self.exchange, self.epoch + 1, loss)
+
+    # --- checkpoints ---
+
+    def saved(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {**vars(self.state), "own": [vars(state) for state in self.own]}
+
+    def go_back(self, values: Mapping[str, Any]) -> None:
+        """Go on from what `saved` returned."""
+        self.state = State.restored(values)
+        self.own = [State.restored(state) for state in values.get("own", [])]
