@@ -1,6 +1,6 @@
 """Training over an emulated link: two network namespaces, a veth pair limited by `tc tbf`, and a proxy that delays.
 
-    sudo python benchmarks/link.py        # a table on the terminal and in benchmarks/results/link.md; some 8 minutes
+    sudo python benchmarks/link.py        # a table on the terminal and in benchmarks/results/link.md; some 20 minutes
 
 Needs root, `ip` and `tc`, and Fashion-MNIST under CUTLAYER_DATA. Touches nothing but its own two namespaces. The proxy
 stands on the server's side of the link and holds bytes for 20 ms in each direction; it ends the TCP connection, so
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -184,10 +185,10 @@ def train(
     return Run(folder / "server"), epochs, {name: after[name] - before[name] for name in after}, ended - started
 
 
-def utilization(mbit: int, microbatches: int, samples: int) -> str:
+def utilization(mbit: int, batch: int, microbatches: int, samples: int) -> str:
     """A row: A and B epochs in fp32 in turn, the first of each left out, and bytes against the ledger."""
     options = ["--schedule", "periodic", "--period", 2, "--codec", "fp32", "--epochs", 8, "--evaluate-every", 100]
-    options += ["--train-samples", samples, "--microbatches", microbatches]
+    options += ["--train-samples", samples, "--batch-size", batch, "--microbatches", microbatches]
     folder, epochs, moved, _ = train(mbit, 900, *options)
     records, ends = folder.records(), epochs.ends
     shares: dict[str, list[float]] = {}
@@ -207,7 +208,7 @@ def utilization(mbit: int, microbatches: int, samples: int) -> str:
     cells += [f"{statistics.median(shares[f'{kind} up, ledger']):.0%}" for kind in "AB"]
     cells += [f"{statistics.median(shares[f'{kind} server']):.0%}" for kind in "AB"]
     cells += [f"{interface / ledger - 1:+.2%}", f"{payload / ledger - 1:+.2%}"]
-    return f"| {mbit} | {microbatches} | {' | '.join(cells)} |"
+    return f"| {mbit} | {batch} | {microbatches} | {' | '.join(cells)} |"
 
 
 def middle(values: list[float]) -> str:
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--proxy", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--samples", type=int, default=2560)
     parser.add_argument("--rates", type=int, nargs="+", default=(20, 100), help="Mbit/s")
+    parser.add_argument("--batches", type=int, nargs="+", default=(128,), help="samples in a batch")
     parser.add_argument("--parts", type=int, nargs="+", default=(1, 8))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "link.md")
     chosen = parser.parse_args()
@@ -227,15 +229,14 @@ def main() -> None:
         asyncio.run(delay_proxy(chosen.proxy))
     about, load = environment(), os.getloadavg()[0]
     rows = []
-    for mbit in chosen.rates:
-        for parts in chosen.parts:
-            rows.append(utilization(mbit, parts, chosen.samples))
-            print(rows[-1], flush=True)
+    for mbit, batch, parts in itertools.product(chosen.rates, chosen.batches, chosen.parts):
+        rows.append(utilization(mbit, batch, parts, chosen.samples))
+        print(rows[-1], flush=True)
     lines = [
         "# Utilization of an emulated link",
         "",
         "Two namespaces, veth with `tbf`, 40 ms round trip by a proxy; mutual TLS. Small CNN on Fashion-MNIST, fp32,",
-        f"{chosen.samples} samples in batches of 128, 4,096 values a sample at the cut: 2 MiB a batch and direction.",
+        f"{chosen.samples} samples, 4,096 values each at the cut: 2 MiB a direction for a batch of 128.",
         f"{about['processor']}, {about['cores']} cores for both sides, proxy and link, load average before {load:.1f}.",
         "",
         "Utilization is interface bytes over rate times time for whole epochs: from the end of the one before, at the",
@@ -244,8 +245,8 @@ def main() -> None:
         "time in which the server's process does anything but wait. The last two columns compare all bytes on the",
         "interface with the ledger's, with the packets' headers (66 bytes each: Ethernet, IPv4, TCP) and without.",
         "",
-        "| Mbit/s | parts | A up | A down | B up | A, B ledger | | A, B server works | | interface | without headers |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| Mbit/s | batch | parts | A up | A down | B up | A, B ledger | | A, B server works | | total | no headers |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
         f"Command: `{' '.join(['python benchmarks/link.py', *sys.argv[1:]])}`",
