@@ -114,6 +114,12 @@ class Pool:
         """Bodies that are in memory."""
         return len(self._bodies)
 
+    def close(self) -> None:
+        """Remove the files, for a process that is to be killed."""
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
     # --- files ---
 
     @property

@@ -11,7 +11,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from cutlayer import ConfigError, CutlayerError, DivergedError, Fleet, Method, Periodic, Result, Task, fit
+from cutlayer import (
+    ConfigError,
+    CutlayerError,
+    DivergedError,
+    Fleet,
+    Method,
+    Periodic,
+    Result,
+    StoreOptions,
+    Task,
+    fit,
+)
 from cutlayer.cluster import Ray
 from cutlayer.modes import MODES
 from cutlayer.run import Run
@@ -50,6 +61,16 @@ def test_several_clients_as_in_process(mode: str, actors: int) -> None:
     fleet = Fleet(mode=MODES[mode](), state="own", fraction=0.7, dropout=0.3, live=1)
     method = Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2", fleet=fleet)
     assert same(run(method, backend=Ray(actors=actors)), run(method))
+
+
+def test_a_run_leaves_no_files_of_its_actors(tmp_path: Path) -> None:
+    method = Method(
+        Periodic(period=3), "fp8_e4m3", "fp8_e5m2", fleet=Fleet(live=1), store=StoreOptions(folder=str(tmp_path))
+    )
+    seen = []
+    run(method, backend=Ray(actors=1), on_epoch=lambda record: seen.extend(tmp_path.iterdir()))
+    assert seen  # halves that are not in memory
+    assert not list(tmp_path.iterdir())
 
 
 class Hunter:

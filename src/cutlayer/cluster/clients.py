@@ -170,7 +170,9 @@ class RayClients(Clients):
         half.load_state_dict(seat.get(seat.actor.weights.remote(0)))
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors; those that live remove their files before."""
+        with suppress(Exception):
+            ray.wait([seat.actor.end.remote() for seat in self.seats], num_returns=len(self.seats), timeout=5)
         self._end_actors()
         if self.shut_down:
             ray.shutdown()

@@ -67,6 +67,11 @@ class Host:
     def ping(self) -> None:
         """Show that this process lives."""
 
+    def end(self) -> None:
+        """Remove what was written to the disk: the process is about to be killed."""
+        self.pool.close()
+        self._staged.cleanup()
+
     # --- halves and optimizers, as files ---
 
     def about(self, number: int, name: str) -> dict[str, Any]:
