@@ -149,7 +149,8 @@ def table(rounds: int) -> str:
             print(backend, clients, found[backend, clients][-1], file=sys.stderr, flush=True)
     where = environment()
     lines = [
-        f"`python benchmarks/clients.py`: median (lowest to highest) of n = {rounds}. torch {where['torch']}, "
+        f"`{' '.join(['python benchmarks/clients.py', *sys.argv[1:]])}`: median (lowest to highest) of n = {rounds}. "
+        f"torch {where['torch']}, "
         f"{where['processor']}, {where['cores']} cores, one thread; load {os.getloadavg()[1]:.1f} at the end.",
         "",
         "| backend | clients | ms a client's step | over one client in process | memory, MiB |",

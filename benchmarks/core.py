@@ -90,7 +90,7 @@ def replayed(data: Images, codec: str) -> tuple[Callable[[], None], Callable[[],
     run, server = cut(data, Method(Periodic(period=10**6), codec, codec))
     run()
     run()
-    assert server.exchange is Exchange.NONE
+    assert server.states.exchange is Exchange.NONE
     tensors = [(get_float_codec(codec).decode(encoded), labels) for encoded, labels in server.store.batches(SAMPLES)]
     activations, labels = tensors[0]
     half = split(network(), CUT).server

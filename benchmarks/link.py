@@ -219,7 +219,7 @@ def middle(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--proxy", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--samples", type=int, default=2560)
+    parser.add_argument("--samples", type=int, default=5120)
     parser.add_argument("--rates", type=int, nargs="+", default=(20, 100), help="Mbit/s")
     parser.add_argument("--batches", type=int, nargs="+", default=(128,), help="samples in a batch")
     parser.add_argument("--parts", type=int, nargs="+", default=(1, 8))

@@ -68,9 +68,9 @@ def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
     return Classes(task.classes, None, ignored) if task.classes is not None else None
 
 
-def finite(codec: Codec, encoded: Encoded, message: object, device: str) -> Tensor:
-    """Activations, decoded on a device. Raises RefusedError where one is not finite."""
-    activations = codec.decode(encoded.to(torch.device(device)))
+def decoded(codec: Codec, encoded: Encoded, device: torch.device, message: object) -> Tensor:
+    """The activations of a message, on a device. Raises RefusedError where one is not finite."""
+    activations = codec.decode(encoded.to(device))
     if not isfinite(activations):
         raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
     return activations

@@ -17,7 +17,7 @@ from cutlayer.evaluation import Evaluation
 from cutlayer.feedback import ErrorFeedback
 from cutlayer.flops import FlopTable
 from cutlayer.formats import Encoded, evaluation_codec, get_transfer, isfinite
-from cutlayer.intake import ClientInfo, Intake, classes_of, finite
+from cutlayer.intake import ClientInfo, Intake, classes_of, decoded
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.pool import Body, Pool
@@ -125,11 +125,6 @@ class Server:
 
     # --- an epoch -----------------------------------------------------------------------------------------------
 
-    @property
-    def exchange(self) -> Exchange:
-        """What the epoch under way exchanges; where clients differ, the most that any does."""
-        return self.states.exchange
-
     def begin(self) -> None:
         """Begin the epoch that the schedule's state names."""
         self.half.train()
@@ -167,7 +162,7 @@ class Server:
         encoded, ids, labels, sent = self.intake.batch(frame, message.client)
         ids = ids + self.offsets[message.client]
         with self.ledger.phase("decode"):
-            activations = finite(self.codec, encoded, message, self.training.device)
+            activations = decoded(self.codec, encoded, self.device, message)
             if sent is not None:
                 encoded = self._moved(ids, sent, activations, message)
                 activations = self.store_codec.decode(encoded)
@@ -249,7 +244,8 @@ class Server:
         if self.samples == 0:
             raise ConfigError(f"epoch {self.states.epoch} trained on no sample; expected at least one batch")
         loss = self._loss_sum.item() / self.samples
-        losses = {client: total.item() / count for client, (total, count) in self._client_losses.items()}
+        each = self._client_losses if self.states.own else {}  # reading one waits for the device
+        losses = {client: total.item() / count for client, (total, count) in each.items()}
         self.states.finish(loss, losses, self.absent)
         return loss
 
@@ -314,7 +310,7 @@ class Server:
         if loss.dim() != 0:
             raise ConfigError(f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}")
         # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
-        if self.exchange is not Exchange.NONE and not isfinite(loss):
+        if self.states.exchange is not Exchange.NONE and not isfinite(loss):
             raise DivergedError(
                 f"epoch {self.states.epoch}, step {self._steps.get(0, 0)}: the loss is {loss.item()}; lower the "
                 "learning rate, or look for labels that are not finite"

@@ -45,17 +45,18 @@ class States:
 
         Args:
             loss: mean training loss of the epoch that ends.
-            losses: the same of single clients.
+            losses: the same of single clients, where they have states of their own.
             absent: clients that did not do what was planned, and are to do it in the next epoch.
         """
         if not self.own:
             self.state = self.schedule.next(self.state, loss)
             return
-        for client, state in enumerate(self.own):
-            if client in losses and client not in absent:
-                self.own[client] = self.schedule.next(state, losses[client])
-            else:
-                self.own[client] = dataclasses.replace(state, epoch=state.epoch + 1)
+        self.own = [
+            self.schedule.next(state, losses[client])
+            if client in losses and client not in absent
+            else dataclasses.replace(state, epoch=state.epoch + 1)
+            for client, state in enumerate(self.own)
+        ]
         self.state = State(self.exchange, self.epoch + 1, loss)
 
     # --- checkpoints ---

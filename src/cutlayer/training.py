@@ -46,7 +46,7 @@ log = logging.getLogger("cutlayer.training")
 def train_epoch(server: Server, peers: Sequence[Peer]) -> float:
     """Train for the epoch that the server's schedule names, with the clients that are there; return its mean loss."""
     server.begin()
-    if server.exchange is Exchange.NONE and server.halves is None and not server.states.own:
+    if server.states.exchange is Exchange.NONE and server.halves is None and not server.states.own:
         server.replay()
     else:
         server.mode.train(server, parties_of(server, peers))
@@ -192,14 +192,14 @@ class _Fitting:
     def epoch(self) -> None:
         """Train, evaluate, and write down what it gave."""
         server, training, epoch = self.server, self.training, len(self.records)
-        exchange, states = server.exchange, server.states.letters()
+        exchange, states = server.states.exchange, server.states.letters()
         if exchange is not Exchange.NONE:
             self.clients.begin()
         loss = train_epoch(server, self._present(epoch))
         tested = [facts.info.test_samples > 0 for facts in self.clients.facts]
         due = any(tested) and training.evaluates(epoch)
         # A C epoch is evaluated on what was sent before it, so the client sends its test activations in time.
-        if exchange is not Exchange.NONE and (due or server.exchange is Exchange.NONE):
+        if exchange is not Exchange.NONE and (due or server.states.exchange is Exchange.NONE):
             for peer, holds in zip(self.clients.peers, tested, strict=True):
                 if holds:
                     peer.lose_after(None)  # who was lost in the epoch is there again to be evaluated

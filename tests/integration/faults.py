@@ -62,8 +62,9 @@ class Proxy:
                 threading.Thread(target=self._forward, args=(*pair, kept, swallowed), daemon=True).start()
 
     def _forward(self, source: socket.socket, sink: socket.socket, kept: bytearray, swallowed: threading.Event) -> None:
-        upward, passed = source.getsockname()[1] == self.port, 0
+        passed = 0
         try:
+            upward = source.getsockname()[1] == self.port
             while data := source.recv(1 << 16):
                 kept += data[: max(0, self.keep - len(kept))]
                 passed += len(data)

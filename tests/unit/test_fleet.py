@@ -249,7 +249,7 @@ def test_weights_at_the_wrong_time_are_refused() -> None:
     server.train([server.take(step(0, 0))])
     server.finish()
     server.begin()
-    assert server.exchange is Exchange.ACTIVATIONS
+    assert server.states.exchange is Exchange.ACTIVATIONS
     with pytest.raises(RefusedError, match="in an A epoch, once"):
         after_a_step(server, weights_frame(Weights(0, 1, 1, True), weights)).part()
     server.settle()

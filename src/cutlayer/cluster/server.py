@@ -60,7 +60,7 @@ class ParallelServer(Server):
 
     @property
     def _delegates(self) -> bool:
-        return self.exchange is not Exchange.BOTH
+        return self.states.exchange is not Exchange.BOTH
 
     def begin(self) -> None:
         """As `Server.begin`; bring the workers' halves to this one."""

@@ -6,8 +6,8 @@ Each kind of bytes in the rows (`Codec.streams`) is a stream, coded for itself: 
     1  compressed length, 8 bytes | Zstandard frame of the bytes
     2  stream of a bit mask of the bytes that are not 0 | stream of these bytes, which is not of kind 2
 
-Codes of activations hardly repeat, so looking for repetitions costs time and bits; Zstandard's Huffman stage does the
-work; `benchmarks/lossless.py` compares coders. A Huffman code spends a whole bit on a 0, so that streams with many
+Zstandard's Huffman stage does the work; looking for repetitions takes several times as long for few bits
+(`benchmarks/lossless.py` compares coders). A Huffman code spends a whole bit on a 0, so that streams with many
 zeros, the masks of others among them, are better cut in two.
 """
 

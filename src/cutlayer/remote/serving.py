@@ -228,7 +228,7 @@ class _Serving:
     # --- an epoch ---
 
     def _epoch(self) -> None:
-        server, epoch, exchange = self.server, len(self.records), self.server.exchange
+        server, epoch, exchange = self.server, len(self.records), self.server.states.exchange
         states = server.states.letters()
         tested = any(info.test_samples for info in server.clients)
         due = tested and self.training.evaluates(epoch)
@@ -250,7 +250,7 @@ class _Serving:
                     if number not in server.absent:
                         self.took_part[number] = epoch + 1
                 # A C epoch is evaluated on what was sent before it.
-                if due or (tested and server.exchange is Exchange.NONE):
+                if due or (tested and server.states.exchange is Exchange.NONE):
                     self._evaluate(peers, epoch)
         scores = server.evaluate() if due else {}
         costs = self.ledger.take()
