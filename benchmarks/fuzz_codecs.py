@@ -3,9 +3,9 @@
     python benchmarks/fuzz_codecs.py [--count 1000000] [--seed 0]
 
 Every payload starts as a right one and is then, but for some of the frames, damaged: bits turned, bytes overwritten,
-cut short, lengthened, pieces moved; or its batch, shape or codec is misstated, to the decoder or in the header of a frame.
-A call must return within seconds and raise nothing but RefusedError; at the end the peak of the process's memory must
-not have grown by more than GROWTH, whatever sizes were claimed. The test suite runs a short form of it
+cut short, lengthened, pieces moved; or its batch, shape or codec is misstated, to the decoder or in the header of a
+frame. A call must return within seconds and raise nothing but RefusedError; at the end the peak of the process's
+memory must not have grown by more than GROWTH, whatever sizes were claimed. The test suite runs a short form of it
 (tests/property/test_fuzz.py).
 """
 
