@@ -19,6 +19,7 @@ from cutlayer.clients import IN_PROCESS, Backend
 from cutlayer.cluster import Ray
 from cutlayer.config import Config
 from cutlayer.errors import ConfigError, CutlayerError, unknown
+from cutlayer.history import History
 from cutlayer.partition import cli as partition
 from cutlayer.recipes import RECIPES
 from cutlayer.report import ProgressView, comparison
@@ -36,6 +37,7 @@ class TrainArguments:
     backend: Literal["process", "ray"] = "process"
     """Where the clients are: in this process, or actors on a Ray cluster; see docs/ray.md."""
     cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
+    """With --backend ray only; see docs/ray.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class ResumeArguments:
     backend: Literal["process", "ray"] = "process"
     """Where the clients are from now on, wherever they were; see docs/ray.md."""
     cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
+    """With --backend ray only; see docs/ray.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,8 @@ def train(arguments: Sequence[str], console: Console) -> None:
             raise ConfigError(f"{run.folder} was begun from Python; go on with fit(..., run=..., resume=True)")
         run_config(Config.from_dict(written), run.folder, console, resume=True, backend=_backend(chosen))
     else:
+        if any(argument.split("=")[0] == "--resume" for argument in arguments):
+            raise ConfigError("to go on with a run, leave the recipe out: cutlayer train --resume RUN")
         kind = tyro.extras.subcommand_type_from_defaults(
             {name: TrainArguments(recipe()) for name, recipe in RECIPES.items()},
             {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
@@ -90,6 +95,7 @@ def train(arguments: Sequence[str], console: Console) -> None:
             args=arguments,
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
+        _require_effect(chosen.config)
         run = Run(chosen.run_dir or new_folder(chosen.config.data))
         run_config(chosen.config, run.folder, console, backend=_backend(chosen))
     console.print(comparison({run.folder.name: run.history()}))
@@ -97,7 +103,24 @@ def train(arguments: Sequence[str], console: Console) -> None:
 
 
 def _backend(chosen: TrainArguments | ResumeArguments) -> Backend:
-    return chosen.cluster if chosen.backend == "ray" else IN_PROCESS
+    if chosen.backend == "ray":
+        return chosen.cluster
+    if given := _differing(chosen.cluster, Ray()):
+        raise ConfigError(f"{', '.join(given)}: expected with --backend ray only")
+    return IN_PROCESS
+
+
+def _require_effect(config: Config) -> None:
+    """Refuse choices that would change nothing."""
+    several = {"mode", "average_every", "state", "fraction", "dropout", "replay_absent", "live_clients"}
+    given = [name for name in _differing(config, Config()) if name in several]
+    if config.clients == 1 and given:
+        raise ConfigError(f"{', '.join(given)}: expected with several clients only; give their number (--clients)")
+
+
+def _differing(chosen: Config | Ray, usual: Config | Ray) -> list[str]:
+    names = [field.name for field in dataclasses.fields(chosen)]
+    return [name for name in names if getattr(chosen, name) != getattr(usual, name)]
 
 
 def run_config(
@@ -168,7 +191,22 @@ def compare(arguments: Sequence[str], console: Console) -> None:
     chosen = tyro.cli(CompareArguments, prog="cutlayer compare", args=arguments)
     if not chosen.runs:
         raise ConfigError("expected the folders of one or more runs")
-    console.print(comparison({folder: Run(folder).history() for folder in chosen.runs}))
+    histories: dict[str, History] = {}
+    configs: dict[str, dict] = {}
+    for folder in chosen.runs:
+        try:
+            histories[folder], configs[folder] = Run(folder).history(), Run(folder).read_config()["config"]
+        except ConfigError as error:  # one of many, such as a folder whose run was refused before it began
+            if len(chosen.runs) == 1:
+                raise
+            Console(stderr=True).print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
+    if not histories:
+        raise ConfigError("none of the folders holds a run")
+    # As many columns at a time as can be read.
+    columns, names = max(1, (console.width - 38) // 14), list(histories)
+    for start in range(0, len(names), columns):
+        shown = {name: histories[name] for name in names[start : start + columns]}
+        console.print(comparison(shown, configs))
 
 
 def new_folder(name: str) -> Path:

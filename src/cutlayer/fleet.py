@@ -37,7 +37,9 @@ class Fleet:
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Mode):
-            raise ConfigError(f"expected a mode, such as SplitFedV2(), got {self.mode!r}")
+            raise ConfigError(
+                f"expected a mode: Sequential(), SplitFedV1(), SplitFedV2() or ParallelSplit(), got {self.mode!r}"
+            )
         if self.state not in ("shared", "own"):
             raise ConfigError(unknown("state", self.state, ("shared", "own")))
         if not 0 < self.fraction <= 1:

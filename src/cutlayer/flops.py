@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,7 +52,9 @@ class FlopTable:
                 raise
             except Exception as error:
                 shape = ", ".join(["batch", *map(str, self.sample_shape)])
-                raise ConfigError(f"{type(half).__name__} does not take inputs {dtype} [{shape}]: {error}") from error
+                name = "this half" if isinstance(half, torch.fx.GraphModule) else type(half).__name__  # made by `split`
+                hint = "; convert them to float32" if dtype == torch.float64 else ""
+                raise ConfigError(f"{name} does not take inputs {dtype} [{shape}]{hint}: {error}") from error
 
     def __call__(self, batch: int, *, input_gradient: bool = False, training: bool = True) -> tuple[int, int]:
         """(forward, backward) of a batch of this size; backward is 0 where not `training`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,10 +54,14 @@ class Method:
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, ("train", "eval")))
 
     @staticmethod
-    def of(schedule: Schedule, codec: str = "fp32") -> Method:
-        """A method from a schedule and one name for both directions: a codec, or the pair "fp8" or "hfp8"."""
+    def of(schedule: Schedule, codec: str = "fp32", **more: Any) -> Method:
+        """A method from a schedule and one name for both directions: a codec, or the pair "fp8" or "hfp8".
+
+        Args:
+            more: the other attributes, by name, such as `fleet`.
+        """
         activations, gradients = get_pair(codec)
-        return Method(schedule, activations.name, gradients.name)
+        return Method(schedule, activations.name, gradients.name, **more)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,7 +42,8 @@ class ProgressView:
         self.title, self.epochs, self.console, self.every = title, epochs, console, every
         self.bytes = sum(_training_bytes(record) for record in done)
         self.accuracy = next((_score(r) for r in reversed(done) if r.test), "")
-        self.started, self.first, self.printed = time.monotonic(), len(done), 0.0
+        self.begun: tuple[float, int] | None = None  # time and epochs done after the first epoch, which starts slowly
+        self.printed = 0.0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -73,8 +75,12 @@ class ProgressView:
         now = time.monotonic()
         if not self.console.is_terminal and (now - self.printed > self.every or done == self.epochs):
             self.printed = now
-            left = (now - self.started) / max(1, done - self.first) * (self.epochs - done)  # 0: trained again
-            self.console.print(f"{self.title}: {line}, {left:.0f} s left", highlight=False, soft_wrap=True)
+            left = ""
+            if self.begun is not None and done > self.begun[1]:  # it is not where epochs are trained again
+                seconds = (now - self.begun[0]) / (done - self.begun[1]) * (self.epochs - done)
+                left = f", {seconds:.0f} s left"
+            self.console.print(f"{self.title}: {line}{left}", highlight=False, soft_wrap=True)
+        self.begun = self.begun or (now, done)
 
 
 def _training_bytes(record: EpochRecord) -> int:
@@ -86,17 +92,30 @@ def _score(record: EpochRecord) -> str:
     return f"{name} {record.test[name]:.4f}"
 
 
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return found
+
+
 def _times(ratio: float) -> str:
     return "" if math.isnan(ratio) else f"{ratio:.2f}x"
 
 
-def comparison(histories: dict[str, History]) -> Table:
-    """A table with a column for each run."""
+def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
+    """A table with a column for each run: first where their configs differ, then what came of them."""
     table = Table(title=None)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in histories:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
 
+    flat = [_flat((configs or {}).get(name, {})) for name in histories]
+    for choice in dict.fromkeys(choice for config in flat for choice in config):
+        values = [str(config.get(choice, "")) for config in flat]
+        if len(set(values)) > 1:
+            table.add_row(choice, *values)
     metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
     runs = list(histories.values())
     for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:

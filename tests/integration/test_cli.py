@@ -65,6 +65,20 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     assert table.returncode == 0, table.stderr
     assert "activations and gradients reduced" in table.stdout
 
+    # More runs than fit beside each other, and a folder that holds none.
+    names = [f"a-run-with-a-long-name-{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+        written = json.loads((tmp_path / name / "config.json").read_text())
+        written["config"]["seed"] = number
+        (tmp_path / name / "config.json").write_text(json.dumps(written))
+    table = cutlayer("compare", *names, "nowhere", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    assert "left out: nowhere holds no run" in table.stderr
+    assert "…" not in table.stdout
+    seeds = [line for line in table.stdout.splitlines() if "seed" in line]
+    assert re.findall(r"\d", "".join(seeds)) == ["0", "1", "2", "3", "4", "5"]
+
     for arguments, message in (
         (["train", "digits", "--threads", "0"], "threads must be at least 1, got 0"),
         (["train", "digits", "--cut", "conv9"], "no layer 'conv9' to cut at; possible cuts: layer1, layer1.0"),
@@ -73,6 +87,9 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
         (["train", "cifar10_small", "--data-dir", "nowhere"], "missing: nowhere/cifar-10-batches-bin/data_batch_1.bin"),
         (["train", "digits", "--train-samples", "9999"], "expected a number of samples from 1 to 1437, got 9999"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
+        (["train", "digits", "--resume", "one"], "leave the recipe out: cutlayer train --resume RUN"),
+        (["train", "digits", "--mode", "parallel"], "mode: expected with several clients only"),
+        (["train", "digits", "--workers", "2"], "workers: expected with --backend ray only"),
         (["compare", "nowhere"], "nowhere holds no run"),
         (["fly"], "unknown command 'fly'; known: train, compare, demo"),
     ):

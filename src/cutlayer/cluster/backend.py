@@ -19,14 +19,15 @@ class Ray:
     """Clients are actors on a Ray cluster: `fit(..., backend=Ray())`. Frames, weights and costs are as in one process.
 
     Attributes:
-        address: of the cluster, or "auto" for the one that this machine is part of; None for one on this machine alone,
-            which begins and ends with the run (unless this process has connected to a cluster already).
+        address: the cluster's address, or "auto" for the one that this machine is part of; None for one on this machine
+            alone, which begins and ends with the run (unless this process has connected to a cluster already).
         actors: processes that the clients are divided among; None for as many as the cluster has CPUs, at most one for
             each client.
-        cpus_per_actor, gpus_per_actor: what each asks the cluster for. Clients on a GPU need a share of one.
+        cpus_per_actor: CPUs that each of them asks the cluster for.
+        gpus_per_actor: GPUs that each of them asks the cluster for; clients on a GPU need a share of one.
         workers: processes that train the server half together in B and C epochs; 1 for the server's own process alone.
-            See `cluster.worker`.
-        cpus_per_worker, gpus_per_worker: what each asks the cluster for.
+        cpus_per_worker: CPUs that each worker asks the cluster for.
+        gpus_per_worker: GPUs that each worker asks the cluster for.
         patience: seconds after which an epoch goes on without clients of which nothing comes, or that died; the result
             then depends on who was there in time. None waits for all, and takes the run back to its last checkpoint
             where an actor dies, to the same bits.
