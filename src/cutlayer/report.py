@@ -105,17 +105,21 @@ def _times(ratio: float) -> str:
 
 
 def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
-    """A table with a column for each run: first where their configs differ, then what came of them."""
+    """A table with a column for each run: first what they chose, then what came of them.
+
+    Args:
+        configs: of all runs that are compared, of which these may be some; choices that all made alike are left out.
+    """
     table = Table(title=None)
     table.add_column("", overflow="fold")
     for name in histories:
         table.add_column(name, justify="right", overflow="fold")
 
-    flat = [_flat((configs or {}).get(name, {})) for name in histories]
-    for choice in dict.fromkeys(choice for config in flat for choice in config):
-        values = [str(config.get(choice, "")) for config in flat]
-        if len(set(values)) > 1:
-            table.add_row(choice, *values)
+    flat = {name: _flat(config) for name, config in (configs or {}).items()}
+    for choice in dict.fromkeys(choice for config in flat.values() for choice in config):
+        values = {name: str(config.get(choice, "")) for name, config in flat.items()}
+        if len(set(values.values())) > 1:
+            table.add_row(choice, *(values[name] for name in histories))
     metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
     runs = list(histories.values())
     for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:
