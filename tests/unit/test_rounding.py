@@ -61,6 +61,16 @@ def test_the_mean_of_many_draws_is_the_tensor(spec: str) -> None:
     assert within.pow(2).mean() < 1.5
 
 
+@pytest.mark.parametrize("spec", ["int4:stochastic", "int8:stochastic"])
+@pytest.mark.parametrize("share", [0.003, 0.03, 0.1, 0.3, 0.5, 0.77, 0.97, 0.9995])
+def test_integers_are_unbiased_at_the_ends_of_their_range(spec: str, share: float) -> None:
+    """Wherever 0 lies in the range: `share` of it is below."""
+    codec, draws = get_float_codec(spec), 20_000
+    ends = torch.tensor([-share, 1 - share])
+    back = codec.decode(codec.encode(ends.repeat(draws, 1).unsqueeze(1), 7)).double()[:, 0]
+    assert ((back.mean(0) - ends).abs() <= 5 * back.std(0) / math.sqrt(draws) + 1e-6).all()
+
+
 def test_the_seed_names_the_draw() -> None:
     values = torch.randn(8, 300)
     for spec in ("fp8_e4m3:stochastic", "randtopk0.1>mxfp4:stochastic"):

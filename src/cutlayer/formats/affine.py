@@ -1,8 +1,12 @@
 """Integers with a scale and a zero point for each channel: int8 and int4.
 
 value = step * (code - zero), with step and zero chosen for each channel (dimension 1 of [B, C, ...]) so that the codes
-span its values and 0 is exact. Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference" (arXiv 1712.05877), section 2.
+span its values and 0 is exact. The zero point is rounded, so one end of a channel may lie up to half a step outside the
+codes. To nearest, saturating it costs no more than rounding does elsewhere; stochastic rounding would be biased there,
+so its step is widened (by 1 / 14 at most for int4, 1 / 254 for int8) until all values lie within the codes.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(arXiv 1712.05877), section 2.
 """
 
 from __future__ import annotations
@@ -13,11 +17,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cutlayer.formats.base import Codec, Encoded, Layout, channels, numel, read_float32
+from cutlayer.formats.base import Codec, Encoded, Layout, as_float32, channels, numel, read_float32
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
 from cutlayer.formats.elements import noise_for
 from cutlayer.formats.floats import by_channel
 from cutlayer.formats.scratch import batch_parts, known_false, scratch
+
+# Just below float32's largest number, so that a quotient of it, rounded up, times the divisor is still finite.
+LARGEST = torch.finfo(torch.float32).max * (1 - 2.0**-23)
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,11 @@ class AffineInteger(Codec):
         """Encode float [B, *shape]."""
         shape = tuple(values.shape[1:])
         batch, top = values.shape[0], (1 << self.bits) - 1
-        grouped = by_channel(values.detach().to(torch.float32))
+        grouped = by_channel(as_float32(values))
         low, high, nan, finite = _ranges(grouped)
-        # Halves before the difference, which could overflow; a step is a normal number, so that its inverse is finite.
-        steps = ((high * 0.5 - low * 0.5) / (top * 0.5)).clamp_(min=2.0**-126)
-        zeros = (-low / steps).round_().clamp_(0, top)
+        steps, zeros = _covering(low, high, top) if self.stochastic else _nearest(low, high, top)
+        # So that no code decodes to infinity; only a range beyond that of float32 itself has such a step.
+        steps = torch.minimum(steps, LARGEST / torch.maximum(zeros, top - zeros))
         rows = torch.empty((batch, self.layout(shape).row_bytes), dtype=torch.uint8, device=values.device)
         noise = noise_for(grouped, seed) if self.stochastic else None
         for part in batch_parts(grouped):
@@ -75,6 +82,25 @@ class AffineInteger(Codec):
         zeros = shared[:, 4 * groups :].to(torch.float32).unsqueeze(2)
         codes = by_channel(unpack_bits(encoded.rows, count, self.bits).reshape(len(encoded), *encoded.shape))
         return codes.to(torch.float32).sub_(zeros).mul_(steps).reshape(len(encoded), *encoded.shape)
+
+
+def _nearest(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Steps of ranges (each [C], low <= 0 <= high) cut into `top` parts, and the zero points nearest to theirs."""
+    # Halves before the difference, which could overflow; a step is a normal number, so that its inverse is finite.
+    steps = ((high * 0.5 - low * 0.5) / (top * 0.5)).clamp_(min=2.0**-126)
+    return steps, (-low / steps).round_().clamp_(0, top)
+
+
+def _covering(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The smallest steps with which a whole zero point has codes for all of each range, and those zero points."""
+    steps, _ = _nearest(low, high, top)
+    below = (-low / steps).floor_().clamp_(0, top - 1)
+    above = below + 1
+    needed = [
+        torch.maximum(torch.where(low < 0, -low / zeros, 0.0), torch.where(high > 0, high / (top - zeros), 0.0))
+        for zeros in (below, above)
+    ]
+    return torch.minimum(*needed).clamp_(min=2.0**-126), torch.where(needed[0] <= needed[1], below, above)
 
 
 def _ranges(grouped: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:

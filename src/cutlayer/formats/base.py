@@ -71,7 +71,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
-        """Encode a floating-point tensor [B, *shape]. `seed` names the draw of codecs that round at random."""
+        """Encode a tensor [B, *shape] of any float type and memory layout, to the bytes of `as_float32` of it.
+
+        `seed` names the draw of codecs that round at random.
+        """
 
     @abstractmethod
     def decode(self, encoded: Encoded) -> Tensor:
@@ -159,6 +162,18 @@ def nothing_shared(device: torch.device) -> Tensor:
 def read_float32(shared: Tensor) -> Tensor:
     """Columns of `shared`, uint8 [B, 4 n], as float32 [B, n]."""
     return shared.reshape(-1).view(torch.float32).reshape(len(shared), shared.shape[1] // 4)
+
+
+def as_float32(values: Tensor) -> Tensor:
+    """A float tensor of any type as float32, without its graph: what every codec encodes.
+
+    A float64 past the range of float32 becomes the largest float32; infinities and NaN stay.
+    """
+    values = values.detach()
+    if values.dtype == torch.float64:
+        largest = torch.finfo(torch.float32).max
+        values = torch.where(values.isinf(), values, values.clamp(-largest, largest))
+    return values.to(torch.float32)
 
 
 def channels(shape: tuple[int, ...]) -> int:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cutlayer.formats.base import Codec, Encoded, Layout, nothing_shared, numel, read_float32
+from cutlayer.formats.base import Codec, Encoded, Layout, as_float32, nothing_shared, numel, read_float32
 from cutlayer.formats.bits import pack_bits, packed_bytes, planes_of, unpack_bits
 from cutlayer.formats.elements import E4M3, Element, dequantize, noise_for, powers_of_two, quantize, round_into
 from cutlayer.formats.floats import tensor_peak
@@ -49,7 +49,7 @@ class BlockFloat(Codec):
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
         shape = tuple(values.shape[1:])
-        flat = values.detach().to(torch.float32).reshape(values.shape[0], numel(shape))
+        flat = as_float32(values).reshape(values.shape[0], numel(shape))
         tensor_scale, shared = self.tensor_scale(flat)
         rows = torch.empty((len(flat), self.layout(shape).row_bytes), dtype=torch.uint8, device=flat.device)
         noise = noise_for(flat, seed) if self.stochastic else None

@@ -16,6 +16,7 @@ from cutlayer.formats.base import (
     Codec,
     Encoded,
     Layout,
+    as_float32,
     as_rows,
     channels,
     from_rows,
@@ -44,7 +45,7 @@ class PlainFloat(Codec):
 
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
-        codes = values.detach()
+        codes = as_float32(values)  # before it is clamped: float16 and bfloat16 do not hold each other's largest value
         if self.dtype != torch.float32:
             largest = torch.finfo(self.dtype).max
             codes = codes.clamp(-largest, largest)
@@ -70,7 +71,7 @@ class FixedFloat8(Codec):
 
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
-        values = values.detach().to(torch.float32)
+        values = as_float32(values)
         noise = noise_for(values, seed) if self.stochastic else None
         codes = quantize(values, self.element, self.gain, noise)
         return Encoded(self.name, tuple(values.shape[1:]), as_rows(codes), nothing_shared(values.device))
@@ -100,17 +101,19 @@ class ScaledFloat8(Codec):
 
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
-        values = values.detach().to(torch.float32)
+        values = as_float32(values)
         shape = tuple(values.shape[1:])
         noise = noise_for(values, seed) if self.stochastic else None
         if self.by_channel:
             grouped = by_channel(values)
             peaks, finite = channel_peaks(grouped)
+            grouped = self._within_float32(grouped, peaks, finite)
             scales = power_of_two_scale(peaks, self.element.largest)
             codes = quantize(grouped * scales.unsqueeze(1), self.element, noise=noise, bounded=finite)
             shared = (128 - torch.frexp(scales)[1]).to(torch.uint8).reshape(1, -1)
         else:
             peak, finite = tensor_peak(values)
+            values = self._within_float32(values, peak, finite)
             if values.device.type == "cpu":  # plain numbers: a call of PyTorch costs more than the arithmetic here
                 number = 2.0 ** _exponent_that_fits(float(peak), self.element.largest)
                 scale, shared = number, torch.tensor([[1 / number]]).view(torch.uint8)
@@ -131,6 +134,13 @@ class ScaledFloat8(Codec):
         else:
             values = dequantize(rows, self.element).mul_(read_float32(shared))
         return values.reshape(len(rows), *encoded.shape)
+
+    def _within_float32(self, values: Tensor, peaks: Tensor, finite: bool) -> Tensor:
+        """Values that rounding cannot take past float32's range: the topmost saturate at the largest of few bits."""
+        largest = (2 - 2.0**-self.element.mantissa) * 2.0**127
+        if finite and not bool((peaks > largest).any()):
+            return values
+        return values.clamp(-largest, largest)
 
 
 def by_channel(values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import RefusedError
-from cutlayer.formats.base import Codec, Encoded, Layout, isfinite, numel
+from cutlayer.formats.base import Codec, Encoded, Layout, as_float32, isfinite, numel
 from cutlayer.formats.bits import pack_bits, packed_bytes, unpack_bits
 from cutlayer.formats.elements import uniform_bits
 
@@ -67,8 +67,8 @@ class TopK(Codec):
         if (k := self.kept(shape)) is None:
             dense = self.inner.encode(values, seed)
             return Encoded(self.name, shape, dense.rows, dense.shared)
-        flat = values.detach().reshape(len(values), numel(shape))
-        mask = largest(flat.abs().to(torch.float32), k)
+        flat = as_float32(values).reshape(len(values), numel(shape))
+        mask = largest(flat.abs(), k)
         if self.chance > 0:
             mask = _exchanged(mask, k, self.chance, seed)
         inner = self.inner.encode(flat.reshape(-1)[_places(mask)].reshape(len(flat), 1, k), seed)
