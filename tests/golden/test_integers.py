@@ -1,8 +1,8 @@
 """int8 and int4 against their definition (docs/formats.md), in whole numbers and exact fractions, a value at a time.
 
 Of a channel with least value l <= 0 and largest h >= 0: step = (h - l) / top in float32, top = 2^bits - 1; zero point =
--l / step and code = v / step + zero point, each to the nearest whole number, ties to even, from 0 to top; the value of a
-code is step * (code - zero point).
+-l / step and code = v / step + zero point, each to the nearest whole number, ties to even, from 0 to top; the value of
+a code is step * (code - zero point).
 """
 
 from fractions import Fraction
