@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cutlayer.averaging import load_weights, weights_frame
 from cutlayer.delta import DeltaSender
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
-from cutlayer.feed import Batch, Feed
+from cutlayer.feed import Batch, Feed, not_finite
 from cutlayer.flops import FlopTable
 from cutlayer.formats import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.ledger import Ledger
@@ -263,10 +263,8 @@ class Client:
         with self.ledger.phase("encode"):
             if not isfinite(activations):
                 what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
-                raise DivergedError(
-                    f"client {self.number}, {what} {message.epoch}, step {message.step}: activations at the cut are "
-                    "not finite; lower the learning rate, or look for inputs that are not finite"
-                )
+                where = f"client {self.number}, {what} {message.epoch}, step {message.step}"
+                raise DivergedError(f"{where}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
             name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
             seed = derive(self.seed, *name)
             tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}

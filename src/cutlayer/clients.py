@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -60,8 +61,7 @@ def _called(source: Any) -> Dataset | DataLoader:
 
 def holdings_of(train: Data | Sequence[Data], test: Data | Sequence[Data | None] | None) -> list[Holding]:
     """What each client holds, from the arguments of `fit`."""
-    parts: list[Any] = list(train) if isinstance(train, (list, tuple)) and not _of_tensors(train) else [train]
-    tests: list[Any] = list(test) if isinstance(test, (list, tuple)) and not _of_tensors(test) else [test]
+    parts, tests = _by_client(train), _by_client(test)
     if not parts or len(tests) > len(parts):
         raise ConfigError(
             f"expected training data of at least one client, and test data of no more clients than that, got "
@@ -71,9 +71,24 @@ def holdings_of(train: Data | Sequence[Data], test: Data | Sequence[Data | None]
     return [Holding(*pair) for pair in zip(parts, tests, strict=True)]
 
 
-def _of_tensors(data: Sequence[Any]) -> bool:
-    """Whether this is (inputs, labels), which `Feed` refuses with a hint, and not a list of data sets."""
-    return isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data)
+def _by_client(data: Any) -> list[Any]:
+    """The data of each client: of a list of data sets each is one's, and a list of samples is the first client's."""
+    if not isinstance(data, (list, tuple)) or (isinstance(data, tuple) and all(map(_is_array, data))):
+        return [data]  # arrays are refused by `Feed`, with a hint
+    pairs = [item for item in data if isinstance(item, tuple) and len(item) == 2]
+    if not pairs or len(pairs) < len(data):
+        return list(data)
+    if any(_is_array(label) and label.ndim > 0 for _, label in pairs):
+        raise ConfigError(
+            "expected a data set, or a list with one for each client, got a list of pairs of tensors. If each is a "
+            "sample, (input, label), give [pairs]: one client with these samples. If each is a client's inputs and "
+            "labels, give [torch.utils.data.TensorDataset(*pair) for pair in pairs]"
+        )
+    return [data]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
 
 
 def client_info(train: Feed, test: Feed | None) -> ClientInfo:

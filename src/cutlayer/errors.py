@@ -1,6 +1,6 @@
 """The errors a user can meet, each saying what was expected, what came and what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class CutlayerError(Exception):
@@ -42,3 +42,9 @@ class Lost(CutlayerError):  # noqa: N818 - a state, as above
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """The message for an unknown name, with the names that are known."""
     return f"unknown {what} {name!r}; known: {', '.join(map(str, known))}"
+
+
+def some(values: Sequence[object], most: int = 5) -> str:
+    """The first few of what is wrong, and how many more there are."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more

@@ -10,6 +10,7 @@ from cutlayer.flops import FlopTable
 from cutlayer.formats import Codec
 from cutlayer.intake import Intake, decoded
 from cutlayer.ledger import Ledger
+from cutlayer.losses import score
 from cutlayer.method import StoreOptions, Task, Training
 from cutlayer.replay import ReplayStore
 from cutlayer.wire.frames import Evaluate, Frame
@@ -51,6 +52,6 @@ class Evaluation:
                     outputs = half(self.codec.decode(encoded.to(self.device)))
                 outputs = outputs.float()
                 for name, function in functions.items():
-                    sums[name] += float(function(outputs, labels)) * len(labels)
+                    sums[name] += score(name, function, outputs, labels) * len(labels)
                 self.ledger.flops("server", "evaluation", flops(len(labels), training=False)[0])
         return {name: value / len(self.store) for name, value in sums.items()} if len(self.store) else {}

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import default_collate
 
 from cutlayer.data import Augment, Images
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, some
 from cutlayer.seeds import derive, generator, seeded_everywhere
 
 
@@ -53,9 +53,15 @@ class Feed:
     ) -> None:
         loader = source if isinstance(source, DataLoader) else None
         self.dataset: Any = loader.dataset if loader is not None else source
-        if isinstance(self.dataset, tuple) and all(isinstance(part, Tensor) for part in self.dataset):
+        if isinstance(self.dataset, tuple):
             raise ConfigError(
-                "expected a data set, got a tuple of tensors; use torch.utils.data.TensorDataset(*tensors)"
+                "expected a data set, got a tuple; of tensors use torch.utils.data.TensorDataset(*tensors)"
+            )
+        if type(self.dataset).__module__.partition(".")[0] in ("pandas", "polars"):
+            raise ConfigError(
+                f"expected a data set of (input, label) pairs, got a {type(self.dataset).__name__}; make tensors "
+                "of its columns: TensorDataset(torch.tensor(frame[inputs].to_numpy(), dtype=torch.float32), "
+                "torch.tensor(frame[label].to_numpy()))"
             )
         if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
             raise ConfigError(
@@ -195,3 +201,17 @@ class _CollateIndexed:
     def __call__(self, fetched: Any) -> tuple[Tensor, Any]:
         indices, samples = fetched
         return torch.tensor(indices), self.collate(samples)
+
+
+def not_finite(batch: Batch, activations: Tensor, test: bool) -> str:
+    """Why activations are not finite: the inputs of which samples, or if it is none of those, the training."""
+    inputs = batch.inputs.detach().cpu()
+    wrong = ~torch.isfinite(inputs).reshape(len(inputs), -1).all(1)
+    if bool(wrong.any()):
+        of = "test samples" if test else "samples"
+        return f"the inputs of {of} {some(batch.ids[wrong].tolist())} hold infinities or NaN; mend or leave out these"
+    wrong = ~torch.isfinite(activations.detach().cpu()).reshape(len(activations), -1).all(1)
+    return (
+        f"activations at the cut are not finite, though the inputs are (samples {some(batch.ids[wrong].tolist())}); "
+        "lower the learning rate"
+    )

@@ -41,8 +41,12 @@ class FlopTable:
         for module in [*self._copy.modules(), *without_data.modules()]:  # the user's hooks are meant for real passes
             for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
                 hooks.clear()
+        weights = {str(p.dtype) for p in half.parameters() if p.is_floating_point()}
+        unlike = weights and dtype.is_floating_point and dtype != torch.float32 and str(dtype) not in weights
         try:
             self.output_shape = self._shape(without_data, torch.device("meta"))
+            if unlike:  # without data, types that do not fit each other pass
+                self._shape(self._copy, torch.device("cpu"))
             self._real, self._copy, self._device = self._copy, without_data, torch.device("meta")
         except Exception:  # whatever a module of the user's own says of tensors without data
             self._device = torch.device("cpu")
@@ -53,7 +57,7 @@ class FlopTable:
             except Exception as error:
                 shape = ", ".join(["batch", *map(str, self.sample_shape)])
                 name = "this half" if isinstance(half, torch.fx.GraphModule) else type(half).__name__  # made by `split`
-                hint = "; convert them to float32" if dtype == torch.float64 else ""
+                hint = f"; convert them to {', '.join(sorted(weights))}, as its weights are" if unlike else ""
                 raise ConfigError(f"{name} does not take inputs {dtype} [{shape}]{hint}: {error}") from error
 
     def __call__(self, batch: int, *, input_gradient: bool = False, training: bool = True) -> tuple[int, int]:

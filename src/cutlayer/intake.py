@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cutlayer.errors import RefusedError
+from cutlayer.errors import ConfigError, RefusedError, some
 from cutlayer.formats import INTEGER_CODECS, Codec, Encoded, get_codec, isfinite
 from cutlayer.method import Task
 from cutlayer.schedule import Exchange
 from cutlayer.wire.frames import Frame, Step
 
+OTHER_TASK = "If this is regression, give Task(loss=torch.nn.functional.mse_loss, metrics={})"
 NAMES = ["ids", "labels", "activations"]
 NAMES_OF_CHANGES = [*NAMES, "sent"]
 
@@ -64,6 +65,10 @@ def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
     else:
         return Classes(task.classes) if task.classes is not None else None
     if len(output_shape) == 1:
+        if output_shape[0] == 1:
+            raise ConfigError(
+                f"cross-entropy, the loss of classification, cannot learn from outputs of one number. {OTHER_TASK}"
+            )
         return Classes(task.classes or output_shape[0], (), ignored)
     return Classes(task.classes, None, ignored) if task.classes is not None else None
 
@@ -156,7 +161,8 @@ class Intake:
             require(len(encoded) == count, name, f"{count} {name}", len(encoded))
         ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in NAMES[:2])
         require(ids.shape == (count,), "ids", f"{count} ids", list(ids.shape))
-        require(bool((ids >= 0).all() and (ids < samples).all()), "ids", f"0 to {samples - 1}", ids.tolist())
+        outside = (ids < 0) | (ids >= samples)
+        require(not bool(outside.any()), "ids", f"0 to {samples - 1}", some(ids[outside].tolist()))
         sent = None
         if names is NAMES_OF_CHANGES:
             encoded = frame.tensors["sent"]
@@ -165,25 +171,35 @@ class Intake:
             require(bool((codes <= 1).all()), "sent", "0 or 1 for each sample", codes.tolist())
             sent = codes.bool()
             require(len(activations) == int(sent.sum()), "changes", f"{int(sent.sum())}", len(activations))
-        self._label_kinds[test] = self._check_labels(labels, self._label_kinds.get(test), require)
+        self._label_kinds[test] = self._check_labels(labels, ids, self._label_kinds.get(test), require)
         return activations, ids, labels, sent
 
     def _check_labels(
-        self, labels: Tensor, first: tuple[bool, tuple[int, ...]] | None, require: Callable[..., None]
+        self, labels: Tensor, ids: Tensor, first: tuple[bool, tuple[int, ...]] | None, require: Callable[..., None]
     ) -> tuple[bool, tuple[int, ...]]:
         floats, shape = labels.is_floating_point(), tuple(labels.shape[1:])
         floats_first, shape_first = first or (floats, shape)
-        expected = f"{'floats' if floats_first else 'integers'} {list(shape_first)}"
         got = f"{'floats' if floats else 'integers'} {list(shape)}"
+        expected = f"{'floats' if floats_first else 'integers'} {list(shape_first)}"
         require((floats, shape) == (floats_first, shape_first), "labels", expected, got)
-        require(not floats or isfinite(labels), "labels", "finite values", "infinities or NaN")
+        if floats and not isfinite(labels):
+            wrong = ~torch.isfinite(labels).reshape(len(labels), -1).all(1)
+            require(False, "labels", "finite values", f"infinities or NaN in samples {some(ids[wrong].tolist())}")
         classes = self.classes
-        if classes is not None and floats:  # class probabilities
-            require(shape == (classes.count,), "labels", f"shape {[classes.count]}", list(shape))
-        elif classes is not None:
-            ignored = labels == classes.ignored if classes.ignored is not None else torch.zeros_like(labels).bool()
-            known = bool((ignored | ((labels >= 0) & (labels < classes.count))).all()) and not bool(ignored.all())
-            known = known and classes.shape in (None, shape)
-            expected = f"classes from 0 to {classes.count - 1}" + ("" if classes.shape is None else ", one a sample")
-            require(known, "labels", expected, labels.tolist())
+        if classes is None:
+            return floats, shape
+        one_each = classes.shape in (None, shape)
+        expected = f"classes from 0 to {classes.count - 1}" + ("" if classes.shape is None else ", one a sample")
+        if floats:
+            advice = f"{expected} (integers), or their probabilities (floats {[classes.count]})"
+            require(shape == (classes.count,), "labels", advice, f"{got}. {OTHER_TASK}")
+            return floats, shape
+        require(one_each, "labels", expected, got)
+        ignored = labels == classes.ignored if classes.ignored is not None else torch.zeros_like(labels).bool()
+        wrong = ~ignored & ((labels < 0) | (labels >= classes.count))
+        if bool(wrong.any()):
+            of = ids.reshape(-1, *(1,) * len(shape)).expand_as(labels)
+            pairs = zip(labels[wrong].tolist(), of[wrong].tolist(), strict=True)
+            require(False, "labels", expected, some([f"{label} (sample {sample})" for label, sample in pairs]))
+        require(not bool(ignored.all()), "labels", expected, f"only {classes.ignored}, which the loss leaves out")
         return floats, shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -60,6 +61,11 @@ class Method:
         Args:
             more: the other attributes, by name, such as `fleet`.
         """
+        if not isinstance(schedule, Schedule) or not isinstance(codec, str):
+            raise ConfigError(
+                f'expected a schedule and then a codec, such as Method.of(Drop(threshold=0.05), "fp8"), got '
+                f"{schedule!r} and {codec!r}"
+            )
         activations, gradients = get_pair(codec)
         return Method(schedule, activations.name, gradients.name, **more)
 
@@ -137,7 +143,12 @@ class Training:
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Share of the batch whose largest output is the label's, as a scalar. outputs [B, classes], labels [B]."""
+    """Share of the batch whose largest output is the label's, as a scalar.
+
+    outputs [B, classes]; labels [B], or probabilities [B, classes], of which the largest is the label.
+    """
+    if labels.is_floating_point() and labels.shape == outputs.shape:
+        labels = labels.argmax(1)
     return (outputs.argmax(1) == labels).float().mean()
 
 
@@ -160,3 +171,20 @@ class Task:
     def __post_init__(self) -> None:
         if "loss" in self.metrics:
             raise ConfigError('the metric name "loss" is taken by the loss itself; choose another')
+        of = self.loss.keywords if isinstance(self.loss, functools.partial) else getattr(self.loss, "__dict__", {})
+        # nn.KLDivLoss has "batchmean", the mean over samples.
+        if (reduction := of.get("reduction", "mean")) not in ("mean", "batchmean"):
+            raise ConfigError(
+                f"loss: expected the mean over the samples of a batch, got reduction={reduction!r}; give it "
+                "reduction='mean', and scale the learning rate in its place"
+            )
+
+
+def require_choices(method: object, training: object, task: object = None) -> None:
+    """Raise ConfigError for a choice that is of another kind than expected, such as a schedule in place of a method."""
+    if isinstance(method, Schedule):
+        raise ConfigError(f'method: expected a Method, got a schedule; give Method.of({method!r}, "fp8")')
+    for name, value, kind in (("method", method, Method), ("training", training, Training), ("task", task, Task)):
+        if not isinstance(value, kind) and not (name == "task" and value is None):
+            hint = "; give Task(loss=...)" if name == "task" and callable(value) else ""
+            raise ConfigError(f"{name}: expected a {kind.__name__}, got {value!r}{hint}")

@@ -19,6 +19,7 @@ from cutlayer.flops import FlopTable
 from cutlayer.formats import Encoded, evaluation_codec, get_transfer, isfinite
 from cutlayer.intake import ClientInfo, Intake, classes_of, decoded
 from cutlayer.ledger import Ledger
+from cutlayer.losses import require_mean, shapes
 from cutlayer.method import Method, Task, Training
 from cutlayer.pool import Body, Pool
 from cutlayer.replay import ReplayStore
@@ -81,6 +82,7 @@ class Server:
         ledger: Ledger,
     ) -> None:
         self.device = torch.device(training.device)
+        self._loss_tried = False
         # The table copies the half, so it comes before the half's first pass.
         self.flops = FlopTable(half, cut_shape, torch.float32)
         several = len(clients) > 1
@@ -305,15 +307,15 @@ class Server:
         try:
             loss = self.task.loss(outputs, labels)
         except Exception as error:
-            shapes = f"outputs {list(outputs.shape)} and labels {labels.dtype} {list(labels.shape)}"
-            raise RefusedPartError(f"the loss failed on {shapes}: {error}", part) from error
-        if loss.dim() != 0:
-            raise ConfigError(f"expected the loss to be a mean over the batch, a scalar; got shape {list(loss.shape)}")
+            raise RefusedPartError(f"the loss failed on {shapes(outputs, labels)}: {error}", part) from error
+        if not self._loss_tried:
+            require_mean(self.task.loss, outputs, labels, loss)
+            self._loss_tried = True
         # A C epoch trains on what was checked before, and `finish` checks its mean; there the host does not wait.
         if self.states.exchange is not Exchange.NONE and not isfinite(loss):
             raise DivergedError(
-                f"epoch {self.states.epoch}, step {self._steps.get(0, 0)}: the loss is {loss.item()}; lower the "
-                "learning rate, or look for labels that are not finite"
+                f"epoch {self.states.epoch}, step {self._steps.get(0, 0)}: the loss is {loss.item()}, not finite, "
+                "though activations and labels are; lower the learning rate"
             )
         return loss
 

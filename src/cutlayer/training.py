@@ -33,7 +33,7 @@ from cutlayer.errors import ConfigError, Gone, Lost
 from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.ledger import Ledger
-from cutlayer.method import Method, Task, Training
+from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.parties import Absent, Party, Peer, Present, evaluate
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange
@@ -95,8 +95,9 @@ def fit(
 
     Args:
         halves: from `split`, or two modules of your own. Copies of them are trained.
-        train: map-style data set of (input, label), or a loader of one, or a function that returns either, called where
-            the client is; a list of these for several clients, which work together as `Method.fleet` says.
+        train: map-style data set of (input, label), a list of such pairs among them, or a loader of one, or a function
+            that returns either, called where the client is; a list of these for several clients, which work together
+            as `Method.fleet` says.
         test: the same for evaluation, which goes over the wire, too, and is counted apart. One data set is held by
             client 0; a list has one for each client.
         method: when to communicate and in which number format.
@@ -119,6 +120,7 @@ def fit(
         raise ConfigError(
             f"expected Halves, from split(model, layer) or Halves(client, server), got {type(halves).__name__}"
         )
+    require_choices(method, training, task)
     if resume and run is None:
         raise ConfigError("resume needs the folder of the run")
     halves, ledger, folder = copied(halves), Ledger(), run if isinstance(run, Run) or run is None else Run(run)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
+from torch.utils.data import TensorDataset
 
+from cutlayer import Task
 from cutlayer.config import Config
 from cutlayer.data import Images
 from cutlayer.errors import RefusedError
@@ -81,6 +84,22 @@ def test_a_refusal_ends_the_client_with_its_reason_and_a_better_one_goes_on(epoc
     assert all(torch.equal(value, half.state_dict()[name]) for name, value in expected.client.state_dict().items())
     server = together.served.half.state_dict()
     assert all(torch.equal(value, server[name]) for name, value in expected.server.state_dict().items())
+
+
+def test_probabilities_are_evaluated_and_a_metric_that_fails_does_not_end_the_run(tmp_path: Path, caplog) -> None:
+    config = Config(epochs=2, batch_size=32, schedule="always", threads=1)
+    images, test = shares(config, ("alice",))["alice"]
+    soft = [TensorDataset(part.inputs, one_hot(part.labels, 10).float()) for part in (images, test)]
+    scores = []
+    for number, task in enumerate((Task(), Task(metrics={"broken": lambda outputs, labels: outputs @ labels}))):
+        together = Together(config, tmp_path / str(number), ("alice",), task=task)
+        together.join("alice", *soft)
+        together.thread.join(60)
+        assert together.served is not None
+        scores.append([record.test for record in together.served.history.epochs])
+    assert all(0 < epoch["accuracy"] <= 1 for epoch in scores[0])
+    assert scores[1] == [{}, {}]
+    assert "epoch 0 is not evaluated: metric 'broken' failed on outputs" in caplog.text
 
 
 def test_a_client_gives_up_when_the_server_has_been_gone_for_long_enough(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cutlayer.client import Client
 from cutlayer.clients import Holding, client_info
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.ledger import Ledger
-from cutlayer.method import Method, Training
+from cutlayer.method import Method, Training, require_choices
 from cutlayer.pool import Body
 from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
@@ -72,6 +72,7 @@ def join(
         Stopped: this was asked to stop; the same call goes on.
     """
     check_address(address, tls, insecure_plaintext)
+    require_choices(method, training)
     if tls is not None:
         certified = own_name(tls)
         if name not in (None, certified):

@@ -25,7 +25,7 @@ from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
-from cutlayer.method import Method, Task, Training
+from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.parties import evaluate
 from cutlayer.remote.peer import LinkPeer
 from cutlayer.remote.reception import Reception, as_json, from_json
@@ -104,6 +104,7 @@ def serve(
         Stopped: the run was asked to stop; the same call goes on with it.
     """
     check_address(listen, tls, insecure_plaintext)
+    require_choices(method, training, task)
     if method.fleet.dropout:
         raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
     serving = _Serving(
@@ -252,13 +253,20 @@ class _Serving:
                 # A C epoch is evaluated on what was sent before it.
                 if due or (tested and server.states.exchange is Exchange.NONE):
                     self._evaluate(peers, epoch)
-        scores = server.evaluate() if due else {}
+        scores = self._scores() if due else {}
         costs = self.ledger.take()
         more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
         self.run.append(self.records[-1])
         if self.stop.requested or self.training.saves(epoch):
             self._save()
+
+    def _scores(self) -> dict[str, float]:
+        try:
+            return self.server.evaluate()
+        except ConfigError as error:  # a client's labels do not end the run for the others
+            log.warning("epoch %d is not evaluated: %s", len(self.records), error)
+            return {}
 
     def _evaluate(self, peers: dict[int, LinkPeer], epoch: int) -> None:
         for number, peer in peers.items():
