@@ -10,7 +10,7 @@ from cutlayer.data import CropFlip
 from cutlayer.errors import ConfigError, CutlayerError, DivergedError, RefusedError, StoreFullError
 from cutlayer.fleet import Fleet
 from cutlayer.history import EpochRecord, History
-from cutlayer.method import Method, Task, Training, accuracy
+from cutlayer.method import Method, Metric, Task, Training, accuracy
 from cutlayer.optim import CustomOptimizer, Optimizer
 from cutlayer.partition import Partition, make_partition
 from cutlayer.replay import StoreOptions
@@ -34,6 +34,7 @@ __all__ = [
     "Halves",
     "History",
     "Method",
+    "Metric",
     "Optimizer",
     "Partition",
     "Periodic",

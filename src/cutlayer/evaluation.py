@@ -1,17 +1,21 @@
-"""The test activations that clients sent, and how well the server half does on them."""
+"""The test activations that clients sent, and how well the server half does on them; the scores of a test set."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from cutlayer.errors import RefusedError
+import torch
+from torch import Tensor, nn
+
+from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.feed import Feed
 from cutlayer.flops import FlopTable
 from cutlayer.formats import Codec
 from cutlayer.intake import Intake, decoded
 from cutlayer.ledger import Ledger
-from cutlayer.losses import score
-from cutlayer.method import StoreOptions, Task, Training
+from cutlayer.losses import blaming
+from cutlayer.method import Metric, StoreOptions, Task, Training
 from cutlayer.replay import ReplayStore
 from cutlayer.wire.frames import Evaluate, Frame
 
@@ -40,18 +44,61 @@ class Evaluation:
         return len(ids)
 
     def scores(self, half: nn.Module, flops: FlopTable) -> dict[str, float]:
-        """Mean loss and metrics of a server half over all that is kept; nothing where nothing is."""
+        """Loss and metrics of a server half over all that is kept; nothing where nothing is."""
         half.eval()
-        functions = {"loss": self.task.loss, **self.task.metrics}
-        sums: dict[str, float] = dict.fromkeys(functions, 0.0)
-        batch_size = max(info.batch_size for info in self.intake.clients)
         with self.ledger.phase("evaluation"), torch.no_grad():
-            for encoded, labels in self.store.batches(batch_size):
-                labels = labels.to(self.device)
-                with self.training.autocast():
-                    outputs = half(self.codec.decode(encoded.to(self.device)))
-                outputs = outputs.float()
-                for name, function in functions.items():
-                    sums[name] += score(name, function, outputs, labels) * len(labels)
-                self.ledger.flops("server", "evaluation", flops(len(labels), training=False)[0])
-        return {name: value / len(self.store) for name, value in sums.items()} if len(self.store) else {}
+            return scores(self.task, self._outputs(half, flops))
+
+    def _outputs(self, half: nn.Module, flops: FlopTable) -> Iterator[tuple[Tensor, Tensor]]:
+        batch_size = max(info.batch_size for info in self.intake.clients)
+        for encoded, labels in self.store.batches(batch_size):
+            with self.training.autocast():
+                outputs = half(self.codec.decode(encoded.to(self.device)))
+            self.ledger.flops("server", "evaluation", flops(len(labels), training=False)[0])
+            yield outputs.float(), labels.to(self.device)
+
+
+def scores(task: Task, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Loss and metrics over these batches of outputs and labels; nothing where there is none.
+
+    The loss is the mean of the batches' losses, weighted by their samples. Metrics are over all batches together.
+    """
+    steady = {name: metric for name, metric in task.metrics.items() if isinstance(metric, Metric)}
+    whole = {name: metric for name, metric in task.metrics.items() if name not in steady}
+    gathered: list[tuple[Tensor, Tensor]] = []
+    loss, samples = 0.0, 0
+    for metric in steady.values():
+        metric.reset()
+    for outputs, labels in batches:
+        loss += float(task.loss(outputs, labels)) * len(labels)
+        samples += len(labels)
+        outputs, labels = outputs.cpu(), labels.cpu()
+        for metric in steady.values():
+            metric.update(outputs, labels)
+        if whole:
+            gathered.append((outputs, labels))
+    if not samples:
+        return {}
+    found: dict[str, Any] = {name: metric.compute() for name, metric in steady.items()}
+    if whole:
+        outputs, labels = (torch.cat(tensors) for tensors in zip(*gathered, strict=True))
+        found |= {name: function(outputs, labels) for name, function in whole.items()}
+    return {"loss": loss / samples, **{name: _number(name, found[name]) for name in task.metrics}}
+
+
+def scores_of(model: nn.Module, feeds: Iterable[Feed], task: Task, device: str) -> dict[str, float]:
+    """Loss and metrics of an uncut network in 32 bits, in this process; it is left on the CPU and in eval mode."""
+    model.to(device).eval()
+    with torch.no_grad():
+        batches = (batch for feed in feeds for batch in feed.epoch(0))
+        found = scores(task, ((model(batch.inputs.to(device)).float(), batch.labels.to(device)) for batch in batches))
+    model.cpu()
+    return found
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(f"metric {name!r}: expected one number, got {got}") from None

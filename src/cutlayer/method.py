@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -143,13 +143,32 @@ class Training:
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Share of the batch whose largest output is the label's, as a scalar.
+    """Share of the labels whose largest output is theirs, as a scalar. outputs [N, classes, ...], labels [N, ...].
 
-    outputs [B, classes]; labels [B], or probabilities [B, classes], of which the largest is the label.
+    Labels may be probabilities [N, classes, ...], of which the largest is the label. Those below 0, such as the -100
+    that cross-entropy leaves out, do not count.
     """
     if labels.is_floating_point() and labels.shape == outputs.shape:
         labels = labels.argmax(1)
-    return (outputs.argmax(1) == labels).float().mean()
+    right, counts = outputs.argmax(1) == labels, labels >= 0
+    return right[counts].double().mean()
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A metric that gathers what it needs batch by batch, such as those of torchmetrics."""
+
+    def update(self, outputs: Tensor, labels: Tensor, /) -> Any:
+        """Take in a batch."""
+        ...
+
+    def compute(self) -> Any:
+        """The metric of all batches since the last reset, one number."""
+        ...
+
+    def reset(self) -> Any:
+        """Begin anew."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -158,14 +177,17 @@ class Task:
 
     Attributes:
         loss: from outputs and labels of a batch to their mean loss.
-        metrics: by name ("loss" is taken), from outputs and labels of a batch to a mean over its samples.
+        metrics: by name ("loss" is taken), each a function of all outputs and all labels of the test data, gathered in
+            memory, or a `Metric`, which is given them batch by batch. Outputs are on the CPU, in 32 bits.
         classes: if given, labels are whole numbers from 0 to classes - 1, and the server refuses others before they
             reach the loss (float labels must then be probabilities [B, classes]). With cross-entropy on outputs
             [B, classes] it is taken from the outputs, and `ignore_index` is allowed.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=lambda: {"accuracy": accuracy})
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Any] | Metric] = field(
+        default_factory=lambda: {"accuracy": accuracy}
+    )
     classes: int | None = None
 
     def __post_init__(self) -> None:
