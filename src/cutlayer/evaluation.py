@@ -63,27 +63,27 @@ def scores(task: Task, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, fl
 
     The loss is the mean of the batches' losses, weighted by their samples. Metrics are over all batches together.
     """
-    steady = {name: metric for name, metric in task.metrics.items() if isinstance(metric, Metric)}
-    whole = {name: metric for name, metric in task.metrics.items() if name not in steady}
+    steady = [metric for metric in task.metrics.values() if isinstance(metric, Metric)]
+    gathers = len(steady) < len(task.metrics)
     gathered: list[tuple[Tensor, Tensor]] = []
     loss, samples = 0.0, 0
-    for metric in steady.values():
+    for metric in steady:
         metric.reset()
     for outputs, labels in batches:
         loss += float(task.loss(outputs, labels)) * len(labels)
         samples += len(labels)
         outputs, labels = outputs.cpu(), labels.cpu()
-        for metric in steady.values():
+        for metric in steady:
             metric.update(outputs, labels)
-        if whole:
+        if gathers:
             gathered.append((outputs, labels))
     if not samples:
         return {}
-    found: dict[str, Any] = {name: metric.compute() for name, metric in steady.items()}
-    if whole:
-        outputs, labels = (torch.cat(tensors) for tensors in zip(*gathered, strict=True))
-        found |= {name: function(outputs, labels) for name, function in whole.items()}
-    return {"loss": loss / samples, **{name: _number(name, found[name]) for name in task.metrics}}
+    found = {"loss": loss / samples}
+    whole = [torch.cat(tensors) for tensors in zip(*gathered, strict=True)]
+    for name, metric in task.metrics.items():
+        found[name] = _number(name, metric.compute() if isinstance(metric, Metric) else metric(*whole))
+    return found
 
 
 def scores_of(model: nn.Module, feeds: Iterable[Feed], task: Task, device: str) -> dict[str, float]:
