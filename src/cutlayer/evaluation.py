@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.errors import RefusedError
 from cutlayer.feed import Feed
 from cutlayer.flops import FlopTable
 from cutlayer.formats import Codec
@@ -63,26 +62,29 @@ def scores(task: Task, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, fl
 
     The loss is the mean of the batches' losses, weighted by their samples. Metrics are over all batches together.
     """
-    steady = [metric for metric in task.metrics.values() if isinstance(metric, Metric)]
+    steady = {name: metric for name, metric in task.metrics.items() if isinstance(metric, Metric)}
     gathers = len(steady) < len(task.metrics)
     gathered: list[tuple[Tensor, Tensor]] = []
     loss, samples = 0.0, 0
-    for metric in steady:
+    for metric in steady.values():
         metric.reset()
     for outputs, labels in batches:
         loss += float(task.loss(outputs, labels)) * len(labels)
         samples += len(labels)
         outputs, labels = outputs.cpu(), labels.cpu()
-        for metric in steady:
-            metric.update(outputs, labels)
+        for name, metric in steady.items():
+            with blaming(name, outputs, labels):
+                metric.update(outputs, labels)
         if gathers:
             gathered.append((outputs, labels))
     if not samples:
         return {}
     found = {"loss": loss / samples}
-    whole = [torch.cat(tensors) for tensors in zip(*gathered, strict=True)]
+    if gathers:
+        outputs, labels = (torch.cat(tensors) for tensors in zip(*gathered, strict=True))
     for name, metric in task.metrics.items():
-        found[name] = _number(name, metric.compute() if isinstance(metric, Metric) else metric(*whole))
+        with blaming(name, outputs, labels):
+            found[name] = float(metric.compute() if isinstance(metric, Metric) else metric(outputs, labels))
     return found
 
 
@@ -94,11 +96,3 @@ def scores_of(model: nn.Module, feeds: Iterable[Feed], task: Task, device: str) 
         found = scores(task, ((model(batch.inputs.to(device)).float(), batch.labels.to(device)) for batch in batches))
     model.cpu()
     return found
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ConfigError(f"metric {name!r}: expected one number, got {got}") from None

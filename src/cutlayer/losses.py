@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,11 +48,13 @@ def require_mean(function: Function, outputs: Tensor, labels: Tensor, loss: Tens
         )
 
 
-def score(name: str, function: Function, outputs: Tensor, labels: Tensor) -> float:
-    """A metric of a batch. Raises ConfigError, which names it, if it fails."""
+@contextmanager
+def blaming(metric: str, outputs: Tensor, labels: Tensor) -> Iterator[None]:
+    """Whatever fails inside is raised as a ConfigError that names this metric."""
     try:
-        return float(function(outputs, labels))
+        yield
     except Exception as error:
         raise ConfigError(
-            f"metric {name!r} failed on {shapes(outputs, labels)}: {error}; give Task(metrics=...) others"
+            f"metric {metric!r} failed on {shapes(outputs, labels)}: {error}; expected one number from all of them. "
+            "Give Task(metrics=...) others"
         ) from error
