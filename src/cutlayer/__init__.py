@@ -16,7 +16,7 @@ from cutlayer.partition import Partition, make_partition
 from cutlayer.replay import StoreOptions
 from cutlayer.run import Run
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Periodic, Plateau, Schedule
-from cutlayer.split import Halves, cut_points, split
+from cutlayer.split import Halves, cut_points, impossible_cuts, split
 from cutlayer.training import Result, fit
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "accuracy",
     "cut_points",
     "fit",
+    "impossible_cuts",
     "make_partition",
     "split",
 ]

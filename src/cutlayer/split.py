@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from cutlayer.crossing import Crossing, Likeness, ancestors, crossing, likenesses, stand_in
 from cutlayer.errors import ConfigError
+from cutlayer.trace import drop_unused, trace
 
 
 @dataclass(eq=False)
@@ -24,6 +26,9 @@ class Halves:
         client: from the inputs to the tensor at the cut, float [B, ...].
         server: from the tensor at the cut to the outputs.
         whole: the uncut network, for its structure; by default the two halves, one after the other.
+
+    Raises:
+        ConfigError: the halves share a tensor.
     """
 
     client: nn.Module
@@ -31,6 +36,7 @@ class Halves:
     whole: nn.Module | None = None
 
     def __post_init__(self) -> None:
+        _check_apart(self.client, self.server)
         self._separate = self.whole is None
         if self.whole is None:
             # A copy now: after training, a module that keeps what it computed cannot be copied any more.
@@ -49,12 +55,36 @@ class Halves:
             )
         assert self.whole is not None  # made at the latest in __post_init__
         merged = copy.deepcopy(self.whole).cpu()
-        # What the network holds but never calls is in neither half, so some may be missing, but none unexpected.
-        if unexpected := merged.load_state_dict({**client, **server}, strict=False).unexpected_keys:
+        # What the network holds but never calls is in neither half, so some may be missing, but none unexpected. Of
+        # constants that the network does not save, `fx` makes buffers that are saved.
+        unexpected = merged.load_state_dict({**client, **server}, strict=False).unexpected_keys
+        if unexpected := [name for name in unexpected if not _is_constant(merged, name)]:
             raise ConfigError(
                 f"the halves hold what the network does not: {', '.join(unexpected)}; was a half replaced?"
             )
         return merged.eval()
+
+
+def _is_constant(model: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(operator.attrgetter(name)(model), Tensor)
+    except AttributeError:
+        return False
+
+
+def _check_apart(client: nn.Module, server: nn.Module) -> None:
+    """Raise ConfigError if the halves share a tensor, which in one process would cross the cut unseen."""
+
+    def tensors(half: nn.Module) -> dict[int, str]:
+        named = [*half.named_parameters(remove_duplicate=False), *half.named_buffers(remove_duplicate=False)]
+        return {tensor.untyped_storage().data_ptr() or id(tensor): name for name, tensor in named}
+
+    theirs = tensors(server)
+    if shared := [f"{name} (server: {theirs[key]})" for key, name in tensors(client).items() if key in theirs]:
+        raise ConfigError(
+            f"the halves share {', '.join(shared)}; no training could keep them equal without sending them. Untie "
+            "them, with copy.deepcopy of one, or move the modules that share them to one side."
+        )
 
 
 Copied = TypeVar("Copied", nn.Module, Halves)
@@ -71,31 +101,33 @@ def copied(value: Copied) -> Copied:
         ) from error
 
 
-class _ToTheCut(fx.Tracer):
-    """Traces only the modules that contain the cut; all others stay whole, so they need not be traceable."""
-
-    def __init__(self, cut: str) -> None:
-        super().__init__()
-        self.cut = cut
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.cut.startswith(f"{module_qualified_name}.")
-
-
-def split(model: nn.Module, cut: str) -> Halves:
+def split(model: nn.Module, cut: str, example: Tensor | None = None) -> Halves:
     """Cut a network after the module named `cut` (as in `model.named_modules()`).
 
-    The modules that contain the cut must be traceable with `torch.fx`; all others are taken as they are. The halves
-    hold copies, under the original names; the model is left alone.
+    The network is called with its first argument alone; all others have their defaults. The modules that contain the
+    cut must be traceable with `torch.fx`; all others are taken as they are. The halves hold copies, under the original
+    names; the model is left alone. Where the network returns an output object, such as those of `transformers`, the
+    server half returns its only tensor, or that named `logits`.
+
+    Args:
+        model: the network.
+        cut: name of the layer.
+        example: a batch of inputs [B, ...], needed only if the server half asks for shapes or types of tensors from
+            before the cut.
 
     Raises:
         ConfigError: there is no such module, it is not called exactly once, or more than one tensor would cross; the
             message lists what would cross, or the cuts that are possible.
     """
     if cut == "" or cut not in dict(model.named_modules()):
-        raise ConfigError(f"no layer {cut!r} to cut at; possible cuts: {', '.join(cut_points(model))}")
+        try:
+            points = cut_points(model, example)
+        except ConfigError as error:
+            raise ConfigError(f"no layer {cut!r} to cut at, and {error}") from None
+        raise ConfigError(f"no layer {cut!r} to cut at; possible cuts: {', '.join(points)}")
     whole = copied(model)
-    graph, cut_node, client_nodes = _divide(whole, cut)
+    division = _divide(whole, cut, example)
+    graph, cut_node, client_nodes = division.graph, division.cut, division.client
 
     client_graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -105,100 +137,104 @@ def split(model: nn.Module, cut: str) -> Halves:
     client_graph.output(copies[cut_node])
 
     server_graph = fx.Graph()
-    copies = {cut_node: server_graph.placeholder("activations")}
+    activations = server_graph.placeholder("activations")
+    copies = {cut_node: activations}
+    for node, like in division.asked.items():
+        copies[node] = server_graph.call_function(stand_in, (activations, like.dims, like.dtype))
     for node in graph.nodes:
-        constant = node.op == "get_attr" and any(user not in client_nodes for user in node.users)
-        if constant or (node not in client_nodes and node.op not in ("placeholder", "output")):
+        if node in division.server:
             copies[node] = server_graph.node_copy(node, copies.__getitem__)
-        if node.op == "output":
-            server_graph.output(fx.map_arg(node.args[0], copies.__getitem__))
+    server_graph.output(fx.map_arg(graph.output_node().args[0], copies.__getitem__))
     # Copies, so that training a half changes neither the other half's nor the template's tensors.
     client = copy.deepcopy(fx.GraphModule(whole, client_graph, "ClientHalf"))
     server = copy.deepcopy(fx.GraphModule(whole, server_graph, "ServerHalf"))
     return Halves(client, server, whole)
 
 
-def cut_points(model: nn.Module) -> list[str]:
-    """The names of all layers of a network at which `split` works, in order."""
-    model, points = copy.deepcopy(model), []
-    for name, _ in model.named_modules():
-        try:
-            if name:
-                _divide(model, name)
-                points.append(name)
-        except ConfigError:
-            continue
+def cut_points(model: nn.Module, example: Tensor | None = None) -> list[str]:
+    """The names of all layers of a network at which `split` works, in order. Raises ConfigError if there is none.
+
+    `impossible_cuts` says of the others why it does not.
+    """
+    reasons = _reasons(model, example)
+    points = [name for name, reason in reasons.items() if reason is None]
+    if not points:
+        listed = "".join(f"\n  {name}: {reason}" for name, reason in _telling(reasons).items())
+        raise ConfigError(
+            f"{type(model).__name__} can be cut after none of its {len(reasons)} layers; "
+            f"impossible_cuts(model) says of each why, among them{listed or ': none'}"
+        )
     return points
 
 
-def _divide(model: nn.Module, cut: str) -> tuple[fx.Graph, fx.Node, set[fx.Node]]:
-    """The network's graph, the node to cut after, and the nodes before it. Raises ConfigError if it cannot be cut."""
-    graph = _trace(model, cut)
+def impossible_cuts(model: nn.Module, example: Tensor | None = None) -> dict[str, str]:
+    """Why a network cannot be cut, for each layer at which `split` does not work, in order."""
+    return {name: reason for name, reason in _reasons(model, example).items() if reason is not None}
+
+
+def _reasons(model: nn.Module, example: Tensor | None) -> dict[str, str | None]:
+    model = copied(model)
+    reasons: dict[str, str | None] = {}
+    for name, _ in model.named_modules():
+        try:
+            if name:
+                _divide(model, name, example)
+                reasons[name] = None
+        except ConfigError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def _telling(reasons: Mapping[str, str | None]) -> dict[str, str]:
+    """The first layers with reasons that differ in more than the layer's name, at most five."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, reason in reasons.items():
+        if reason is not None:
+            found.setdefault(reason.replace(repr(name), ""), (name, reason))
+    return dict(list(found.values())[:5])
+
+
+@dataclass(frozen=True, eq=False)
+class _Division:
+    """A network's graph, the node to cut after, each side's nodes, and the tensors that the server asks facts of."""
+
+    graph: fx.Graph
+    cut: fx.Node
+    client: set[fx.Node]
+    server: set[fx.Node]
+    asked: dict[fx.Node, Likeness]
+
+
+def _divide(model: nn.Module, cut: str, example: Tensor | None) -> _Division:
+    """Raises ConfigError if the network cannot be cut there."""
+    graph = trace(model, cut)
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == cut]
     if len(calls) != 1:
         raise ConfigError(
             f"expected layer {cut!r} to be called once in a forward pass, it is called {len(calls)} times"
         )
-    client_nodes = _ancestors(calls[0])
-    _check_crossing(graph, cut, calls[0], client_nodes)
-    _check_parameters(model, graph, cut, client_nodes)
-    return graph, calls[0], client_nodes
-
-
-def _trace(model: nn.Module, cut: str) -> fx.Graph:
-    parameters = inspect.signature(model.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    graphs, mode = [], model.training
-    for training in (True, False):
-        try:
-            graphs.append(_ToTheCut(cut).trace(model.train(training), concrete_args=defaults))
-        except Exception as error:
-            raise ConfigError(
-                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the "
-                "two halves as modules of your own and pass Halves(client, server)."
-            ) from error
-        finally:
-            model.train(mode)
-    if str(graphs[0]) != str(graphs[1]):
+    if fields := {str(user.args[1]) for user in calls[0].users if user.target is getattr} - {*dir(Tensor)}:
         raise ConfigError(
-            f"the modules that contain {cut!r} compute something else in training than in evaluation, outside their "
-            "submodules; use modules for that (nn.Dropout, say, not functional.dropout)"
+            f"layer {cut!r} returns not a tensor but an object, of which {', '.join(sorted(fields))} is used; cut "
+            "after a layer inside it, or after it, that returns a tensor"
         )
-    needed = [
-        n.name for n in graphs[0].nodes if n.op == "placeholder" and n.name.split("_")[0] not in defaults and n.users
-    ]
-    if len(needed) != 1:
-        raise ConfigError(f"expected a network with one input, this one takes {needed}; pass Halves(client, server)")
-    return graphs[0]
+    drop_unused(graph)
+    client_nodes = ancestors(calls[0])
+    found = crossing(model, graph, client_nodes)
+    found.asked.pop(calls[0], None)
+    _check_crossing(graph, cut, calls[0], found)
+    _check_parameters(model, graph, cut, client_nodes)
+    return _Division(graph, calls[0], client_nodes, found.nodes, likenesses(model, found.asked, example, cut))
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, waiting = {node}, [node]
-    while waiting:
-        for parent in waiting.pop().all_input_nodes:
-            if parent not in found:
-                found.add(parent)
-                waiting.append(parent)
-    return found
-
-
-def _check_crossing(graph: fx.Graph, cut: str, cut_node: fx.Node, client_nodes: set[fx.Node]) -> None:
-    crossing = []
-    for node in graph.nodes:
-        takers = [user for user in node.users if user not in client_nodes]
-        if node.op == "get_attr" or not takers:
-            continue
-        if node in client_nodes or node.op == "placeholder":
-            what = "the network's input" if node.op == "placeholder" else f"{node.name}"
-            if (node.op == "call_method" and node.target in ("size", "dim")) or node.target in (
-                getattr,
-                operator.getitem,
-            ):
-                what += ", perhaps a size: compute sizes from tensors after the cut"
-            crossing.append(f"{what} (used by {', '.join(user.name for user in takers)})")
-    if all(user.op == "output" for user in cut_node.users):
+def _check_crossing(graph: fx.Graph, cut: str, cut_node: fx.Node, found: Crossing) -> None:
+    if graph.output_node().args[0] is cut_node:
         raise ConfigError(f"nothing is left for the server after {cut!r}; cut earlier")
-    if len(crossing) != 1:
+    if set(found.tensors) != {cut_node}:
+        crossing = []
+        for node in (node for node in graph.nodes if node in found.tensors):
+            what = "the network's input" if node.op == "placeholder" else node.name
+            crossing.append(f"{what} (used by {', '.join(n.name for n in graph.nodes if n in found.tensors[node])})")
         raise ConfigError(
             f"expected one tensor to cross a cut after {cut!r}, these {len(crossing)} would: {'; '.join(crossing)}. "
             "Cut where the paths have joined; cut_points(model) lists such layers."
@@ -207,7 +243,7 @@ def _check_crossing(graph: fx.Graph, cut: str, cut_node: fx.Node, client_nodes: 
 
 def _check_parameters(model: nn.Module, graph: fx.Graph, cut: str, client_nodes: set[fx.Node]) -> None:
     held: dict[str, dict[int, str]] = {"client": {}, "server": {}}
-    trained = False
+    trained: set[str] = set()
     for node in graph.nodes:
         sides = [("client", node in client_nodes), ("server", node not in client_nodes)]
         if node.op == "get_attr":
@@ -224,9 +260,11 @@ def _check_parameters(model: nn.Module, graph: fx.Graph, cut: str, client_nodes:
             else:
                 tensors = []
             held[side] |= {id(tensor): name for name, tensor in tensors}
-            trained = trained or (side == "client" and any(isinstance(t, nn.Parameter) for _, t in tensors))
-    if not trained:
-        raise ConfigError(f"nothing to train before {cut!r}: the client would send its raw data; cut later")
+            trained |= {side for _, tensor in tensors if isinstance(tensor, nn.Parameter)}
+    if "server" not in trained:
+        raise ConfigError(f"nothing to train is left for the server after {cut!r}; cut earlier")
+    if "client" not in trained:
+        raise ConfigError(f"no parameters before {cut!r}: the client would send its raw data; cut later")
     if shared := [name for key, name in held["client"].items() if key in held["server"]]:
         raise ConfigError(
             f"a cut after {cut!r} would leave these in both halves: {', '.join(shared)}; no training could "

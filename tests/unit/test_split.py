@@ -132,7 +132,7 @@ def test_a_server_half_that_begins_in_place_can_be_trained() -> None:
     ("model", "cut", "message"),
     [
         (TwoPaths(), "left", r"these 2 would: the network's input \(used by right\); left \(used by add\)"),
-        (TwoPaths(), "nothing", "no layer 'nothing' to cut at; possible cuts: $"),
+        (TwoPaths(), "nothing", r"(?s)no layer 'nothing' to cut at, .*none of its 3 layers.*join: nothing is left"),
         (Tied(), "encode", r"in both halves: encode.weight"),
         (Switching(), "first", r"use modules for that \(nn.Dropout"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "1", "nothing is left for the server after '1'"),
@@ -163,3 +163,38 @@ def test_the_model_is_left_alone_and_merging_brings_the_weights_together() -> No
     assert (merged[0].weight == 1).all()
     assert (merged[1].weight == 2).all()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Shared(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.scale
+
+
+def test_halves_that_share_a_tensor_are_refused() -> None:
+    weight, scale = nn.Parameter(torch.eye(4)), torch.ones(4)
+    part = nn.Parameter(weight.detach()[:2].T)  # another view of the same memory
+    norm = nn.BatchNorm1d(4)
+    pairs = [
+        (Shared(weight), Shared(weight)),
+        (Shared(weight), nn.Sequential(nn.ReLU(), Shared(part))),
+        (Scaled(scale), Scaled(scale)),
+        (nn.Sequential(nn.Linear(4, 4), norm), nn.Sequential(norm, nn.Linear(4, 4))),
+    ]
+    for client, server in pairs:
+        with pytest.raises(ConfigError, match=r"the halves share .*no training could"):
+            Halves(client, server)
+    Halves(Shared(weight), copy.deepcopy(Shared(weight)))

@@ -1,0 +1,126 @@
+"""2. A network as a graph of calls, from its one input to its one output tensor, for `split`."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from cutlayer.errors import ConfigError
+
+
+class _ToTheCut(fx.Tracer):
+    """Traces only the modules that contain the cut; all others stay whole, so they need not be traceable."""
+
+    def __init__(self, cut: str, *, buffers: bool) -> None:
+        super().__init__()
+        self.cut = cut
+        self.proxy_buffer_attributes = buffers  # so that a part of a buffer may depend on an input's size
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.cut.startswith(f"{module_qualified_name}.")
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        try:
+            self.path_of_module(m)
+        except NameError:  # made in `forward`, as in nn.ReLU()(x)
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
+        # Called as users call it, with its input alone, so that all other arguments have their defaults. A signature
+        # that `fx` reads from the code instead would be wrong for a decorated `forward`.
+        inputs = self.create_proxy("placeholder", "inputs", (), {})
+        return lambda network, inputs: network.forward(inputs), [self.root, inputs]
+
+
+def trace(model: nn.Module, cut: str) -> fx.Graph:
+    """The calls that a network makes, with the modules that contain the layer `cut` taken apart.
+
+    The graph has one placeholder, the network's first argument, and its output is one tensor. Raises ConfigError.
+    """
+    _check_signature(model)
+    graphs, mode = [], model.training
+    for training in (True, False):
+        try:
+            graphs.append(_traced(model.train(training), cut))
+        except Exception as error:
+            raise ConfigError(
+                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the "
+                "two halves as modules of your own and pass Halves(client, server)."
+            ) from error
+        finally:
+            model.train(mode)
+    if str(graphs[0]) != str(graphs[1]):
+        raise ConfigError(
+            f"the modules that contain {cut!r} compute something else in training than in evaluation, outside their "
+            "submodules; use modules for that (nn.Dropout, say, not functional.dropout)"
+        )
+    graph = graphs[0]
+    _choose_output(graph)
+    return graph
+
+
+def _traced(model: nn.Module, cut: str) -> fx.Graph:
+    try:
+        return _ToTheCut(cut, buffers=False).trace(model)
+    except Exception as first:  # whatever a network of the user's own says of a tracer's proxies
+        try:
+            return _ToTheCut(cut, buffers=True).trace(model)
+        except Exception:
+            raise first from None
+
+
+def drop_unused(graph: fx.Graph) -> None:
+    """Leave out sizes and fields that are asked for and then not used: they are no use of their tensor."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.target in (getattr, operator.getitem, "size", "dim"):
+            graph.erase_node(node)
+
+
+def _check_signature(model: nn.Module) -> None:
+    """Raise ConfigError unless `forward` can be called with one argument."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in needed]
+    if len(needed) > 1 or by_name or all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters):
+        raise ConfigError(
+            f"expected a network with one input, {type(model).__name__}.forward takes {needed}: it is called with its "
+            "first argument alone, all others need a default. Pass Halves(client, server)"
+        )
+
+
+def _choose_output(graph: fx.Graph) -> None:
+    """Make the network's output one tensor: where it returns several things, the only tensor, or that named logits."""
+    output = graph.output_node()
+    returned = output.args[0]
+    fields = _fields(returned)
+    if fields is None:
+        return
+    tensors = {name: value for name, value in fields.items() if value is not None}
+    chosen = tensors.get("logits", next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if not isinstance(chosen, fx.Node):
+        raise ConfigError(
+            "expected a network that returns one tensor, or an output with one named logits; this one returns "
+            f"{list(tensors) or 'something else'}. Wrap it in a module whose forward returns what the loss takes"
+        )
+    output.args = (chosen,)
+    if isinstance(returned, fx.Node):
+        graph.erase_node(returned)
+
+
+def _fields(returned: Any) -> Mapping[Any, Any] | None:
+    """What a network returns, by name or place; None for a single value."""
+    if isinstance(returned, fx.Node):
+        made = returned.target  # an output object that is no mapping is in the graph as the call that makes it
+        if not isinstance(made, type) or not (is_dataclass(made) or hasattr(made, "_fields")):
+            return None
+        return {**dict(zip(getattr(made, "_fields", ()), returned.args, strict=False)), **returned.kwargs}
+    if isinstance(returned, tuple | list):
+        return dict(enumerate(returned))
+    return returned if isinstance(returned, Mapping) else {}
