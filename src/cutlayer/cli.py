@@ -223,9 +223,8 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
     """A command between machines; its module is imported when it is called, as it needs the extra `grpc`."""
 
     def command(arguments: Sequence[str], console: Console) -> None:
-        if name == "serve":
-            # Who is refused in the TLS handshake is known to gRPC's core alone, which logs it at this level.
-            os.environ.setdefault("GRPC_VERBOSITY", "INFO")
+        if name != "serve":  # which has gRPC's core log who is refused; the others see for themselves what is wrong
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             from cutlayer.remote import cli
         except ModuleNotFoundError as error:

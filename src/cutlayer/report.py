@@ -62,6 +62,10 @@ class ProgressView:
         if self.console.is_terminal:
             self.progress.stop()
 
+    def note(self, line: str) -> None:
+        """Show a line beside the progress."""
+        self.console.print(f"{self.title}: {line}", highlight=False, markup=False, soft_wrap=True)
+
     def __call__(self, record: EpochRecord) -> None:
         """Show this epoch."""
         self.bytes += _training_bytes(record)

@@ -83,7 +83,7 @@ def test_signals_end_both_sides_with_a_checkpoint_and_a_later_start_goes_on(expe
             assert "stopped" in client.output
         server.signal(signal.SIGINT)
         assert server.wait() == 0
-        assert re.search("stopped .*goes on with", server.output)
+        assert re.search("stopped.*goes on with", server.output)
     done = faults.epochs_done(tmp_path)
     assert done < len(expected[1])
     with serve(tmp_path, listen=f"127.0.0.1:{port}") as server, join(tmp_path, port) as client:

@@ -24,8 +24,10 @@ from cutlayer.remote import Stop, join, make_certificates, serve
 from cutlayer.remote.signals import Stopped
 from cutlayer.report import ProgressView
 from cutlayer.run import Run
+from cutlayer.wire.corelog import log_refusals
 from cutlayer.wire.rpc import KEEPALIVE, check_address
-from cutlayer.wire.session import check_health, describe, fetch_config, own_name
+from cutlayer.wire.session import check_health, fetch_config, own_name
+from cutlayer.wire.trouble import Attempts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
         {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
     )
     chosen = tyro.cli(kind, prog="cutlayer serve", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
+    log_refusals()
     config: Config = dataclasses.replace(chosen.config, clients=len(chosen.client))
     _prepare(config.threads)
     folder = Run(chosen.run_dir or f"runs/{config.data}-served")
@@ -151,6 +154,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
                 config=config.as_dict(),
                 on_epoch=view,
                 on_listening=listening,
+                on_wait=view.note,
                 deadline=chosen.deadline,
                 patience=chosen.patience,
                 keepalive=chosen.keepalive,
@@ -221,15 +225,18 @@ def health(arguments: Sequence[str], console: Console) -> None:
 
 def _config(chosen: JoinArguments, stop: Stop) -> Config:
     """The server's config, once it can be reached."""
-    started, wait = time.monotonic(), 0.2
+    started, wait, attempts = time.monotonic(), 0.2, Attempts(chosen.address, chosen.tls)
     while True:
         stop.check()
         try:
             return Config.from_dict(json.loads(fetch_config(chosen.address, chosen.tls)))
         except grpc.RpcError as error:
+            reason = f"no connection to {chosen.address}: "
+            if attempts.failed(error):
+                raise ConfigError(reason + attempts.last) from None
             if chosen.give_up_after is not None and time.monotonic() - started > chosen.give_up_after:
-                raise RefusedError(f"no connection to {chosen.address}: {describe(error)}") from None
-            logging.getLogger("cutlayer.client").warning("no connection to %s: %s", chosen.address, describe(error))
+                raise RefusedError(reason + attempts.last) from None
+            stop.check()
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
 

@@ -111,8 +111,10 @@ class _Joining:
         self.half_bytes = largest_weights(half)
         self._alone: float | None = None  # since when there is no connection
         self._give_up_after: float | None = None
+        self._known = False  # whether the server has let this client in before
         if self.checkpoints.latest() is None:
             self._save(0)
+        self.stop.saved = self.checkpoints.epochs()[-1]
 
     def _client(self, number: int) -> Client:
         feed, test = Holding(self.train, self.test).feeds(number, self.training)
@@ -128,9 +130,10 @@ class _Joining:
         limit = largest_frame(
             self.method.gradients, self.client.cut_shape, self.client.train.batch_size, self.half_bytes
         )
-        session = Session(address, tls, self._hello(), limit, keepalive)
+        session = Session(address, tls, self._hello(), limit, keepalive, known=self._known)
         try:
             welcome = self._wait_welcome(session)
+            self._known = True
             self._restore(welcome)
             return self._obey(session)
         except LinkClosed as reason:
@@ -178,7 +181,7 @@ class _Joining:
             self.client = self._client(welcome.client)
         self.checkpoints.load(self._modules(), self.client.stores(), welcome.restore)
         self.checkpoints.prune(0, welcome.restore)
-        self.run = welcome.run
+        self.run, self.stop.saved = welcome.run, welcome.restore
         self.ledger.take()
 
     def _modules(self) -> dict:
@@ -186,6 +189,7 @@ class _Joining:
 
     def _save(self, epochs: int) -> None:
         self.checkpoints.save(epochs, self._modules(), self.client.stores(), {"run": self.run}, keep=True)
+        self.stop.saved = epochs
 
     def _obey(self, session: Session) -> bool:
         with Sender(partial(self._send, session)) as sender:

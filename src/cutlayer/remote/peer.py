@@ -9,6 +9,7 @@ from contextlib import suppress
 from cutlayer.errors import Gone, RefusedError
 from cutlayer.ledger import Ledger
 from cutlayer.remote.signals import Stop
+from cutlayer.remote.waiting import LONG, Waiting
 from cutlayer.wire.frames import Frame, Refusal, pack
 from cutlayer.wire.link import Link, LinkClosed
 from cutlayer.wire.listener import Refusals
@@ -34,11 +35,13 @@ class LinkPeer:
         ledger: Ledger,
         refusals: Refusals,
         stop: Stop,
+        waiting: Waiting,
         deadline: float,
         patience: float | None,
     ) -> None:
         self.number, self.name, self.link, self.ledger = number, name, link, ledger
-        self.refusals, self.stop, self.deadline, self.patience = refusals, stop, deadline, patience
+        self.refusals, self.stop, self.waiting = refusals, stop, waiting
+        self.deadline, self.patience = deadline, patience
         # Seconds that were waited: before the next frame, and up to the last one, for a frame that is good.
         self._waited = self._spent = 0.0
 
@@ -49,6 +52,7 @@ class LinkPeer:
             while True:
                 try:
                     self.link.send(frame, 0.5)
+                    self.waiting.over()
                     break
                 except TimeoutError:
                     waited += 0.5
@@ -63,6 +67,7 @@ class LinkPeer:
             while True:
                 try:
                     data = self.link.receive(0.5)
+                    self.waiting.over()
                     self._waited, self._spent = 0.0, before + time.monotonic() - begin
                     break
                 except TimeoutError:
@@ -90,8 +95,11 @@ class LinkPeer:
             log.warning("client %s: nothing in %.1f s; the epoch goes on without it", self.name, waited)
             self.link.close("too late: the epoch went on without this client")
             raise Gone(f"client {self.name} is late")
-        if not self.link.connected:
+        if self.link.connected:
+            self.waiting.on(self.name, "connected, sends nothing", after=LONG)
+        else:
             self.stop.check()
+            self.waiting.on(self.name, "its connection is lost")
 
     def _closed(self, reason: LinkClosed) -> None:
         if self.patience is None:

@@ -20,6 +20,7 @@ import msgspec
 from cutlayer.errors import RefusedError
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import check_terms, largest_frame
+from cutlayer.remote.waiting import Waiting
 from cutlayer.wire.frames import Hello, Welcome
 from cutlayer.wire.link import Connection, Link, LinkClosed
 from cutlayer.wire.listener import SessionUnknown
@@ -128,16 +129,21 @@ class Reception:
             self._restore, self._broken, self._busy = list(restore), False, False
             self._condition.notify_all()
 
-    def wait_for_all(self, stop: Stop) -> None:
+    def wait_for_all(self, stop: Stop, waiting: Waiting) -> None:
         """Wait until all clients have come. Raises Stopped where the run is to stop before."""
         while True:
             with self._condition:
                 if self._condition.wait_for(lambda: len(self._sessions) == len(self.names), 0.5):
-                    return
+                    break
+                missing = self._missing(range(len(self.names)))
             stop.check()
+            waiting.on(missing, "not there yet", after=0.0)
+        waiting.over()
 
     @contextmanager
-    def exchange(self, stop: Stop, wanted: Sequence[int], restore: list[int]) -> Iterator[dict[int, Link]]:
+    def exchange(
+        self, stop: Stop, waiting: Waiting, wanted: Sequence[int], restore: list[int]
+    ) -> Iterator[dict[int, Link]]:
         """Inside the block the server depends on the clients; yields the links of all that are there, by number.
 
         The block begins when all the `wanted` are there; with patience, once that has passed, when anyone is.
@@ -155,7 +161,10 @@ class Reception:
                 if len(there) == len(wanted) or (late and links):
                     self._busy, self._needed = True, set(wanted)
                     break
+                missing = self._missing(wanted)
             stop.check()
+            waiting.on(missing, "not there")
+        waiting.over()
         yield links
         with self._condition:
             if self._broken:
@@ -209,6 +218,11 @@ class Reception:
         if self.patience is None:
             return links
         return {number: link for number, link in links.items() if link.connected and not link.closed}
+
+    def _missing(self, wanted: Sequence[int]) -> str:
+        """The names of those that are not there."""
+        there = self._there(wanted)
+        return ", ".join(self.names[number] for number in wanted if number not in there)
 
     def _go_on(self, number: int, hello: Hello) -> tuple[Welcome, Connection]:
         session = self._sessions.get(number)

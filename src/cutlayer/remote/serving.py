@@ -31,6 +31,7 @@ from cutlayer.remote.peer import LinkPeer
 from cutlayer.remote.reception import Reception, as_json, from_json
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import terms_of
+from cutlayer.remote.waiting import Waiting
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange
 from cutlayer.server import Server
@@ -68,6 +69,7 @@ def serve(
     config: dict[str, Any] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_listening: Callable[[int], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
     deadline: float = 300.0,
     patience: float | None = None,
     linger: float = 30.0,
@@ -90,6 +92,7 @@ def serve(
         config: what clients that ask for it are told, and config.json holds.
         on_epoch: called after each epoch with its record.
         on_listening: called with the port once connections are taken.
+        on_wait: called now and then with a line that says whom the server waits for and since when.
         deadline: seconds after which a client that is connected and sends nothing is disconnected.
         patience: seconds after which an epoch goes on without a client that is not there, or of which nothing comes. A
             client that comes back takes part in the next epoch. The result then depends on who was there in time. None
@@ -110,7 +113,7 @@ def serve(
     serving = _Serving(
         half, cut_shape, Run(run), clients, client_half, method, training, task, config, deadline, patience
     )
-    serving.stop = stop or Stop()
+    serving.stop, serving.on_wait = stop or Stop(), on_wait
     refusals, offered = Refusals(), json.dumps(config or {})
     listener = Listener(listen, tls, serving.reception.admit, offered, refusals, 2 * len(clients) + 8, keepalive)
     serving.refusals = refusals
@@ -151,6 +154,8 @@ class _Serving:
         self.ledger = Ledger()
         self.stop = Stop()
         self.refusals = Refusals()
+        self.on_wait: Callable[[str], None] | None = None
+        self.waiting = Waiting(self._say)
         self.records: list[EpochRecord] = []
         self.baseline = Baseline(0, 0)
         if run.exists():
@@ -163,6 +168,12 @@ class _Serving:
         # After how many epochs each client did something last.
         self.took_part: list[int] = [0] * len(names)
         self.client_half = client_half
+
+    def _say(self, line: str) -> None:
+        line = f"epoch {len(self.records) + 1}/{self.training.epochs}: {line}"
+        log.info(line)
+        if self.on_wait is not None:
+            self.on_wait(line)
 
     # --- the run ---
 
@@ -188,7 +199,7 @@ class _Serving:
         """Build the server half's trainer, once the numbers of every client's samples are known."""
         if self.run.checkpoints.latest() is None:
             self.reception.open(self.took_part)
-            self.reception.wait_for_all(self.stop)
+            self.reception.wait_for_all(self.stop, self.waiting)
         hellos = [self.reception.hellos[number] for number in range(len(self.names))]
         fields = [field.name for field in dataclasses.fields(ClientInfo)]
         infos = [ClientInfo(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
@@ -211,12 +222,14 @@ class _Serving:
         self.records = self.run.rewind(epochs)
         self.server.go_back(state)
         self.took_part = list(state["took_part"])
+        self.stop.saved = epochs
         self.ledger.take()
 
     def _save(self) -> None:
         hellos = [as_json(self.reception.hellos[number]) for number in range(len(self.names))]
         state = {**self.server.saved(), "run": self.id, "hellos": hellos, "took_part": self.took_part}
         self.run.checkpoints.save(len(self.records), self.modules, self.stores, state)
+        self.stop.saved = len(self.records)
 
     def farewell(self, client: int) -> list[bytes]:
         """The last frames for a client: the half that all share, if there is one, and that the run is at its end."""
@@ -241,7 +254,7 @@ class _Serving:
             wanted = [number for number in chosen if planned[number]]
             # Without patience what is evaluated must not depend on who is there, either.
             testing = [n for n, info in enumerate(server.clients) if info.test_samples and self.patience is None]
-            with self.reception.exchange(self.stop, sorted({*wanted, *testing}), self.took_part) as links:
+            with self.reception.exchange(self.stop, self.waiting, sorted({*wanted, *testing}), self.took_part) as links:
                 peers = {number: self._peer(number, link) for number, link in links.items()}
                 # Where none of the chosen is there in time, those that are take their place.
                 there = [n for n in wanted if n in peers] or [n for n in peers if planned[n]]
@@ -283,5 +296,5 @@ class _Serving:
                 self.ledger.frame("down", saved)
 
     def _peer(self, number: int, link: Link) -> LinkPeer:
-        name = self.names[number]
-        return LinkPeer(number, name, link, self.ledger, self.refusals, self.stop, self.deadline, self.patience)
+        more = self.ledger, self.refusals, self.stop, self.waiting, self.deadline, self.patience
+        return LinkPeer(number, self.names[number], link, *more)

@@ -14,21 +14,33 @@ class Stopped(CutlayerError):  # noqa: N818 - not an error
 
 
 class Stop:
-    """Whether the run is to stop: at the end of the epoch, or as soon as it waits for a peer that is not there."""
+    """Whether the run is to stop: at the end of the epoch, or as soon as it waits for a peer that is not there.
+
+    Attributes:
+        saved: how many epochs are on the disk, from which the run goes on; None before it has begun.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.saved: int | None = None
 
     def request(self) -> None:
         """Ask for the end; asked again, it comes at once."""
         if self.requested:
-            raise Stopped("stopped in the middle of an epoch, which is trained again when the run goes on")
+            raise self._stopped("stopped at once")
         self.requested = True
 
     def check(self) -> None:
         """Raise Stopped if the end was asked for."""
         if self.requested:
-            raise Stopped("stopped after the last complete epoch")
+            raise self._stopped("stopped")
+
+    def _stopped(self, how: str) -> Stopped:
+        if self.saved is None:
+            return Stopped(f"{how} before the run began here")
+        if self.saved == 0:
+            return Stopped(f"{how} before an epoch was complete and saved")
+        return Stopped(f"{how}; {'epochs 1 to ' if self.saved > 1 else 'epoch '}{self.saved} complete and saved")
 
     @contextmanager
     def on_signals(self) -> Iterator[Stop]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -63,13 +64,28 @@ def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
     if missing:
         raise ConfigError(f"missing: {', '.join(missing)}; make them with `cutlayer certs`, and give --tls the folder")
     authority, certificate, key = (file.read_bytes() for file in files)
-    until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    own, authorities = x509.load_pem_x509_certificates(certificate), x509.load_pem_x509_certificates(authority)
+    # More than one make a chain, which the other side follows.
+    if len(own) == 1 and not any(_issued(own[0], one) for one in authorities):
+        raise ConfigError(
+            f"{files[1]} is not of the authority in {files[0]}; copy a machine's folder as a whole from where "
+            "`cutlayer certs` made it"
+        )
+    until = own[0].not_valid_after_utc
     if until < datetime.datetime.now(datetime.UTC):
         raise ConfigError(
             f"{files[1]}: expired on {until:%Y-%m-%d}; remove its folder where the authority's key is, run "
             "`cutlayer certs` there and copy the new one here"
         )
     return authority, certificate, key
+
+
+def _issued(own: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        own.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def common_name(certificate: bytes) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
+import grpc
+
 from cutlayer.errors import ConfigError
 from cutlayer.wire.link import CHUNK, CHUNK_BYTES
 
@@ -17,6 +19,7 @@ HELLO_SECONDS = 10.0
 """How long a stream may stay without a Hello, and a call for the config or the health without an answer."""
 KEEPALIVE = 15.0
 """Seconds within which a connection whose other end has vanished without a word is given up, unless told otherwise."""
+NOT_UP = "nothing listens there, so the server is not up"
 
 
 def options(keepalive: float) -> list[tuple[str, int]]:
@@ -68,3 +71,13 @@ def check_address(address: str, tls: str | Path | None, insecure_plaintext: bool
             "way, and anyone could join. Give the folder with certificates (tls, --tls; see `cutlayer certs`), or say "
             "insecure_plaintext (--insecure-plaintext)"
         )
+
+
+def describe(error: Exception) -> str:
+    """An error of a call in one line."""
+    if not isinstance(error, grpc.Call):
+        return str(error)
+    details = str(error.details()).removeprefix("failed to connect to all addresses; last error: ")
+    if "Connection refused" in details:
+        return NOT_UP
+    return f"{error.code().name}: {details}"

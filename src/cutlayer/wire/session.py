@@ -16,11 +16,12 @@ import grpc
 import msgspec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cutlayer.errors import CutlayerError, RefusedError
+from cutlayer.errors import ConfigError, CutlayerError, RefusedError
 from cutlayer.wire.certs import SERVER_NAME, common_name, read_certificates
 from cutlayer.wire.frames import Frame, Hello, Offer, Refusal, Welcome, pack, unpack
 from cutlayer.wire.link import Connection, Link
 from cutlayer.wire.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
+from cutlayer.wire.trouble import Attempts, explain
 
 log = logging.getLogger("cutlayer.wire")
 
@@ -56,18 +57,8 @@ def check_health(address: str, tls: str | Path | None) -> str:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=HELLO_SECONDS)
         except grpc.RpcError as error:
-            return describe(error)
+            return explain(address, tls, error).reason
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-
-
-def describe(error: grpc.RpcError) -> str:
-    """A gRPC error in one line."""
-    if not isinstance(error, grpc.Call):
-        return str(error)
-    details = str(error.details()).removeprefix("failed to connect to all addresses; last error: ")
-    # All that a client sees of a handshake that the server refuses.
-    hint = " (does the server want TLS, or refuse this certificate? its log says)" if "Socket closed" in details else ""
-    return f"{error.code().name}: {details}{hint}"
 
 
 class Session:
@@ -78,6 +69,7 @@ class Session:
         limit: bytes of the largest frame that the server may send.
         keepalive: seconds within which a connection that has gone silent is given up.
         back_off: shortest and longest wait between attempts to connect, in seconds; in between it doubles.
+        known: whether there was a connection to this server before: then none is given up as hopeless.
     """
 
     def __init__(
@@ -88,21 +80,33 @@ class Session:
         limit: int,
         keepalive: float = KEEPALIVE,
         back_off: tuple[float, float] = (0.1, 10.0),
+        known: bool = False,
     ) -> None:
         self.address, self.tls, self.hello, self.keepalive = address, tls, hello, keepalive
         self.link = Link(limit)
         self.welcome: Welcome | None = None
         self.refusal: str | None = None
-        self.last_error = ""
-        self.connections = 0
+        self.hopeless = False
+        self.known, self.connections = known, 0
+        self._attempts = Attempts(address, tls)
         self._back_off = back_off
         self._welcomed = threading.Event()
         self._thread = threading.Thread(target=self._keep_connected, name="cutlayer-session", daemon=True)
         self._thread.start()
 
+    @property
+    def last_error(self) -> str:
+        """Why the last attempt to connect failed, or the last connection ended."""
+        return self._attempts.last
+
     def wait_welcome(self, timeout: float) -> Welcome | None:
-        """The server's Welcome, or None if there is none yet. Raises RefusedError for a refusal."""
+        """The server's Welcome, or None if there is none yet.
+
+        Raises RefusedError for a refusal, ConfigError if there can be no connection until someone mends something.
+        """
         self._welcomed.wait(timeout)
+        if self.hopeless:
+            raise ConfigError(f"no connection to {self.address}: {self.last_error}")
         if self.refusal is not None:
             raise RefusedError(f"{self.address} refused: {self.refusal}")
         return self.welcome
@@ -119,12 +123,11 @@ class Session:
             try:
                 with open_channel(self.address, self.tls, self.keepalive) as channel:
                     self._connect(channel)
-            except grpc.RpcError as error:
-                self.last_error = describe(error)
-            except CutlayerError as error:  # what the server sent is no frame, or breaks the rules
-                self.last_error = str(error)
-            except OSError as error:  # a certificate may be in the middle of being replaced
-                self.last_error = str(error)
+            # What came may be no frame, or break the rules; a certificate may be in the middle of being replaced.
+            except (grpc.RpcError, CutlayerError, OSError) as error:
+                if self._failed(error):
+                    self.hopeless = True
+                    self.link.close(self.last_error)
             except Exception as error:
                 log.exception("the session ends")
                 self.link.close(f"{type(error).__name__}: {error}")
@@ -133,8 +136,6 @@ class Session:
                 break
             wait = self._back_off[0] if self.connections > before else min(2 * wait, self._back_off[1])
             pause = wait * random.uniform(0.5, 1.0)  # so that a thousand devices do not come back at once
-            if not self.link.closed:
-                log.warning("no connection to %s (%s); again in %.1f s", self.address, self.last_error, pause)
             self.link.wait_closed(pause)
         self._welcomed.set()
 
@@ -169,12 +170,16 @@ class Session:
                 self._welcomed.set()
                 ready.set()
                 threading.Thread(target=self._end_with, args=(opened[0], call), daemon=True).start()
-            self.last_error = "the server ended the stream"
+            self._failed(RefusedError("the server ended the stream"))
         finally:
             if opened:
                 opened[0].close()
             ready.set()
             call.cancel()
+
+    def _failed(self, error: Exception) -> bool:
+        known = self.known or self.connections > 0
+        return not (self.link.closed or self.link.leaving) and self._attempts.failed(error, known=known)
 
     def _end_with(self, connection: Connection, call: Any) -> None:
         connection.wait_down()
