@@ -40,7 +40,7 @@ def test_a_metric_that_fails_is_named() -> None:
         return outputs @ labels
 
     data = TensorDataset(INPUTS, CLASSES)
-    with pytest.raises(ConfigError, match=r"metric 'broken' failed on outputs \[4, 3\] and labels torch.int64 \[4\]: "):
+    with pytest.raises(ConfigError, match=r"metric 'broken' failed on outputs \[8, 3\] and labels torch.int64 \[8\]: "):
         trained(data, data, task=Task(metrics={"broken": broken}))
 
 
