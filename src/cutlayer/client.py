@@ -58,6 +58,7 @@ class Client:
         self.device = torch.device(training.device)
         self._body, self.on_done = body, on_done
         sample = train.sample()
+        self.first_labels = sample.labels
         self.flops = flops or flop_table(body().half, sample)
         shape, dtype = tuple(sample.inputs.shape[1:]), sample.inputs.dtype
         if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):

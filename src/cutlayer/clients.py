@@ -24,6 +24,7 @@ from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.parties import Peer
+from cutlayer.plain import PlainEpoch
 from cutlayer.pool import Pool
 from cutlayer.server import Server
 from cutlayer.wire.inproc import InProcessPeer
@@ -107,7 +108,7 @@ class Facts:
         cut_shape: shape of one sample's activations.
         inputs: type and shape of one sample.
         sizes: samples in each batch of an epoch.
-        flops: of its half in an epoch of plain split learning.
+        plain: its part in an epoch of plain split learning.
         stores: names of what a checkpoint holds of it beside its half and optimizer.
         first: a digest of its first samples, so that a run is not resumed with other data by mistake.
     """
@@ -116,7 +117,7 @@ class Facts:
     cut_shape: tuple[int, ...]
     inputs: str
     sizes: list[int]
-    flops: int
+    plain: PlainEpoch
     stores: list[str]
     first: str
 
@@ -129,7 +130,7 @@ class Facts:
             client.cut_shape,
             f"{client.flops.dtype} {list(client.flops.sample_shape)}",
             sizes,
-            sum(sum(client.flops(size)) for size in sizes),
+            PlainEpoch.of(client),
             [*client.stores()],
             fingerprint(first.inputs, first.labels),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,23 +47,38 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What an epoch of plain split learning in 32 bits costs: what the reductions of a run are relative to.
+    """What an epoch of all clients costs in plain split learning in 32 bits, in the same mode; see `plain`.
 
     Attributes:
         exchanged_bytes: activations and gradients, one of each for every sample.
         client_flops: forward and backward of the client half.
+        samples: samples trained on; 0 in a run of an older version, which did not say.
+        all_bytes: all frames of training, labels, ids, headers and weights among them; 0 in older runs.
+        first_bytes: the same in the first epoch, when there are no weights yet to hand on.
     """
 
     exchanged_bytes: int
     client_flops: int
+    samples: int = 0
+    all_bytes: int = 0
+    first_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class History:
-    """The epochs of a run, and totals over them. Evaluation is counted apart from training throughout."""
+    """The epochs of a run, and totals over them. Evaluation is counted apart from training throughout.
+
+    Reductions are relative to plain split learning in 32 bits of the samples that were trained on: those that clients
+    sent and those that came from the store. A client that takes no part saves nothing.
+
+    Attributes:
+        given_up: bytes, by direction, of epochs that an interruption undid and that were trained again; no other
+            figure counts them.
+    """
 
     epochs: Sequence[EpochRecord]
     baseline: Baseline
+    given_up: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def exchanges(self) -> str:
@@ -107,16 +122,31 @@ class History:
 
     @property
     def traffic_reduction(self) -> float:
-        """Activations and gradients of plain 32-bit split learning over as many epochs, divided by those of the run.
+        """Activations and gradients, with their scales, of plain split learning, divided by those of the run.
 
-        Scales count; labels, ids and headers, which plain split learning sends as well, do not.
-        NaN before any was sent.
+        This is how the paper counts. NaN before any was sent.
         """
-        sent = self.bytes(kinds=("activations", "gradients"))
-        return len(self.epochs) * self.baseline.exchanged_bytes / sent if sent else math.nan
+        return self._reduction(self.baseline.exchanged_bytes, self.bytes(kinds=("activations", "gradients")))
+
+    @property
+    def all_bytes_reduction(self) -> float:
+        """All bytes of training of plain split learning in the same mode, divided by those of the run.
+
+        NaN before any was sent, and for runs of an older version.
+        """
+        more = self.baseline.first_bytes - self.baseline.all_bytes
+        first = self.epochs[0].samples * more / self.baseline.samples if self.epochs and more else 0.0
+        return self._reduction(self.baseline.all_bytes, self.bytes(), first) if self.baseline.all_bytes else math.nan
 
     @property
     def client_flops_reduction(self) -> float:
-        """Client FLOPs of plain split learning over as many epochs, divided by those of the run; NaN without any."""
-        spent = self.flops("client")
-        return len(self.epochs) * self.baseline.client_flops / spent if spent else math.nan
+        """Client FLOPs of plain split learning, divided by those of the run; NaN without any."""
+        return self._reduction(self.baseline.client_flops, self.flops("client"))
+
+    def _reduction(self, each: int, spent: int, more: float = 0.0) -> float:
+        """What plain epochs of this cost each, and some more, divided by what was spent."""
+        if not self.baseline.samples:
+            plain = float(each * len(self.epochs))
+        else:
+            plain = each * sum(record.samples for record in self.epochs) / self.baseline.samples
+        return (plain + more) / spent if spent else math.nan

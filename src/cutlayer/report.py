@@ -133,16 +133,21 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
         "epochs A / B / C": lambda h: " / ".join(str(h.count(exchange)) for exchange in Exchange),
         "sent up": lambda h: human_bytes(h.bytes("up")),
         "sent down": lambda h: human_bytes(h.bytes("down")),
+        "all training bytes": lambda h: human_bytes(h.bytes()),
         "client weights, of these": lambda h: human_bytes(h.bytes(kinds=("weights",))),
         "evaluation traffic": lambda h: human_bytes(h.bytes(kinds=("evaluation",))),
+        "given up when interrupted": lambda h: human_bytes(sum(h.given_up.values())),
         "client GFLOPs": lambda h: f"{h.flops('client') / 1e9:.1f}",
         "server GFLOPs": lambda h: f"{h.flops('server') / 1e9:.1f}",
         "seconds": lambda h: f"{h.seconds:.1f}",
         "activations and gradients reduced": lambda h: _times(h.traffic_reduction),
+        "all training bytes reduced": lambda h: _times(h.all_bytes_reduction),
         "client FLOPs reduced": lambda h: _times(h.client_flops_reduction),
     }
     if not any(history.bytes(kinds=("weights",)) for history in runs):
         del rows["client weights, of these"]
+    if not any(history.given_up for history in runs):
+        del rows["given up when interrupted"]
     for name, cell in rows.items():
         table.add_row(name, *(cell(history) for history in runs))
     return table

@@ -26,19 +26,21 @@ from typing import Any
 
 from torch import nn
 
+from cutlayer.averaging import weights_frame
 from cutlayer.checkpoint import Checkpoints
 from cutlayer.clients import IN_PROCESS, Backend, Clients, Data, Facts, LosablePeer, holdings_of
 from cutlayer.describe import describe, structure
 from cutlayer.errors import ConfigError, Gone, Lost
-from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.parties import Absent, Party, Peer, Present, evaluate
+from cutlayer.plain import baseline_of
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange
 from cutlayer.server import Server
 from cutlayer.split import Halves, copied
+from cutlayer.wire.frames import Weights
 
 log = logging.getLogger("cutlayer.training")
 
@@ -129,7 +131,7 @@ def fit(
         clients = stack.enter_context(closing(backend.open(halves.client, holdings, method, training, ledger)))
         shape = clients.facts[0].cut_shape
         server = clients.server(halves.server, shape, method, training, task, ledger)
-        fitting = _Fitting(clients, server, training, folder)
+        fitting = _Fitting(clients, server, training, folder, _baseline(clients.facts, server, halves.client))
         if folder is not None:
             stack.enter_context(folder.locked())
         elif clients.mortal:
@@ -156,11 +158,13 @@ def fit(
 class _Fitting:
     """A run of `fit`: its clients, its server, the epochs that are done, and the checkpoints to go back to."""
 
-    def __init__(self, clients: Clients, server: Server, training: Training, folder: Run | None) -> None:
+    def __init__(
+        self, clients: Clients, server: Server, training: Training, folder: Run | None, baseline: Baseline
+    ) -> None:
         self.clients, self.server, self.training, self.folder = clients, server, training, folder
         self.checkpoints = folder.checkpoints if folder is not None else None
         self.records: list[EpochRecord] = []
-        self.baseline = _baseline(clients.facts, server)
+        self.baseline = baseline
         self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
 
     def open(self, config: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
@@ -232,12 +236,13 @@ class _Fitting:
             self.checkpoints.save(len(self.records), self.modules, self.stores, self.server.saved())
 
 
-def _baseline(clients: Sequence[Facts], server: Server) -> Baseline:
+def _baseline(clients: Sequence[Facts], server: Server, half: nn.Module) -> Baseline:
     """Costs of an epoch of plain split learning in 32 bits with the clients' data and batches."""
     sizes = [size for facts in clients for size in facts.sizes]
     for size in set(sizes):  # a size that the server half cannot be trained on is better known now than in the epoch
         server.flops(size, input_gradient=True)
-    return Baseline(sum(sizes) * numel(server.cut_shape) * 4 * 2, sum(facts.flops for facts in clients))
+    weights = len(weights_frame(Weights(0, 1), half.state_dict()))
+    return baseline_of([facts.plain for facts in clients], server, weights)
 
 
 def _facts(halves: Halves, clients: Sequence[Facts]) -> dict[str, Any]:

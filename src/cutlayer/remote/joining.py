@@ -13,13 +13,14 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cutlayer.averaging import largest_weights
+from cutlayer.averaging import largest_weights, weights_frame
 from cutlayer.checkpoint import Checkpoints, save_tensors
 from cutlayer.client import Client
 from cutlayer.clients import Holding, client_info
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training, require_choices
+from cutlayer.plain import PlainEpoch
 from cutlayer.pool import Body
 from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
@@ -160,13 +161,16 @@ class _Joining:
 
     def _hello(self) -> Hello:
         client = self.client
-        sizes = client.train.batch_sizes()
+        plain = PlainEpoch.of(client)
         return Hello(
             name=self.name,
             run=self.run,
             checkpoints=tuple(self.checkpoints.epochs()),
             **dataclasses.asdict(client_info(client.train, client.test)),
-            epoch_flops=sum(sum(client.flops(size)) for size in sizes),
+            epoch_steps=plain.steps,
+            epoch_flops=plain.flops,
+            epoch_bytes=plain.bytes,
+            weights_bytes=len(weights_frame(Weights(0, 1), client.half.state_dict())),
             half_bytes=self.half_bytes,
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),
         )

@@ -33,6 +33,9 @@ MOST = {
     "batch_size": 1 << 20,
     "test_batch_size": 1 << 20,
     "half_bytes": 1 << 30,
+    "weights_bytes": 1 << 30,
+    "epoch_steps": 1 << 28,
+    "epoch_bytes": 1 << 62,
 }
 IDENTITY = (
     "samples",

@@ -21,12 +21,12 @@ from cutlayer.averaging import SharedHalf
 from cutlayer.checkpoint import save_tensors
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError, Gone
-from cutlayer.formats.base import numel
 from cutlayer.history import Baseline, EpochRecord, History
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.parties import evaluate
+from cutlayer.plain import PlainEpoch, baseline_of
 from cutlayer.remote.peer import LinkPeer
 from cutlayer.remote.reception import Reception, as_json, from_json
 from cutlayer.remote.signals import Stop
@@ -207,8 +207,8 @@ class _Serving:
         if self.client_half is not None:
             self.server.shared = SharedHalf(self.client_half.state_dict())
         self.modules, self.stores = self.server.modules(), self.server.stores()
-        samples, flops = (sum(getattr(hello, f"epoch_{what}") for hello in hellos) for what in ("samples", "flops"))
-        self.baseline = Baseline(samples * numel(self.cut_shape) * 4 * 2, flops)
+        plain = [PlainEpoch(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes) for h in hellos]
+        self.baseline = baseline_of(plain, self.server, hellos[0].weights_bytes)
         if not self.run.exists():
             self.run.create(self.config, self.baseline)
         if self.run.checkpoints.latest() is None:

@@ -102,8 +102,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         run: the run that its checkpoints belong to; "" if it has none.
         checkpoints: the epochs after which it has one.
         samples, test_samples, batch_size, drop_last, test_batch_size: as in `intake.ClientInfo`.
-        epoch_samples, epoch_flops: samples and FLOPs of the client half in an epoch of plain split learning.
-        half_bytes: bytes of the largest frame that holds the client half.
+        epoch_samples, epoch_steps, epoch_flops, epoch_bytes: of an epoch of plain split learning, see `plain`.
+        weights_bytes: bytes of a frame that holds the client half.
+        half_bytes: bytes of the largest such frame.
         terms: what both sides must agree on, by name.
     """
 
@@ -118,7 +119,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     drop_last: bool = False
     test_batch_size: int = 0
     epoch_samples: int = 0
+    epoch_steps: int = 0
     epoch_flops: int = 0
+    epoch_bytes: int = 0
+    weights_bytes: int = 0
     half_bytes: int = 0
     terms: dict[str, str] = {}
 
