@@ -50,10 +50,18 @@ class Holding:
             drop_last=training.drop_last,
             augment=training.augment,
         )
+        return feed, self.test_feed(number, training, feed.batch_size)
+
+    def test_feed(self, number: int, training: Training, batch_size: int) -> Feed | None:
+        """Its batches for evaluation, if it has any."""
         if self.test is None:
-            return feed, None
-        options = {"batch_size": feed.batch_size, "seed": training.seed, "client": number, "shuffle": False}
-        return feed, Feed(_called(self.test), **options)
+            return None
+        return Feed(_called(self.test), batch_size=batch_size, seed=training.seed, client=number, shuffle=False)
+
+    @property
+    def tests_here(self) -> bool:
+        """Whether its test data, if it has any, are at hand, and not what a function returns elsewhere."""
+        return self.test is None or isinstance(self.test, DataLoader) or not callable(self.test)
 
 
 def _called(source: Any) -> Dataset | DataLoader:
@@ -190,6 +198,10 @@ class Clients(ABC):
         """Put back in place what was lost; its state then comes from the last checkpoint. Raises if it cannot."""
         raise reason
 
+    def test_feeds(self) -> list[Feed]:
+        """All clients' test data, if they can be read in this process; otherwise nothing."""
+        return []
+
     @abstractmethod
     def load_half(self, half: nn.Module) -> None:
         """At the end of the run: load the first client's half, where it is not this module itself."""
@@ -230,9 +242,14 @@ class _ClientsHere(Clients):
         for number, client in clients.by_number.items():
             self.stores |= {store_name(name, number, len(holdings)): s for name, s in client.stores().items()}
         self.facts = [Facts.of(client) for client in clients.by_number.values()]
+        self._tests = [client.test for client in clients.by_number.values() if client.test is not None]
         self.peers = [
             InProcessPeer(number, client.answers, client.leave) for number, client in clients.by_number.items()
         ]
+
+    def test_feeds(self) -> list[Feed]:
+        """Those that the clients have."""
+        return self._tests
 
     def load_half(self, half: nn.Module) -> None:
         """Nothing to do: it is the module that was trained."""

@@ -45,6 +45,11 @@ class EpochRecord:
         return asdict(self)
 
 
+def crossed(*costs: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Bytes of all kinds by direction, of bytes by direction and kind."""
+    return {way: sum(sum(bytes.get(way, {}).values()) for bytes in costs) for way in ("up", "down")}
+
+
 @dataclass(frozen=True)
 class Baseline:
     """What an epoch of all clients costs in plain split learning in 32 bits, in the same mode; see `plain`.
@@ -74,11 +79,14 @@ class History:
     Attributes:
         given_up: bytes, by direction, of epochs that an interruption undid and that were trained again; no other
             figure counts them.
+        merged: loss and metrics of the merged model in 32 bits on the test data, taken at the end of `fit` and not over
+            the wire; empty before the end, and where no process has both halves and the test data.
     """
 
     epochs: Sequence[EpochRecord]
     baseline: Baseline
     given_up: Mapping[str, int] = field(default_factory=dict)
+    merged: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def exchanges(self) -> str:
@@ -91,7 +99,10 @@ class History:
         return [record.loss for record in self.epochs]
 
     def test(self, metric: str = "accuracy") -> float | None:
-        """The newest value of a test metric ("loss" among them); None if there was no evaluation yet."""
+        """The newest value of a test metric ("loss" among them); None if there was no evaluation yet.
+
+        The test activations went over the wire, so it is that of the network with the codec in it; see `merged`.
+        """
         known = {name for record in self.epochs for name in record.test}
         if known and metric not in known:
             raise ConfigError(unknown("metric", metric, sorted(known)))

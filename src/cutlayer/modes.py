@@ -11,9 +11,10 @@ order of the clients' numbers, never in the order in which they answer: the resu
 | SplitFedV2 | clients in turns, batch by batch | averaged |
 | ParallelSplit | one batch made of the clients' parts | averaged, after every step |
 
-Averages are weighted by the samples trained on since the last one (FedAvg), and are taken in A epochs only, as nothing
-else trains client halves. Optimizers are each client's own and are not averaged. Batch norm's running statistics are
-averaged with the weights; a B epoch moves those of the client's copy only, until the next weights come.
+Averages are weighted by the samples trained on since the last one (FedAvg). Those of client halves are taken in A
+epochs only, as nothing else trains them; those of server halves in all epochs. Optimizers are each client's own and are
+not averaged. Batch norm's running statistics are averaged with the weights; a B epoch moves those of the client's copy
+only, until the next weights come.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ class SplitFedV2(Averaging):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFedV1(SplitFedV2):
-    """As SplitFedV2, but the server has a half for each client, and averages them when it averages the client halves.
+    """As SplitFedV2, but the server has a half for each client.
+
+    It averages them at the end of each epoch and after every `average_every` steps, whatever the epoch exchanges.
 
     Source: Thapa et al., as there, V1. The server half that is evaluated is the average.
     """

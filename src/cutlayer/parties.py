@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from cutlayer.errors import Gone, RefusedError
@@ -185,6 +185,25 @@ class Present(Party):
     def _lose(self) -> None:
         self.lost = self.finished = True
         self.server.absent.add(self.client)
+
+
+def testers(server: Server, trained: Sequence[Exchange], due: bool) -> list[int]:
+    """Which clients are to send their test activations at the end of an epoch.
+
+    Those that hold test data and did not rest, if an evaluation is due or they rest from now on: a client that rests is
+    evaluated on what it sent before, and does nothing.
+
+    Args:
+        trained: what the epoch exchanged with each client.
+        due: whether it ends in an evaluation.
+    """
+    return [
+        client
+        for client, info in enumerate(server.clients)
+        if info.test_samples
+        and trained[client] is not Exchange.NONE
+        and (due or server.states.of(client) is Exchange.NONE)
+    ]
 
 
 def evaluate(server: Server, peer: Peer, epoch: int) -> None:

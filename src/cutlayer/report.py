@@ -111,6 +111,9 @@ def _times(ratio: float) -> str:
 def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
     """A table with a column for each run: first what they chose, then what came of them.
 
+    Test scores "over the wire" are of activations that went through the codec, and those of the merged model in 32
+    bits, which only a run has whose process held both halves and the test data.
+
     Args:
         configs: of all runs that are compared, of which these may be some; choices that all made alike are left out.
     """
@@ -127,8 +130,11 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
     metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
     runs = list(histories.values())
     for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:
-        values = [next((r.test[metric] for r in reversed(h.epochs) if metric in r.test), None) for h in runs]
-        table.add_row(f"test {metric}", *("" if v is None else f"{v:.4f}" for v in values))
+        sent = [next((r.test[metric] for r in reversed(h.epochs) if metric in r.test), None) for h in runs]
+        merged = [history.merged.get(metric) for history in runs]
+        for how, values in (("over the wire", sent), ("merged model", merged)):
+            if any(value is not None for value in values):
+                table.add_row(f"test {metric}, {how}", *("" if v is None else f"{v:.4f}" for v in values))
     rows = {
         "epochs A / B / C": lambda h: " / ".join(str(h.count(exchange)) for exchange in Exchange),
         "sent up": lambda h: human_bytes(h.bytes("up")),

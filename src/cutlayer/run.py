@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cutlayer.checkpoint import Checkpoints, Store, save_tensors
 from cutlayer.describe import differences
 from cutlayer.errors import ConfigError
 from cutlayer.files import replace
-from cutlayer.history import Baseline, EpochRecord, History
+from cutlayer.history import Baseline, EpochRecord, History, crossed
 
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
@@ -43,6 +43,8 @@ class Run:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.config_file = self.folder / "config.json"
         self.model_file = self.folder / "model.safetensors"
+        self.merged_file = self.folder / "merged.json"
+        self.given_up_file = self.folder / "given_up.jsonl"
 
     def exists(self) -> bool:
         """Whether a run has been begun here."""
@@ -139,16 +141,40 @@ class Run:
             raise ConfigError(
                 f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}"
             )
+        with suppress(ConfigError):  # a line that is damaged says nothing any more
+            self.give_up(crossed(*(record.bytes for record in self.records()[epochs:])))
         replace(self.metrics_file, "".join(json.dumps(record.as_dict()) + "\n" for record in records))
         return records
 
     def history(self) -> History:
         """What the run measured so far."""
-        return History(self.records(), Baseline(**self.read_config()["baseline"]))
+        records = self.records()
+        final = json.loads(self.merged_file.read_text()) if self.merged_file.exists() else {}
+        # A run that was extended is not at its end again yet.
+        merged = final["scores"] if final.get("epochs") == len(records) else {}
+        return History(records, Baseline(**self.read_config()["baseline"]), self.given_up(), merged)
 
     def save_model(self, model: nn.Module) -> None:
         """Write the merged model's weights."""
         save_tensors(model.state_dict(), self.model_file)
+
+    def save_merged(self, scores: Mapping[str, float], epochs: int) -> None:
+        """Write what the merged model's evaluation after so many epochs gave."""
+        replace(self.merged_file, json.dumps({"epochs": epochs, "scores": dict(scores)}, indent=2) + "\n")
+
+    def give_up(self, size: Mapping[str, int]) -> None:
+        """Count bytes, by direction, of epochs that are trained again."""
+        if any(size.values()):
+            with self.given_up_file.open("a") as file:
+                file.write(json.dumps(dict(size)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def given_up(self) -> dict[str, int]:
+        """All bytes that `give_up` counted, by direction; empty if there are none."""
+        lines = self.given_up_file.read_text().split("\n")[:-1] if self.given_up_file.exists() else []
+        sizes = [json.loads(line) for line in lines]
+        return {way: sum(size[way] for size in sizes) for way in ("up", "down")} if sizes else {}
 
     def load_weights(self, model: nn.Module) -> nn.Module:
         """Load the merged model's weights into a network of the same structure; return it."""

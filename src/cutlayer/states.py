@@ -36,6 +36,10 @@ class States:
         """What the epoch exchanges with a client."""
         return self.own[client].exchange if self.own else self.state.exchange
 
+    def each(self, clients: int) -> list[Exchange]:
+        """What the epoch exchanges with each of so many clients."""
+        return [self.of(client) for client in range(clients)]
+
     def letters(self) -> str:
         """The exchanges by client, where they have states of their own."""
         return "".join(state.exchange for state in self.own)

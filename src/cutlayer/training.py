@@ -31,10 +31,11 @@ from cutlayer.checkpoint import Checkpoints
 from cutlayer.clients import IN_PROCESS, Backend, Clients, Data, Facts, LosablePeer, holdings_of
 from cutlayer.describe import describe, structure
 from cutlayer.errors import ConfigError, Gone, Lost
-from cutlayer.history import Baseline, EpochRecord, History
+from cutlayer.evaluation import scores_of
+from cutlayer.history import Baseline, EpochRecord, History, crossed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
-from cutlayer.parties import Absent, Party, Peer, Present, evaluate
+from cutlayer.parties import Absent, Party, Peer, Present, evaluate, testers
 from cutlayer.plain import baseline_of
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange
@@ -101,7 +102,8 @@ def fit(
             that returns either, called where the client is; a list of these for several clients, which work together
             as `Method.fleet` says.
         test: the same for evaluation, which goes over the wire, too, and is counted apart. One data set is held by
-            client 0; a list has one for each client.
+            client 0; a list has one for each client. At the end the merged model is evaluated on them, too, in this
+            process and in 32 bits (`History.merged`), unless a function returns them elsewhere.
         method: when to communicate and in which number format.
         training: epochs, optimizers, seed, device.
         task: loss and metrics; cross-entropy and accuracy by default.
@@ -144,15 +146,22 @@ def fit(
             except (Lost, Gone) as reason:
                 fitting.go_back(reason)
                 continue
+            except BaseException:
+                fitting.give_up()
+                raise
             if on_epoch is not None:
                 on_epoch(fitting.records[-1])
         clients.load_half(halves.client)
         if server.shared.tensors:
             halves.client.load_state_dict(server.shared.tensors)
-        result = Result(History(fitting.records, fitting.baseline), halves.merged(), halves)
+        model = halves.merged()
         if folder is not None:
-            folder.save_model(result.model)
-    return result
+            folder.save_model(model)
+        merged = scores_of(model, clients.test_feeds(), task, training.device)
+        if folder is not None:
+            folder.save_merged(merged, training.epochs)
+        history = History(fitting.records, fitting.baseline, fitting.given_up(), merged)
+    return Result(history, model, halves)
 
 
 class _Fitting:
@@ -164,6 +173,7 @@ class _Fitting:
         self.clients, self.server, self.training, self.folder = clients, server, training, folder
         self.checkpoints = folder.checkpoints if folder is not None else None
         self.records: list[EpochRecord] = []
+        self._lost: list[dict[str, dict[str, int]]] = []
         self.baseline = baseline
         self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
 
@@ -179,6 +189,7 @@ class _Fitting:
 
     def go_back(self, reason: Lost | Gone) -> None:
         """To the newest checkpoint, with what was lost put back in place. Raises `reason` where that cannot be."""
+        self.give_up()
         while True:
             try:
                 self.clients.recover(reason)
@@ -192,25 +203,42 @@ class _Fitting:
             epochs, state = found
             self.server.go_back(state)
             self.server.ledger.take()
-            self.records = self.folder.rewind(epochs) if self.folder is not None else self.records[:epochs]
+            if self.folder is not None:
+                self.records = self.folder.rewind(epochs)
+            else:
+                self._lost += [record.bytes for record in self.records[epochs:]]
+                self.records = self.records[:epochs]
             return
+
+    def give_up(self) -> None:
+        """Count what the epoch under way, which will be trained again, has sent."""
+        sent = self.server.ledger.take()["bytes"]
+        if self.folder is not None:
+            self.folder.give_up(crossed(sent))
+        else:
+            self._lost.append(sent)
+
+    def given_up(self) -> dict[str, int]:
+        """Bytes, by direction, of epochs that were trained again; empty if there are none."""
+        if self.folder is not None:
+            return self.folder.given_up()
+        size = crossed(*self._lost)
+        return size if any(size.values()) else {}
 
     def epoch(self) -> None:
         """Train, evaluate, and write down what it gave."""
         server, training, epoch = self.server, self.training, len(self.records)
         exchange, states = server.states.exchange, server.states.letters()
+        each = server.states.each(len(server.clients))
         if exchange is not Exchange.NONE:
             self.clients.begin()
         loss = train_epoch(server, self._present(epoch))
-        tested = [facts.info.test_samples > 0 for facts in self.clients.facts]
-        due = any(tested) and training.evaluates(epoch)
-        # A C epoch is evaluated on what was sent before it, so the client sends its test activations in time.
-        if exchange is not Exchange.NONE and (due or server.states.exchange is Exchange.NONE):
-            for peer, holds in zip(self.clients.peers, tested, strict=True):
-                if holds:
-                    peer.lose_after(None)  # who was lost in the epoch is there again to be evaluated
-                    with suppress(Gone):  # what it sent of an earlier epoch is evaluated
-                        evaluate(server, peer, epoch)
+        due = any(info.test_samples for info in server.clients) and training.evaluates(epoch)
+        for number in testers(server, each, due):
+            peer = self.clients.peers[number]
+            peer.lose_after(None)  # who was lost in the epoch is there again to be evaluated
+            with suppress(Gone):  # what it sent of an earlier epoch is evaluated
+                evaluate(server, peer, epoch)
         scores = server.evaluate() if due else {}
         self.clients.collect()
         costs = server.ledger.take()

@@ -80,6 +80,7 @@ def test_a_refusal_ends_the_client_with_its_reason_and_a_better_one_goes_on(epoc
     together.thread.join(60)
     assert together.served is not None
     assert sum(together.served.refusals.values()) > 0
+    assert together.served.history.given_up["up"] > 0  # what the first client sent
     expected = in_process(config, data).halves
     assert all(torch.equal(value, half.state_dict()[name]) for name, value in expected.client.state_dict().items())
     server = together.served.half.state_dict()

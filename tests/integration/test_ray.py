@@ -120,7 +120,10 @@ def test_actors_that_are_killed_change_nothing(expected: Result, tmp_path: Path)
             fallen.append(record.exchange)
             hunter.kill(0)
 
-    assert same(hunter.run(Ray(actors=2), on_epoch=between), expected)
+    result = hunter.run(Ray(actors=2), on_epoch=between)
+    assert same(result, expected)
+    assert min(result.history.given_up.values()) > 0
+    assert expected.history.given_up == {}
     assert not hunter.victims
     assert fallen == ["A"]
 

@@ -16,6 +16,7 @@ from cutlayer.data import Images, outline
 from cutlayer.history import EpochRecord
 from cutlayer.remote import Served, Stop, join, serve
 from cutlayer.remote.signals import Stopped
+from cutlayer.run import Run
 from cutlayer.training import Result, fit
 
 CUT = (16, 4, 4)
@@ -107,6 +108,11 @@ def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) ->
     state = expected.halves.client.state_dict()
     assert all(torch.equal(first[f"{name}.{key}"], state[key]) for name in data for key in state)
     assert [record.loss for record in records] == expected.history.losses
+    history = Run(tmp_path / "first" / "server").history()
+    assert history.baseline == expected.history.baseline
+    assert history.all_bytes_reduction == pytest.approx(expected.history.all_bytes_reduction, rel=0.01)
+    assert expected.history.merged
+    assert (history.merged, history.given_up) == ({}, {})
     assert [record.test for record in records] == [record.test for record in expected.history.epochs]
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import Always, CustomOptimizer, Fleet, Halves, Method, Optimizer, Periodic, StoreOptions, Training, fit
 from cutlayer.modes import MODES, Mode, ParallelSplit, Sequential, SplitFedV1, SplitFedV2
+from cutlayer.seeds import generator
 
 SGD = Optimizer(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="constant")
 SIZES = (24, 16, 8)
@@ -197,3 +198,37 @@ def test_halves_on_the_disk_give_the_same_bits_as_halves_in_memory(mode: Mode, s
         results.append(fit(halves(norm=True), data((16, 16, 8, 8)), method=method, training=chosen))
     assert equal(results[0].model, results[1].model)
     assert results[0].history.losses == results[1].history.losses
+
+
+@pytest.mark.parametrize("every", [None, 1, 2])
+def test_splitfed_v1_averages_its_server_halves_at_the_same_steps_in_every_epoch(every: int | None) -> None:
+    """A, B, C by hand: client halves are averaged in A, server halves in B and C, too."""
+    sizes = (32, 32)
+    sets = data(sizes)
+    method = Method(Periodic(period=3), fleet=Fleet(mode=SplitFedV1(average_every=every)))
+    got = fit(halves(), sets, method=method, training=training(3)).halves
+    clients, servers = ([Learner(half) for _ in sets] for half in (halves().client, halves().server))
+    stored: list[TensorDataset] = []
+    for epoch in range(3):
+        if epoch == 1:
+            with torch.no_grad():
+                stored = [TensorDataset(clients[0].module(part.tensors[0]), part.tensors[1]) for part in sets]
+        for step in range(4):
+            for number, server in enumerate(servers):
+                if epoch == 0:
+                    joint_step(clients[number], server, *batches(sets[number])[step])
+                    continue
+                order = torch.arange(32)
+                if epoch == 2:
+                    name = ("replay", epoch, *((number,) if number else ()))
+                    order = torch.randperm(32, generator=generator(0, *name))
+                inputs, labels = stored[number][order[8 * step : 8 * step + 8]]
+                server.optimizer.zero_grad()
+                cross_entropy(server.module(inputs), labels).backward()
+                server.optimizer.step()
+            if step == 3 or (every and (step + 1) % every == 0):
+                average(servers, [1, 1])
+                if epoch == 0:
+                    average(clients, [1, 1])
+    close(got.client, clients[0].module)
+    close(got.server, servers[0].module)

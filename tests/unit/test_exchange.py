@@ -134,6 +134,22 @@ def test_the_papers_106_7() -> None:
     assert history.client_flops_reduction == 200 * 2 / 15
 
 
+def test_every_c_epoch_draws_its_batches_afresh() -> None:
+    pair, batches = halves(), []
+    pair.server.register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0].detach().clone()))
+    epochs: list[list[set[bytes]]] = []
+
+    def look(record) -> None:
+        epochs.append([{sample.numpy().tobytes() for sample in batch} for batch in batches])
+        batches.clear()
+
+    history = fit(pair, Reads(), method=Method(Periodic(period=5)), training=training(5), on_epoch=look).history
+    assert history.exchanges == "ABCCC"
+    for first, second in itertools.combinations(epochs[1:], 2):
+        assert set().union(*first) == set().union(*second)  # the same samples
+        assert not any(batch in second for batch in first)  # in other company
+
+
 @pytest.fixture
 def sent(monkeypatch) -> list[bytes]:
     """The frames that clients send in a test, as they come."""

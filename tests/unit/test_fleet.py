@@ -128,6 +128,57 @@ def test_clients_with_states_of_their_own() -> None:
     assert all(record.samples == 192 for record in history.epochs)
 
 
+class Counted(torch.utils.data.TensorDataset):
+    """Counts its reads."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("evaluate_every", [1, 5])
+def test_a_client_that_rests_under_a_state_of_its_own_is_left_alone(evaluate_every: int) -> None:
+    """It is evaluated on what it sent before its rest, and reads neither training nor test data."""
+    sets = data((64, 64, 64))
+    draw = torch.Generator().manual_seed(5)
+    sets[1] = torch.utils.data.TensorDataset(sets[1].tensors[0], torch.randint(0, 3, (64,), generator=draw))
+    train, test = Counted(*sets[1].tensors), Counted(*sets[1].tensors)
+    other, seen = Counted(*sets[0].tensors), []
+
+    def look(record) -> None:
+        seen.append((record.states, train.reads, test.reads, other.reads, bool(record.test)))
+        train.reads = test.reads = other.reads = 0
+
+    chosen = method(Drop(threshold=0.06), state="own", mode=SplitFedV2())
+    options = training(10, evaluate_every=evaluate_every)
+    fit(halves(), [sets[0], train, sets[2]], [other, test], method=chosen, training=options, on_epoch=look)
+    resting = [reads for states, *reads, _ in seen if states[1] == "C"]
+    assert len(resting) > 2
+    assert [reads[:2] for reads in resting] == [[0, 0]] * len(resting)
+    before = next(number for number, epoch in enumerate(seen) if epoch[0][1] == "C") - 1
+    assert seen[before][2] == 64  # in time
+    if evaluate_every == 1:  # who does not rest is
+        assert any(states[1] == "C" and states[0] != "C" and reads == 64 for states, _, _, reads, _ in seen)
+    assert [epoch[4] for epoch in seen] == [(number + 1) % evaluate_every == 0 for number in range(10)]
+
+
+@pytest.mark.parametrize("way", ["away", "lost"])
+def test_the_state_of_an_absent_client_stays_where_it_is(way: str, monkeypatch) -> None:
+    """Under states of their own: what client 1 was to do in epoch 1 it does in epoch 2."""
+    if way == "away":
+        monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, n: [0] if epoch == 1 else [0, 1])
+    else:
+        lost = {(1, 1): 1}
+        monkeypatch.setattr(Fleet, "lost_after", lambda self, seed, epoch, client, n: lost.get((epoch, client)))
+    chosen = method(Drop(threshold=100.0), state="own")
+    history = fit(halves(), data((16, 16)), method=chosen, training=training(4)).history
+    # The first loss is a fall from infinity and so followed by A; every later fall is smaller: B, then C.
+    assert [record.states for record in history.epochs] == ["AA", "AA", "BA", "CB"]
+    assert [record.absent for record in history.epochs] == [[], [1], [], []]
+
+
 def test_a_thousand_clients_take_the_memory_of_a_few(monkeypatch) -> None:
     from cutlayer.pool import Pool
 

@@ -1,12 +1,17 @@
 """What is reported of the test data: metrics over the whole set, the loss over its samples."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import TensorDataset
 
-from cutlayer import ConfigError, Halves, Method, Periodic, Task, Training, accuracy, fit
+from cutlayer import ConfigError, Halves, Method, Periodic, Run, Task, Training, accuracy, fit
+from cutlayer.report import comparison
 
 
 def r2(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -94,3 +99,33 @@ def test_a_metric_that_is_no_number_is_named() -> None:
     task = Task(mse_loss, {"errors": lambda outputs, labels: (outputs - labels).abs().mean(1)})
     with pytest.raises(ConfigError, match=r"metric 'errors' failed on outputs \[70, 1\].*expected one number"):
         fit(Halves(nn.Linear(1, 4), nn.Linear(4, 1)), data, data, training=Training(epochs=1), task=task)
+
+
+def test_scores_over_the_wire_and_of_the_merged_model_are_told_apart(tmp_path: Path) -> None:
+    """With a codec of 1 bit in 8 the two differ; the merged model's cost no bytes and no FLOPs of the ledger."""
+    torch.manual_seed(0)
+    data = sorted_line()
+    halves = Halves(nn.Linear(1, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 1)))
+    method = Method(Periodic(period=2), "topk0.2>fp8_e4m3", "fp32")
+    task, training = Task(mse_loss, {"r2": r2}), Training(epochs=4, batch_size=16)
+    more = {"method": method, "training": training, "task": task}
+    result = fit(halves, [data, data], [None, data], run=tmp_path, **more)
+    inputs, labels = data.tensors
+    with torch.no_grad():
+        outputs = result.model(inputs)
+    assert result.history.merged["r2"] == pytest.approx(r2(outputs, labels).item(), rel=1e-5)
+    assert result.history.merged["loss"] == pytest.approx(mse_loss(outputs, labels).item(), rel=1e-5)
+    assert result.history.test("r2") != pytest.approx(result.history.merged["r2"], abs=0.01)
+    assert Run(tmp_path).history() == result.history
+    console = Console(record=True, width=100, force_terminal=False)
+    console.print(comparison({"run": Run(tmp_path).history()}))
+    shown = console.export_text()
+    for name, value in (("over the wire", result.history.test("r2")), ("merged model", result.history.merged["r2"])):
+        assert any(f"test r2, {name}" in line and f"{value:.4f}" in line for line in shown.splitlines()), shown
+    # What an epoch more would change is not claimed.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**result.history.epochs[-1].as_dict(), "epoch": 4}) + "\n")
+    assert Run(tmp_path).history().merged == {}
+    quiet = fit(halves, [data, data], **more).history
+    assert quiet.merged == {}
+    assert quiet.flops("server") == result.history.flops("server")

@@ -34,6 +34,12 @@ def test_drift() -> None:
     assert states(Drift(threshold=0.1), LOSSES) == "AAAABCABAB"
 
 
+def test_drift_adds_up_over_epochs_in_which_nothing_is_exchanged() -> None:
+    # 2.0 -> A (ref 2.0). 1.95: 0.05 -> B. 1.91: 0.09 -> C. 1.87: 0.13 from the last A, though only 0.04 from the epoch
+    # before -> A (1.87). 1.93: 0.06 -> B. 1.98: 0.11 upwards -> A (1.98). 1.93 -> B. 1.97: 0.01 -> C.
+    assert states(Drift(threshold=0.1), [2.0, 1.95, 1.91, 1.87, 1.93, 1.98, 1.93, 1.97]) == "AABCABABC"
+
+
 def test_drop() -> None:
     # Falls from the epoch before, whatever its state: infinite -> A, 0.5 -> A, 0.3 -> A, 0.05 -> B, 0.03 -> C,
     # 0.12 -> A, 0.01 -> B, a rise counts as 0 -> C, 0.01 -> C.

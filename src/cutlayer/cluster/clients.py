@@ -22,6 +22,7 @@ from cutlayer.cluster.seat import Seat, facts_of
 from cutlayer.cluster.server import ParallelServer, check_one_half
 from cutlayer.cluster.stores import ClusterHalves, ClusterStore
 from cutlayer.errors import ConfigError, CutlayerError, Gone, Lost
+from cutlayer.feed import Feed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training
 from cutlayer.server import Server
@@ -82,6 +83,11 @@ class RayClients(Clients):
         self._halves = ClusterHalves(self.seats)
         self.peers = self._peers
         self.stores: dict[str, Store] = {"clients": self._halves}
+        self._tests: list[Feed] = []
+        if all(holding.tests_here for holding in holdings):
+            sizes = [facts.info.batch_size for facts in self.facts]
+            feeds = [h.test_feed(n, training, size) for n, (h, size) in enumerate(zip(holdings, sizes, strict=True))]
+            self._tests = [feed for feed in feeds if feed is not None]
         for number, facts in enumerate(self.facts):
             for name in facts.stores:
                 whole = store_name(name, number, len(holdings))
@@ -163,6 +169,10 @@ class RayClients(Clients):
         for seat in self.seats:
             if (costs := seat.costs()) is not None:
                 self.ledger.add(costs)
+
+    def test_feeds(self) -> list[Feed]:
+        """Those that were given as data, not as functions."""
+        return self._tests
 
     def load_half(self, half: nn.Module) -> None:
         """The first client's half."""

@@ -21,11 +21,11 @@ from cutlayer.averaging import SharedHalf
 from cutlayer.checkpoint import save_tensors
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError, Gone
-from cutlayer.history import Baseline, EpochRecord, History
+from cutlayer.history import Baseline, EpochRecord, History, crossed
 from cutlayer.intake import ClientInfo
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
-from cutlayer.parties import evaluate
+from cutlayer.parties import evaluate, testers
 from cutlayer.plain import PlainEpoch, baseline_of
 from cutlayer.remote.peer import LinkPeer
 from cutlayer.remote.reception import Reception, as_json, from_json
@@ -126,7 +126,7 @@ def serve(
     finally:
         serving.reception.close()
         listener.close()
-    return Served(History(serving.records, serving.baseline), half, dict(refusals.counts))
+    return Served(History(serving.records, serving.baseline, serving.run.given_up()), half, dict(refusals.counts))
 
 
 class _Serving:
@@ -194,6 +194,8 @@ class _Serving:
             except (LinkClosed, Gone) as reason:
                 log.warning("back to the last checkpoint: %s", reason)
                 self.reception.break_off(f"the server went back to its last checkpoint: {reason}")
+            finally:  # what an epoch that did not come to its end has sent; it will be trained again
+                self.run.give_up(crossed(self.ledger.take()["bytes"]))
 
     def _begin(self) -> None:
         """Build the server half's trainer, once the numbers of every client's samples are known."""
@@ -223,7 +225,6 @@ class _Serving:
         self.server.go_back(state)
         self.took_part = list(state["took_part"])
         self.stop.saved = epochs
-        self.ledger.take()
 
     def _save(self) -> None:
         hellos = [as_json(self.reception.hellos[number]) for number in range(len(self.names))]
@@ -244,16 +245,17 @@ class _Serving:
     def _epoch(self) -> None:
         server, epoch, exchange = self.server, len(self.records), self.server.states.exchange
         states = server.states.letters()
-        tested = any(info.test_samples for info in server.clients)
-        due = tested and self.training.evaluates(epoch)
+        each = server.states.each(len(self.names))
+        due = any(info.test_samples for info in server.clients) and self.training.evaluates(epoch)
         if exchange is Exchange.NONE:
             loss = train_epoch(server, [])
         else:
             chosen = self.method.fleet.participants(self.training.seed, epoch, len(self.names))
-            planned = [server.states.of(number) is not Exchange.NONE for number in range(len(self.names))]
+            planned = [state is not Exchange.NONE for state in each]
             wanted = [number for number in chosen if planned[number]]
             # Without patience what is evaluated must not depend on who is there, either.
-            testing = [n for n, info in enumerate(server.clients) if info.test_samples and self.patience is None]
+            testing = [n for n, info in enumerate(server.clients) if info.test_samples and planned[n]]
+            testing = testing if self.patience is None else []
             with self.reception.exchange(self.stop, self.waiting, sorted({*wanted, *testing}), self.took_part) as links:
                 peers = {number: self._peer(number, link) for number, link in links.items()}
                 # Where none of the chosen is there in time, those that are take their place.
@@ -263,9 +265,10 @@ class _Serving:
                 for number in there:
                     if number not in server.absent:
                         self.took_part[number] = epoch + 1
-                # A C epoch is evaluated on what was sent before it.
-                if due or (tested and server.states.exchange is Exchange.NONE):
-                    self._evaluate(peers, epoch)
+                for number in testers(server, each, due):
+                    if number in peers:
+                        with suppress(Gone):  # what it sent of an earlier epoch is evaluated
+                            evaluate(server, peers[number], epoch)
         scores = self._scores() if due else {}
         costs = self.ledger.take()
         more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
@@ -280,12 +283,6 @@ class _Serving:
         except ConfigError as error:  # a client's labels do not end the run for the others
             log.warning("epoch %d is not evaluated: %s", len(self.records), error)
             return {}
-
-    def _evaluate(self, peers: dict[int, LinkPeer], epoch: int) -> None:
-        for number, peer in peers.items():
-            if self.server.clients[number].test_samples:
-                with suppress(Gone):  # what it sent of an earlier epoch is evaluated
-                    evaluate(self.server, peer, epoch)
 
     def _tell_saved(self, peers: Sequence[LinkPeer]) -> None:
         """Tell the clients which checkpoint this server cannot go back behind."""
