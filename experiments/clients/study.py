@@ -89,10 +89,10 @@ def table(lines: list[dict]) -> str:
         f"{where['torch']}, {where['processor']}, one thread.",
         "",
         "Accuracy: mean ± sample standard deviation over the seeds, in %, at the end. *Traffic* is that of activations "
-        "and gradients, plain over method, as the paper counts it; *with weights* adds those of client halves to both "
-        "sides; *MiB* is all bytes of training. *FLOPs* is the clients' compute, plain over method.",
+        "and gradients, plain over method, as the paper counts it; *all bytes* and *MiB* count all bytes of training: "
+        "weights of client halves, labels, ids and headers, too. *FLOPs* is the clients' compute, plain over method.",
         "",
-        "| clients | data | mode | n | plain, % | method, % | plain, MiB | method, MiB | traffic | with weights "
+        "| clients | data | mode | n | plain, % | method, % | plain, MiB | method, MiB | traffic | all bytes "
         "| FLOPs | epochs A B C |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -129,7 +129,7 @@ def row(clients: int, partition: str, mode: str, plain: list[dict], method: list
         f"{mean(plain, 'all') / 2**20:.0f}",
         f"{mean(method, 'all') / 2**20:.1f}",
         times("exchanged"),
-        times("exchanged", "weights"),
+        times("all"),
         times("client_flops"),
         epochs,
     ]

@@ -102,9 +102,11 @@ def run(config: Config) -> dict:
 def table(name: str, lines: list[dict]) -> str:
     """The study as a Markdown table: mean and sample standard deviation over the seeds."""
     rows = [
-        "| schedule and codec | runs | test accuracy, % | epochs A / B / C | MB up + down | traffic | client FLOPs |",
-        "|---|---|---|---|---|---|---|",
+        "| schedule and codec | runs | test accuracy, % | epochs A / B / C | MB up + down | traffic | all bytes "
+        "| client FLOPs |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    plain = [line["bytes_up"] + line["bytes_down"] for line in lines if line["key"] == "always fp32"]
     for which in dict.fromkeys(line["key"] for line in lines):
         same = [line for line in lines if line["key"] == which]
 
@@ -113,10 +115,12 @@ def table(name: str, lines: list[dict]) -> str:
 
         spread = statistics.stdev(100 * line["accuracy"] for line in same) if len(same) > 1 else None
         states = " / ".join(f"{statistics.mean(line['exchanges'].count(s) for line in same):.3g}" for s in "ABC")
+        totals = [line["bytes_up"] + line["bytes_down"] for line in same]
+        reduced = f"{statistics.mean(statistics.mean(plain) / total for total in totals):.2f}x" if plain else ""
         rows.append(
             f"| {which} | {len(same)} | {100 * mean('accuracy'):.2f}{'' if spread is None else f' ± {spread:.2f}'} "
-            f"| {states} | {(mean('bytes_up') + mean('bytes_down')) / 1e6:.1f} "
-            f"| {mean('traffic_reduction'):.2f}x | {mean('client_flops_reduction'):.2f}x |"
+            f"| {states} | {statistics.mean(totals) / 1e6:.1f} | {mean('traffic_reduction'):.2f}x | {reduced} "
+            f"| {mean('client_flops_reduction'):.2f}x |"
         )
     config, where = lines[0]["config"], lines[0]["environment"]
     about = (
@@ -124,7 +128,8 @@ def table(name: str, lines: list[dict]) -> str:
         f"{config['cut']}, {config['epochs']} epochs, batch {config['batch_size']}, "
         f"{config['train_samples'] or 'all'} training samples. torch {where['torch']}, {where['processor']}, one "
         "thread. ± is the sample standard deviation over the seeds. Bytes are all of training; reductions are relative "
-        "to plain split learning in 32 bits, traffic counting activations and gradients.\n"
+        "to plain split learning in 32 bits, *traffic* counting activations and gradients, *all bytes* labels, ids and "
+        "headers, too.\n"
     )
     return about + "\n" + "\n".join(rows) + "\n"
 
