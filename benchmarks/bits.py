@@ -235,15 +235,15 @@ def measure(row: Row, command: str | Path) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two measurements of a row, in words; of the epochs the first that does."""
+    """What differs between two measurements of a row, in words; of the epochs the first for each figure."""
     old, new = before["weights"], after["weights"]
     found = [f"weights in {file}" for file in sorted({*old, *new}) if old.get(file) != new.get(file)]
     if len(before["epochs"]) != len(after["epochs"]):
         found.append(f"{len(before['epochs'])} epochs before, {len(after['epochs'])} after")
-    for number, (old, new) in enumerate(zip(before["epochs"], after["epochs"], strict=False), 1):
-        names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-        if names:
-            return found + [f"epoch {number}, {name}: {old.get(name)}, now {new.get(name)}" for name in names]
+    pairs = list(zip(before["epochs"], after["epochs"], strict=False))
+    for name in sorted({name for pair in pairs for line in pair for name in line}):
+        changed = [(n, a.get(name), b.get(name)) for n, (a, b) in enumerate(pairs, 1) if a.get(name) != b.get(name)]
+        found += [f"{name}, first in epoch {number}: {was}, now {now}" for number, was, now in changed[:1]]
     return found
 
 
