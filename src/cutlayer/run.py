@@ -44,7 +44,7 @@ class Run:
         self.config_file = self.folder / "config.json"
         self.model_file = self.folder / "model.safetensors"
         self.merged_file = self.folder / "merged.json"
-        self.given_up_file = self.folder / "given_up.jsonl"
+        self.given_up_file = self.folder / "given_up.json"
 
     def exists(self) -> bool:
         """Whether a run has been begun here."""
@@ -149,9 +149,9 @@ class Run:
     def history(self) -> History:
         """What the run measured so far."""
         records = self.records()
-        final = json.loads(self.merged_file.read_text()) if self.merged_file.exists() else {}
+        final = _read(self.merged_file)
         # A run that was extended is not at its end again yet.
-        merged = final["scores"] if final.get("epochs") == len(records) else {}
+        merged = final.get("scores", {}) if final.get("epochs") == len(records) else {}
         return History(records, Baseline(**self.read_config()["baseline"]), self.given_up(), merged)
 
     def save_model(self, model: nn.Module) -> None:
@@ -165,16 +165,13 @@ class Run:
     def give_up(self, size: Mapping[str, int]) -> None:
         """Count bytes, by direction, of epochs that are trained again."""
         if any(size.values()):
-            with self.given_up_file.open("a") as file:
-                file.write(json.dumps(dict(size)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            before = self.given_up()
+            total = {way: before.get(way, 0) + count for way, count in size.items()}
+            replace(self.given_up_file, json.dumps(total) + "\n")
 
     def given_up(self) -> dict[str, int]:
         """All bytes that `give_up` counted, by direction; empty if there are none."""
-        lines = self.given_up_file.read_text().split("\n")[:-1] if self.given_up_file.exists() else []
-        sizes = [json.loads(line) for line in lines]
-        return {way: sum(size[way] for size in sizes) for way in ("up", "down")} if sizes else {}
+        return _read(self.given_up_file)
 
     def load_weights(self, model: nn.Module) -> nn.Module:
         """Load the merged model's weights into a network of the same structure; return it."""
@@ -186,6 +183,14 @@ class Run:
         except RuntimeError as error:
             raise ConfigError(f"{self.model_file} is not of a network such as this: {error}") from None
         return model
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The JSON values of a file that may not be there."""
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise ConfigError(f"{file} is damaged ({error}); remove it to go on without what it says") from None
 
 
 def environment() -> dict[str, Any]:

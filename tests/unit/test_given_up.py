@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cutlayer import Halves, History, Periodic, Run, Training, fit
+from cutlayer import ConfigError, Halves, History, Periodic, Run, Training, fit
 from cutlayer.clients import IN_PROCESS, Clients, InProcess
 from cutlayer.errors import Lost
 from cutlayer.method import Method
@@ -126,3 +126,11 @@ def test_a_run_that_goes_back_to_its_checkpoint_says_what_was_sent_in_vain(folde
     table = comparison({"run": history})
     assert "given up when interrupted" in table.columns[0]._cells
     assert "given up when interrupted" not in comparison({"run": whole}).columns[0]._cells
+
+
+@pytest.mark.parametrize("name", ["merged.json", "given_up.json"])
+def test_a_file_that_is_damaged_is_named(name: str, tmp_path: Path) -> None:
+    fit(halves(), data(), data(), method=METHOD, training=training(), run=tmp_path)
+    (tmp_path / name).write_text('{"epochs": ')
+    with pytest.raises(ConfigError, match=rf"{name} is damaged"):
+        Run(tmp_path).history()
