@@ -22,7 +22,7 @@ from cutlayer.errors import ConfigError, CutlayerError, unknown
 from cutlayer.history import History
 from cutlayer.partition import cli as partition
 from cutlayer.recipes import RECIPES
-from cutlayer.report import ProgressView, comparison
+from cutlayer.report import ProgressView, comparison, comparisons, figures, write_figures
 from cutlayer.run import Run
 from cutlayer.training import Result, fit
 
@@ -58,6 +58,10 @@ class CompareArguments:
 
     runs: tyro.conf.Positional[list[str]]
     """Folders of the runs."""
+    csv: str | None = None
+    """File to write the figures to, a line for each run."""
+    json: str | None = None
+    """File to write the figures to, as a list of objects."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,7 @@ def run_config(
                 run=run,
                 resume=resume,
                 on_epoch=view,
+                progress=False,
                 backend=backend,
             )
     except KeyboardInterrupt:
@@ -202,11 +207,12 @@ def compare(arguments: Sequence[str], console: Console) -> None:
             Console(stderr=True).print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
     if not histories:
         raise ConfigError("none of the folders holds a run")
-    # As many columns at a time as can be read.
-    columns, names = max(1, (console.width - 38) // 14), list(histories)
-    for start in range(0, len(names), columns):
-        shown = {name: histories[name] for name in names[start : start + columns]}
-        console.print(comparison(shown, configs))
+    for written, suffix in ((chosen.csv, ".csv"), (chosen.json, ".json")):
+        if written is not None:
+            rows = {name: figures(histories[name], configs[name]) for name in histories}
+            write_figures(rows, Path(written), suffix)
+    for table in comparisons(histories, configs, console.width):
+        console.print(table)
 
 
 def new_folder(name: str) -> Path:

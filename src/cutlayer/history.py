@@ -88,6 +88,27 @@ class History:
     given_up: Mapping[str, int] = field(default_factory=dict)
     merged: Mapping[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Short: epochs, newest loss and scores, reductions."""
+        counts = ", ".join(f"{self.count(exchange)} {exchange.value}" for exchange in Exchange)
+        last = [f"loss {self.losses[-1]:.4g}"] if self.epochs else []
+        scores = next((record.test for record in reversed(self.epochs) if record.test), {})
+        last += [f"test {name} {value:.4g}" for name, value in scores.items()]
+        ratios = (("traffic", self.traffic_reduction), ("client FLOPs", self.client_flops_reduction))
+        last += [f"{name} {ratio:.4g}x less" for name, ratio in ratios if math.isfinite(ratio)]
+        return f"History({'; '.join([f'{len(self.epochs)} epochs ({counts})', *last])})"
+
+    def to_frame(self) -> Any:
+        """A pandas.DataFrame with a row for each epoch; nested values by dotted names, such as "test.accuracy".
+
+        Raises ConfigError without pandas.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise ConfigError("History.to_frame() needs pandas: pip install pandas") from None
+        return pandas.DataFrame([flat(record.as_dict()) for record in self.epochs])
+
     @property
     def exchanges(self) -> str:
         """The states of the epochs, such as "AABCC"."""
@@ -161,3 +182,11 @@ class History:
         else:
             plain = each * sum(record.samples for record in self.epochs) / self.baseline.samples
         return (plain + more) / spent if spent else math.nan
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -53,6 +53,12 @@ class Method:
             )
         if self.norm_in_b not in ("train", "eval"):
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, ("train", "eval")))
+
+    def __repr__(self) -> str:
+        """Short: what differs from the defaults."""
+        usual, names = type(self)(), [each.name for each in fields(self) if each.name != "schedule"]
+        differing = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(usual, name)}
+        return f"Method({', '.join([repr(self.schedule), *(f'{k}={v!r}' for k, v in differing.items())])})"
 
     @staticmethod
     def of(schedule: Schedule, codec: str = "fp32", **more: Any) -> Method:

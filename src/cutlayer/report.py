@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cutlayer.history import EpochRecord, History
+from cutlayer.files import replace
+from cutlayer.history import EpochRecord, History, flat
 from cutlayer.schedule import Exchange
 
 
@@ -87,6 +94,15 @@ class ProgressView:
         self.begun = self.begun or (now, done)
 
 
+def shown(
+    title: str, epochs: int, done: Sequence[EpochRecord], progress: bool | None
+) -> AbstractContextManager[ProgressView | None]:
+    """A view on stderr; nothing for False, and by default neither without a terminal or a notebook."""
+    console = Console(stderr=True)
+    wanted = console.is_terminal or console.is_jupyter if progress is None else progress
+    return ProgressView(title, epochs, console, done) if wanted else nullcontext()
+
+
 def _training_bytes(record: EpochRecord) -> int:
     return sum(n for kinds in record.bytes.values() for kind, n in kinds.items() if kind != "evaluation")
 
@@ -94,14 +110,6 @@ def _training_bytes(record: EpochRecord) -> int:
 def _score(record: EpochRecord) -> str:
     name = next((name for name in record.test if name != "loss"), "loss")
     return f"{name} {record.test[name]:.4f}"
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
-    return found
 
 
 def _times(ratio: float) -> str:
@@ -122,9 +130,9 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
     for name in histories:
         table.add_column(name, justify="right", overflow="fold")
 
-    flat = {name: _flat(config) for name, config in (configs or {}).items()}
-    for choice in dict.fromkeys(choice for config in flat.values() for choice in config):
-        values = {name: str(config.get(choice, "")) for name, config in flat.items()}
+    chosen = {name: flat(config) for name, config in (configs or {}).items()}
+    for choice in dict.fromkeys(choice for config in chosen.values() for choice in config):
+        values = {name: str(config.get(choice, "")) for name, config in chosen.items()}
         if len(set(values.values())) > 1:
             table.add_row(choice, *(values[name] for name in histories))
     metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
@@ -157,3 +165,50 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
     for name, cell in rows.items():
         table.add_row(name, *(cell(history) for history in runs))
     return table
+
+
+def comparisons(
+    histories: Mapping[str, History], configs: Mapping[str, Mapping[str, Any]], width: int
+) -> Iterator[Table]:
+    """Tables as `comparison` makes them, each of as many runs beside each other as the width takes."""
+    wide, names = Console(width=1 << 16), list(histories)
+
+    def table(count: int) -> Table:
+        return comparison({name: histories[name] for name in names[:count]}, configs)
+
+    while names:
+        count = 1
+        while count < len(names) and Measurement.get(wide, wide.options, table(count + 1)).maximum <= width:
+            count += 1
+        yield table(count)
+        names = names[count:]
+
+
+def figures(history: History, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run chose and what came of it, as plain values by name; None for what there is not."""
+    scores = next((record.test for record in reversed(history.epochs) if record.test), {})
+    ratios = {"traffic_reduction": history.traffic_reduction, "client_flops_reduction": history.client_flops_reduction}
+    values = {
+        **{f"config.{name}": value for name, value in flat(config).items()},
+        **{f"test.{name}": value for name, value in scores.items()},
+        **{f"epochs.{exchange.value}": history.count(exchange) for exchange in Exchange},
+        **{f"bytes.{way}": history.bytes(way) for way in ("up", "down")},
+        "bytes.evaluation": history.bytes(kinds=("evaluation",)),
+        **{f"flops.{party}": history.flops(party) for party in ("client", "server")},
+        "seconds": history.seconds,
+        **ratios,
+    }
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def write_figures(runs: Mapping[str, Mapping[str, Any]], file: Path, suffix: str) -> None:
+    """Write the figures of runs, by name: ".json", or ".csv" with a line for each run."""
+    rows = [{"run": name, **values} for name, values in runs.items()]
+    if suffix == ".json":
+        replace(file, json.dumps(rows, indent=2) + "\n")
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace(file, text.getvalue())

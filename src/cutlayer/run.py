@@ -46,6 +46,11 @@ class Run:
         self.merged_file = self.folder / "merged.json"
         self.given_up_file = self.folder / "given_up.json"
 
+    def __repr__(self) -> str:
+        """Short: where, and how far it is."""
+        done = self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
+        return f"Run({str(self.folder)!r}, {f'{done} epochs' if self.exists() else 'not begun'})"
+
     def exists(self) -> bool:
         """Whether a run has been begun here."""
         return self.config_file.exists()

@@ -43,6 +43,11 @@ class Halves:
             parts = OrderedDict(client=copied(self.client), server=copied(self.server))
             self.whole = nn.Sequential(parts)
 
+    def __repr__(self) -> str:
+        """Short: classes and sizes."""
+        sides = (f"{side}={_size(getattr(self, side))}" for side in ("client", "server"))
+        return f"Halves({', '.join(sides)})"
+
     def merged(self) -> nn.Module:
         """The uncut network, of its original class, with the halves' present weights; on the CPU, in eval mode.
 
@@ -85,6 +90,10 @@ def _check_apart(client: nn.Module, server: nn.Module) -> None:
             f"the halves share {', '.join(shared)}; no training could keep them equal without sending them. Untie "
             "them, with copy.deepcopy of one, or move the modules that share them to one side."
         )
+
+
+def _size(half: nn.Module) -> str:
+    return f"<{type(half).__name__}, {sum(p.numel() for p in half.parameters()):,} parameters>"
 
 
 Copied = TypeVar("Copied", nn.Module, Halves)

@@ -37,6 +37,7 @@ from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.parties import Absent, Party, Peer, Present, evaluate, testers
 from cutlayer.plain import baseline_of
+from cutlayer.report import shown
 from cutlayer.run import Run
 from cutlayer.schedule import Exchange
 from cutlayer.server import Server
@@ -80,6 +81,10 @@ class Result:
     model: nn.Module
     halves: Halves
 
+    def __repr__(self) -> str:
+        """Short: the history, and the model's class."""
+        return f"Result({self.history!r}, model=<{type(self.model).__name__}>)"
+
 
 def fit(
     halves: Halves,
@@ -92,6 +97,7 @@ def fit(
     run: str | Path | Run | None = None,
     resume: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    progress: bool | None = None,
     backend: Backend = IN_PROCESS,
 ) -> Result:
     """Train a network that is cut in two, over real frames; its clients in this process, or where a backend has them.
@@ -112,6 +118,8 @@ def fit(
             result is the same, bit for bit, as without the interruption, whatever the backend before and now.
         on_epoch: called after each epoch with its record; again for epochs that are trained again, where a backend lost
             something.
+        progress: whether to show on stderr how far the run is: a bar on a terminal, elsewhere a line now and then. By
+            default it is shown on a terminal and in a notebook, and a script whose output goes elsewhere is quiet.
         backend: where the clients are, such as `cluster.Ray()`. The result is the same, bit for bit.
 
     Raises:
@@ -140,6 +148,9 @@ def fit(
             fitting.checkpoints = Checkpoints(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         chosen = {"method": describe(method), "training": describe(training), "task": describe(task)}
         fitting.open(chosen, _facts(halves, clients.facts), resume)
+        title = type(method.schedule).__name__.lower()
+        view = stack.enter_context(shown(title, training.epochs, fitting.records, progress))
+        listeners = [each for each in (view, on_epoch) if each is not None]
         while len(fitting.records) < training.epochs:
             try:
                 fitting.epoch()
@@ -149,8 +160,8 @@ def fit(
             except BaseException:
                 fitting.give_up()
                 raise
-            if on_epoch is not None:
-                on_epoch(fitting.records[-1])
+            for listener in listeners:
+                listener(fitting.records[-1])
         clients.load_half(halves.client)
         if server.shared.tensors:
             halves.client.load_state_dict(server.shared.tensors)

@@ -1,5 +1,6 @@
 """The command line, as processes."""
 
+import csv
 import json
 import os
 import re
@@ -78,6 +79,16 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     assert "…" not in table.stdout
     seeds = [line for line in table.stdout.splitlines() if "seed" in line]
     assert re.findall(r"\d", "".join(seeds)) == ["0", "1", "2", "3", "4", "5"]
+
+    assert max(map(len, table.stdout.splitlines())) <= 100
+    written = cutlayer("compare", "one", names[5], "--csv", "figures.csv", "--json", "figures.json", cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["run"], row["config.seed"], row["epochs.A"]) for row in rows] == [("one", 0, 2), (names[5], 5, 2)]
+    with (tmp_path / "figures.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["test.accuracy"]) for line in lines] == [row["test.accuracy"] for row in rows]
+    assert [int(line["bytes.up"]) for line in lines] == [row["bytes.up"] for row in rows]
 
     for arguments, message in (
         (["train", "digits", "--threads", "0"], "threads must be at least 1, got 0"),
