@@ -187,12 +187,15 @@ def comparisons(
 def figures(history: History, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a run chose and what came of it, as plain values by name; None for what there is not."""
     scores = next((record.test for record in reversed(history.epochs) if record.test), {})
-    ratios = {"traffic_reduction": history.traffic_reduction, "client_flops_reduction": history.client_flops_reduction}
+    names = ("traffic_reduction", "all_bytes_reduction", "client_flops_reduction")
+    ratios = {name: getattr(history, name) for name in names}
     values = {
         **{f"config.{name}": value for name, value in flat(config).items()},
         **{f"test.{name}": value for name, value in scores.items()},
+        **{f"merged.{name}": value for name, value in history.merged.items()},
         **{f"epochs.{exchange.value}": history.count(exchange) for exchange in Exchange},
         **{f"bytes.{way}": history.bytes(way) for way in ("up", "down")},
+        "bytes.given_up": sum(history.given_up.values()),
         "bytes.evaluation": history.bytes(kinds=("evaluation",)),
         **{f"flops.{party}": history.flops(party) for party in ("client", "server")},
         "seconds": history.seconds,
