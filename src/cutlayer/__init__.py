@@ -17,10 +17,12 @@ from cutlayer.replay import StoreOptions
 from cutlayer.run import Run
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Periodic, Plateau, Schedule
 from cutlayer.split import Halves, cut_points, impossible_cuts, split
+from cutlayer.stopping import Best, EarlyStopping
 from cutlayer.training import Result, fit
 
 __all__ = [
     "Always",
+    "Best",
     "ConfigError",
     "CropFlip",
     "CustomOptimizer",
@@ -28,6 +30,7 @@ __all__ = [
     "DivergedError",
     "Drift",
     "Drop",
+    "EarlyStopping",
     "EpochRecord",
     "Exchange",
     "Fleet",

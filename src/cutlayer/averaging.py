@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cutlayer.errors import RefusedError
+from cutlayer.files import load_tensors, save_tensors
 from cutlayer.formats import INTEGER_CODECS, Encoded, encode_exactly, get_codec, isfinite
 from cutlayer.wire.frames import Frame, Weights, pack
 
@@ -112,11 +112,11 @@ class SharedHalf:
     def save(self, folder: Path) -> None:
         """Write the shared half into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors, folder / "shared.safetensors")
+        save_tensors(self.tensors, folder / "shared.safetensors")
 
     def load(self, folder: Path, about: dict[str, Any]) -> None:
         """Read back what `save` wrote."""
-        self.tensors, self.version = load_file(folder / "shared.safetensors"), about["version"]
+        self.tensors, self.version = load_tensors(folder / "shared.safetensors")[0], about["version"]
         self.forget()
 
 

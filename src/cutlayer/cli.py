@@ -15,14 +15,17 @@ import torch
 import tyro
 from rich.console import Console
 
+from cutlayer.arguments import parse_recipe
 from cutlayer.clients import IN_PROCESS, Backend
 from cutlayer.cluster import Ray
 from cutlayer.config import Config
 from cutlayer.errors import ConfigError, CutlayerError, unknown
 from cutlayer.history import History
+from cutlayer.merging import merge
 from cutlayer.partition import cli as partition
 from cutlayer.recipes import RECIPES
 from cutlayer.report import ProgressView, comparison, comparisons, figures, write_figures
+from cutlayer.resuming import ResumeArguments, changed
 from cutlayer.run import Run
 from cutlayer.training import Result, fit
 
@@ -34,20 +37,10 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     run_dir: str | None = None
     """Folder for the run; by default a new one under ./runs."""
+    init: str | None = None
+    """Folder of a run, finished or not, whose weights this one begins with."""
     backend: Literal["process", "ray"] = "process"
     """Where the clients are: in this process, or actors on a Ray cluster; see docs/ray.md."""
-    cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
-    """With --backend ray only; see docs/ray.md."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ResumeArguments:
-    """Go on with a run that was interrupted."""
-
-    resume: str
-    """Folder of the run."""
-    backend: Literal["process", "ray"] = "process"
-    """Where the clients are from now on, wherever they were; see docs/ray.md."""
     cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
     """With --backend ray only; see docs/ray.md."""
 
@@ -84,24 +77,21 @@ def train(arguments: Sequence[str], console: Console) -> None:
         written = run.read_config()["config"]
         if isinstance(written.get("method"), dict):
             raise ConfigError(f"{run.folder} was begun from Python; go on with fit(..., run=..., resume=True)")
-        run_config(Config.from_dict(written), run.folder, console, resume=True, backend=_backend(chosen))
+        config = changed(Config.from_dict(written), chosen)
+        run_config(config, run.folder, console, resume=True, backend=_backend(chosen))
     else:
         if any(argument.split("=")[0] == "--resume" for argument in arguments):
             raise ConfigError("to go on with a run, leave the recipe out: cutlayer train --resume RUN")
-        kind = tyro.extras.subcommand_type_from_defaults(
+        chosen = parse_recipe(
             {name: TrainArguments(recipe()) for name, recipe in RECIPES.items()},
             {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
-        )
-        chosen = tyro.cli(
-            kind,
-            prog="cutlayer train",
-            description="Train a recipe. To go on with a run that was interrupted: cutlayer train --resume RUN",
-            args=arguments,
-            config=(tyro.conf.OmitSubcommandPrefixes,),
+            "cutlayer train",
+            arguments,
+            "Train a recipe. To go on with a run that was interrupted: cutlayer train --resume RUN",
         )
         _require_effect(chosen.config)
         run = Run(chosen.run_dir or new_folder(chosen.config.data))
-        run_config(chosen.config, run.folder, console, backend=_backend(chosen))
+        run_config(chosen.config, run.folder, console, backend=_backend(chosen), init=chosen.init)
     console.print(comparison({run.folder.name: run.history()}))
     console.print(f"run folder: {run.folder}")
 
@@ -135,6 +125,7 @@ def run_config(
     title: str | None = None,
     resume: bool = False,
     backend: Backend = IN_PROCESS,
+    init: str | None = None,
 ) -> Result:
     """Carry out a config in a run folder."""
     if config.threads is not None:
@@ -159,6 +150,7 @@ def run_config(
                 on_epoch=view,
                 progress=False,
                 backend=backend,
+                init=init,
             )
     except KeyboardInterrupt:
         if run.exists():
@@ -244,6 +236,7 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
 COMMANDS = {
     "train": train,
     "compare": compare,
+    "merge": merge,
     "demo": demo,
     "partition": partition.command,
     "certs": remote("certs", "Make certificates for a server and its clients."),

@@ -25,6 +25,7 @@ from cutlayer.replay import StoreOptions
 from cutlayer.schedule import make_schedule
 from cutlayer.seeds import seeded
 from cutlayer.split import Halves, split
+from cutlayer.stopping import EarlyStopping
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ class Config:
     """Epochs between evaluations."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay, the newest; older ones are the way back from a damaged one."""
+    keep_best: str | None = None
+    """Test metric, such as "accuracy", or "loss": the checkpoint of its best epoch stays, too."""
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    """When the run ends before its full length."""
     microbatches: int = 1
     """Parts that an A epoch's batches are sent in, to hide latency; see docs/two-machines.md."""
     seed: int = 0
@@ -151,6 +158,9 @@ class Config:
             augment=CropFlip() if self.augment else None,
             evaluate_every=self.evaluate_every,
             checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=self.keep_checkpoints,
+            keep_best=self.keep_best,
+            early_stopping=self.early_stopping,
             microbatches=self.microbatches,
             seed=self.seed,
             device=self.device,

@@ -152,10 +152,13 @@ def _cifar10_python(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def fashion_mnist(folder: Path) -> tuple[Images, Images]:
     """Fashion-MNIST (Xiao et al. 2017) from its idx files: 60,000 and 10,000 images, padded from 28x28 to 32x32.
 
-    `folder` holds the four `*-ubyte.gz` files, gzipped or not, or a folder `fashion-mnist` with them.
+    `folder` holds the four `*-ubyte.gz` files, gzipped or not, or a folder `fashion-mnist` with them, or torchvision's
+    `FashionMNIST/raw`.
     """
-    place = folder / "fashion-mnist" if (folder / "fashion-mnist").is_dir() else folder
     names = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+    places = [folder, *(folder / sub for sub in ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "raw"))]
+    there = [place for place in places if any((place / f"{n}{end}").is_file() for n in names for end in ("", ".gz"))]
+    place = there[0] if there else folder
     files = [place / name if (place / name).is_file() else place / f"{name}.gz" for name in names]
     _require(files, "Fashion-MNIST", FASHION_MNIST_URL)
     arrays = [_idx(file) for file in files]

@@ -63,14 +63,14 @@ def structure(half: nn.Module, *, classes: bool = True) -> str:
     return digest.hexdigest()[:16]
 
 
-def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Where two descriptions differ, such as "training.epochs: was 5, now 6"."""
+def differences(before: Any, now: Any, path: str = "") -> dict[str, str]:
+    """Where two descriptions differ, such as {"training.epochs": "was 5, now 6"}."""
     if isinstance(before, dict) and isinstance(now, dict):
-        out = []
+        found: dict[str, str] = {}
         for key in dict.fromkeys([*before, *now]):
-            out += differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
-        return out
-    return [] if before == now else [f"{path}: was {before}, now {now}"]
+            found |= differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return {} if before == now else {path: f"was {before}, now {now}"}
 
 
 def _name(value: Any) -> str:

@@ -11,6 +11,14 @@ class ConfigError(CutlayerError, ValueError):
     """A choice that cannot be carried out: an unknown name, or values that contradict each other."""
 
 
+class DamagedError(ConfigError):
+    """A file of a run that is not what was written there."""
+
+
+class DiskError(CutlayerError, OSError):
+    """A file that the disk does not take, because it is full or otherwise."""
+
+
 class RefusedError(CutlayerError):
     """A message that does not fit the protocol or the epoch's plan; nothing of it was applied."""
 

@@ -1,16 +1,133 @@
-"""Files that are written as a whole or not at all."""
+"""Files that are written as a whole or not at all, and whose damage is noticed when they are read (SHA-256)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cutlayer.errors import DamagedError, DiskError
 
 
-def replace(file: Path, content: str | bytes) -> None:
-    """Write a file as a whole or not at all, whatever happens meanwhile; text in UTF-8."""
+def replace(file: Path, content: str | bytes, *, flush: bool = True) -> None:
+    """Write a file as a whole or not at all, whatever happens meanwhile; text in UTF-8.
+
+    Args:
+        flush: whether it is to be on the disk when this returns, so that a loss of power leaves it whole.
+
+    Raises:
+        DiskError: the disk does not take it. The file is as it was before.
+    """
     temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("wb") as out:
-        out.write(content.encode() if isinstance(content, str) else content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
+    with writing(file):
+        try:
+            with temporary.open("wb") as out:
+                out.write(content.encode() if isinstance(content, str) else content)
+                out.flush()
+                if flush:
+                    os.fsync(out.fileno())
+            temporary.replace(file)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """What the system says of a file that it does not take, as a DiskError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+# --- JSON ---
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with a checksum over them, under "checksum". Raises TypeError for what JSON cannot hold."""
+    values = json.loads(json.dumps(content))
+    return {**values, "checksum": _checksum(values)}
+
+
+def unsealed(text: str | bytes) -> tuple[dict[str, Any], bool]:
+    """The values in a JSON text that `sealed` may have made, without the checksum, and whether there was one.
+
+    Raises DamagedError for what is no JSON object, and for one that its checksum does not fit.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"it is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise DamagedError(f"it is damaged (expected a JSON object, got {type(content).__name__})")
+    checksum = content.pop("checksum", None)
+    if checksum is not None and checksum != _checksum(content):
+        raise DamagedError(
+            'it is damaged: its checksum does not fit. If you changed it by hand, remove its entry "checksum"'
+        )
+    return content, checksum is not None
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest(file: Path) -> str:
+    """The checksum of a file's bytes, as `sha256sum` prints it."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+# --- tensors ---
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, str] | None = None, *, flush: bool = True
+) -> None:
+    """Write tensors as safetensors, the file as a whole or not at all. Copies: the format knows no shared memory."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace(file, save(copies, dict(about) if about else None), flush=flush)
+
+
+def save_sealed(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, str] | None = None) -> None:
+    """As `save_tensors`, with a checksum in the file's metadata, which `load_tensors` checks."""
+    save_tensors(tensors, file, {**(about or {}), "checksum": _fingerprint(tensors)})
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in a file by name, and its metadata.
+
+    Raises DamagedError for what is no such file, and for one that its checksum, if it has one, does not fit.
+    """
+    try:
+        with safe_open(file, "pt") as content:
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            about = dict(content.metadata() or {})
+    except OSError:
+        raise
+    except Exception as error:
+        raise DamagedError(f"{file} is damaged: {error}") from None
+    checksum = about.pop("checksum", None)
+    if checksum is not None and checksum != _fingerprint(tensors):
+        raise DamagedError(f"{file} is damaged: its checksum does not fit")
+    return tensors, about
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode("utf-8", "surrogatepass"))
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

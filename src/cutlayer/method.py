@@ -18,6 +18,7 @@ from cutlayer.formats import get_pair, get_transfer
 from cutlayer.optim import Optimizer, OptimizerSpec
 from cutlayer.replay import StoreOptions
 from cutlayer.schedule import Always, Schedule
+from cutlayer.stopping import Best, EarlyStopping, Ending
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Training:
         shuffle, drop_last: as in `DataLoader`, for a `Dataset`.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints, where there is a run folder; the last epoch always has one.
+        keep_best: a test metric, or a `Best`: the checkpoint of the epoch with its best value stays, beside the newest,
+            and `Run(folder).model(best=True)` gives its weights.
+        early_stopping: when the run ends before `epochs`, to which learning rates go on to refer.
+        keep_checkpoints: how many checkpoints stay, the newest; older ones are the way back from a damaged one.
         microbatches: parts that an A epoch's batches are sent in, so that both halves and both directions of the link
             work at once. 1 is the plain order. More give the same updates up to the order of float additions, but
             batch norm, in both halves, then normalizes each part by its own statistics.
@@ -105,13 +110,16 @@ class Training:
     drop_last: bool = False
     evaluate_every: int = 1
     checkpoint_every: int = 1
+    keep_checkpoints: int = 2
+    keep_best: str | Best | None = None
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     microbatches: int = 1
     seed: int = 0
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
+        for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every", "keep_checkpoints", "microbatches"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -135,6 +143,12 @@ class Training:
     def autocast(self) -> torch.autocast:
         """The context in which the server half runs forward, in bfloat16 where `precision` says so."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @property
+    def ending(self) -> Ending:
+        """When the run ends, and which checkpoints stay."""
+        best = Best(self.keep_best) if isinstance(self.keep_best, str) else self.keep_best
+        return Ending(self.epochs, self.early_stopping, best)
 
     def evaluates(self, epoch: int) -> bool:
         """Whether this epoch, counted from 0, ends in an evaluation."""

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError
+from cutlayer.files import load_tensors, save_tensors
 from cutlayer.optim import OptimizerSpec, ScheduledOptimizer, load_optimizer, optimizer_state
 from cutlayer.split import copied
 
@@ -133,7 +132,6 @@ class Pool:
 
     def _write(self, owner: int, body: Body) -> None:
         tensors, about = body.tensors()
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         try:
             written = json.dumps(about)
         except TypeError as error:
@@ -142,9 +140,7 @@ class Pool:
                 "use one with a plain state"
             ) from error
         # A new file each time: a checkpoint may share the old one.
-        temporary = self._folder / "writing"
-        save_file(tensors, temporary, {"about": written})
-        temporary.rename(self._file(owner))
+        save_tensors(tensors, self._file(owner), {"about": written}, flush=False)
 
     # --- checkpoints ---
 
@@ -173,8 +169,8 @@ class Pool:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(file, "pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys()}, json.loads(tensors.metadata()["about"])  # noqa: SIM118
+    tensors, about = load_tensors(file)
+    return tensors, json.loads(about["about"])
 
 
 def link(source: str | Path, target: str | Path) -> None:

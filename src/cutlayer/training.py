@@ -33,6 +33,7 @@ from cutlayer.describe import describe, structure
 from cutlayer.errors import ConfigError, Gone, Lost
 from cutlayer.evaluation import scores_of
 from cutlayer.history import Baseline, EpochRecord, History, crossed
+from cutlayer.initial import initialize
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.parties import Absent, Party, Peer, Present, evaluate, testers
@@ -99,6 +100,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     progress: bool | None = None,
     backend: Backend = IN_PROCESS,
+    init: str | Path | Run | None = None,
 ) -> Result:
     """Train a network that is cut in two, over real frames; its clients in this process, or where a backend has them.
 
@@ -115,12 +117,14 @@ def fit(
         task: loss and metrics; cross-entropy and accuracy by default.
         run: folder to write config, metrics, checkpoints and the merged model to.
         resume: go on from the newest checkpoint in `run`, if there is one; with the same arguments as before, the
-            result is the same, bit for bit, as without the interruption, whatever the backend before and now.
+            result is the same, bit for bit, as without the interruption, whatever the backend before and now. With
+            more `epochs` than before the run is extended; see docs/runs.md.
         on_epoch: called after each epoch with its record; again for epochs that are trained again, where a backend lost
             something.
         progress: whether to show on stderr how far the run is: a bar on a terminal, elsewhere a line now and then. By
             default it is shown on a terminal and in a notebook, and a script whose output goes elsewhere is quiet.
         backend: where the clients are, such as `cluster.Ray()`. The result is the same, bit for bit.
+        init: a run, finished or not, whose weights the halves begin with; its network must have the same structure.
 
     Raises:
         ConfigError: the arguments contradict each other, the data, or the run that is to be resumed.
@@ -136,11 +140,13 @@ def fit(
     if resume and run is None:
         raise ConfigError("resume needs the folder of the run")
     halves, ledger, folder = copied(halves), Ledger(), run if isinstance(run, Run) or run is None else Run(run)
+    initialize(halves, init, folder, resume)
     holdings = holdings_of(train, test)
     with ExitStack() as stack:
         clients = stack.enter_context(closing(backend.open(halves.client, holdings, method, training, ledger)))
         shape = clients.facts[0].cut_shape
         server = clients.server(halves.server, shape, method, training, task, ledger)
+        training.ending.check({"loss", *task.metrics}, any(facts.info.test_samples for facts in clients.facts))
         fitting = _Fitting(clients, server, training, folder, _baseline(clients.facts, server, halves.client))
         if folder is not None:
             stack.enter_context(folder.locked())
@@ -151,7 +157,7 @@ def fit(
         title = type(method.schedule).__name__.lower()
         view = stack.enter_context(shown(title, training.epochs, fitting.records, progress))
         listeners = [each for each in (view, on_epoch) if each is not None]
-        while len(fitting.records) < training.epochs:
+        while not training.ending.reached(fitting.records):
             try:
                 fitting.epoch()
             except (Lost, Gone) as reason:
@@ -195,6 +201,7 @@ class _Fitting:
             self.records, state = found
             if state is not None:
                 self.server.go_back(state)
+            self.folder.forget_models(self.records, self.training)
         if self.clients.mortal and self.checkpoints is not None and self.checkpoints.latest() is None:
             self._save()
 
@@ -258,7 +265,7 @@ class _Fitting:
         if self.folder is not None:
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.
             self.folder.append(self.records[-1])
-        if training.saves(epoch):
+        if training.saves(epoch) or training.ending.saves(self.records):
             self._save()
 
     def _present(self, epoch: int) -> list[LosablePeer]:
@@ -272,7 +279,9 @@ class _Fitting:
 
     def _save(self) -> None:
         if self.checkpoints is not None:
-            self.checkpoints.save(len(self.records), self.modules, self.stores, self.server.saved())
+            keep, also = self.training.keep_checkpoints, self.training.ending.kept(self.records)
+            state = self.server.saved()
+            self.checkpoints.save(len(self.records), self.modules, self.stores, state, keep=keep, also=also)
 
 
 def _baseline(clients: Sequence[Facts], server: Server, half: nn.Module) -> Baseline:

@@ -100,10 +100,10 @@ def weights(folder: Path, name: str = "client") -> dict[str, bytes]:
 
 
 def records(run: Path) -> list[dict]:
-    """The metrics, but for seconds and control bytes, which differ by how the parties meet."""
+    """The metrics, but for seconds, checksums and control bytes, which differ by how the parties meet."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in found:
-        del record["seconds"]
+        del record["seconds"], record["checksum"]
         for way in ("up", "down"):
             record["bytes"][way].pop("control", None)
     return found

@@ -72,6 +72,7 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "one", tmp_path / name)
         written = json.loads((tmp_path / name / "config.json").read_text())
         written["config"]["seed"] = number
+        del written["checksum"]  # as whoever changes it by hand is told to
         (tmp_path / name / "config.json").write_text(json.dumps(written))
     table = cutlayer("compare", *names, "nowhere", cwd=tmp_path)
     assert table.returncode == 0, table.stderr
@@ -91,6 +92,8 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     assert [int(line["bytes.up"]) for line in lines] == [row["bytes.up"] for row in rows]
 
     for arguments, message in (
+        (["train", "digits", "--client.lr", "-1"], "error: --client.lr: lr must be above 0, got -1.0"),
+        (["train", "digits", "--store.folder=no", "--seed", "1"], "error: --store.folder: store folder 'no': expected"),
         (["train", "digits", "--threads", "0"], "threads must be at least 1, got 0"),
         (["train", "digits", "--cut", "conv9"], "no layer 'conv9' to cut at; possible cuts: layer1, layer1.0"),
         (["train", "digits", "--codec", "fp5"], "unknown codec 'fp5'; known: fp32"),
@@ -106,6 +109,7 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     ):
         wrong = cutlayer(*arguments, cwd=tmp_path)
         assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False), wrong.stderr
+        assert "tyro" not in wrong.stderr
         assert message in wrong.stderr
     (tmp_path / "file").write_text("")
     blocked = cutlayer("train", "digits", "--run-dir", "file", cwd=tmp_path)

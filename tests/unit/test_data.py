@@ -31,7 +31,7 @@ def write_python(folder: Path) -> None:
 
 
 def write_idx(folder: Path, compressed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     labels = np.arange(5, dtype=np.uint8)
     for part in ("train", "t10k"):
@@ -96,9 +96,19 @@ def test_a_python_batch_cannot_run_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_fashion_mnist(compressed: bool, tmp_path: Path) -> None:
-    images, labels = write_idx(tmp_path / "fashion-mnist", compressed)
-    train, test = load("fashion_mnist", str(tmp_path))
+@pytest.mark.parametrize(
+    ("at", "given"),
+    [
+        ("fashion-mnist", ""),
+        ("", ""),
+        ("FashionMNIST/raw", ""),  # as torchvision's FashionMNIST(root) leaves them
+        ("FashionMNIST/raw", "FashionMNIST"),
+        ("FashionMNIST/raw", "FashionMNIST/raw"),
+    ],
+)
+def test_fashion_mnist(at: str, given: str, compressed: bool, tmp_path: Path) -> None:
+    images, labels = write_idx(tmp_path / at, compressed)
+    train, test = load("fashion_mnist", str(tmp_path / given))
     for part in (train, test):
         assert part.inputs.shape == (5, 1, 32, 32)
         assert np.array_equal(part.inputs[:, 0, 2:30, 2:30].numpy(), images)

@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 
 from cutlayer import data
+from cutlayer.arguments import parse_recipe
 from cutlayer.config import Config
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.partition import Partition
@@ -117,11 +118,12 @@ def certs(arguments: Sequence[str], console: Console) -> None:
 
 def serve_command(arguments: Sequence[str], console: Console) -> None:
     """Hold the server half of a run for clients on other machines."""
-    kind = tyro.extras.subcommand_type_from_defaults(
+    chosen: ServeArguments = parse_recipe(
         {name: ServeArguments(recipe()) for name, recipe in RECIPES.items()},
         {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
+        "cutlayer serve",
+        arguments,
     )
-    chosen = tyro.cli(kind, prog="cutlayer serve", args=arguments, config=(tyro.conf.OmitSubcommandPrefixes,))
     log_refusals()
     config: Config = dataclasses.replace(chosen.config, clients=len(chosen.client))
     _prepare(config.threads)
@@ -165,6 +167,15 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
             return
     if served.refusals:
         console.print(f"refused: {served.refusals}", highlight=False)
+    if len(chosen.client) > 1:
+        folder.save_model(folder.model())
+    else:
+        console.print(
+            f"the client half is with the client; for the uncut network, where both folders are: "
+            f"cutlayer merge {folder.folder} --client CLIENT_RUN",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"run folder: {folder.folder}")
 
 

@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from cutlayer.averaging import largest_weights, weights_frame
-from cutlayer.checkpoint import Checkpoints, save_tensors
+from cutlayer.checkpoint import Checkpoints
 from cutlayer.client import Client
 from cutlayer.clients import Holding, client_info
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.files import save_sealed
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Training, require_choices
 from cutlayer.plain import PlainEpoch
@@ -105,6 +106,7 @@ class _Joining:
         self.ledger = Ledger()
         self.train, self.test = train, test
         self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints.set_aside_damaged()  # so that the server is told of those that are whole
         self.body = Body(half, training.client, training.epochs, training.device)
         # The number, part of the name of each random draw, is the server's to tell; until then it is 0.
         self.client = self._client(0)
@@ -184,7 +186,7 @@ class _Joining:
         if welcome.client != self.client.number:
             self.client = self._client(welcome.client)
         self.checkpoints.load(self._modules(), self.client.stores(), welcome.restore)
-        self.checkpoints.prune(0, welcome.restore)
+        self.checkpoints.prune(range(welcome.restore + 1))
         self.run, self.stop.saved = welcome.run, welcome.restore
         self.ledger.take()
 
@@ -192,7 +194,7 @@ class _Joining:
         return {"client": (self.half, self.body.optimizer.optimizer)}
 
     def _save(self, epochs: int) -> None:
-        self.checkpoints.save(epochs, self._modules(), self.client.stores(), {"run": self.run}, keep=True)
+        self.checkpoints.save(epochs, self._modules(), self.client.stores(), {"run": self.run})
         self.stop.saved = epochs
 
     def _obey(self, session: Session) -> bool:
@@ -215,8 +217,10 @@ class _Joining:
                 sender.drain()
             elif isinstance(message, Saved):
                 # What the server cannot go back behind, this client need not, either.
-                needed = [epoch for epoch in self.checkpoints.epochs() if epoch <= message.epochs]
-                self.checkpoints.prune(max(needed, default=0), 1 << 30)
+                epochs = self.checkpoints.epochs()
+                oldest = max((epoch for epoch in epochs if epoch <= message.epochs), default=0)
+                best = max((epoch for epoch in epochs if epoch <= message.best), default=0)
+                self.checkpoints.prune([epoch for epoch in epochs if epoch >= oldest or epoch == best])
             elif isinstance(message, Finished):
                 self._finish()
                 session.link.say_goodbye(5.0)
@@ -268,4 +272,4 @@ class _Joining:
                     self._check_alone(session)
 
     def _finish(self) -> None:
-        save_tensors(self.half.state_dict(), self.folder / "client.safetensors")
+        save_sealed(self.half.state_dict(), self.folder / "client.safetensors", {"run": self.run})

@@ -18,7 +18,6 @@ from typing import Any
 from torch import nn
 
 from cutlayer.averaging import SharedHalf
-from cutlayer.checkpoint import save_tensors
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError, Gone
 from cutlayer.history import Baseline, EpochRecord, History, crossed
@@ -36,6 +35,7 @@ from cutlayer.run import Run
 from cutlayer.schedule import Exchange
 from cutlayer.server import Server
 from cutlayer.training import train_epoch
+from cutlayer.weights import save_halves
 from cutlayer.wire.frames import Finished, Frame, Saved, Weights, pack
 from cutlayer.wire.link import Link, LinkClosed
 from cutlayer.wire.listener import Listener, Refusals
@@ -184,7 +184,7 @@ class _Serving:
             try:
                 self._load()
                 self.reception.open(self.took_part)
-                while len(self.records) < self.training.epochs:
+                while not self.training.ending.reached(self.records):
                     self.stop.check()
                     self._epoch()
                     if on_epoch is not None:
@@ -211,6 +211,7 @@ class _Serving:
         self.modules, self.stores = self.server.modules(), self.server.stores()
         plain = [PlainEpoch(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes) for h in hellos]
         self.baseline = baseline_of(plain, self.server, hellos[0].weights_bytes)
+        self.training.ending.check({"loss", *self.task.metrics}, any(info.test_samples for info in infos))
         if not self.run.exists():
             self.run.create(self.config, self.baseline)
         if self.run.checkpoints.latest() is None:
@@ -222,6 +223,8 @@ class _Serving:
         assert found is not None, "a run begins with a checkpoint"
         epochs, state = found
         self.records = self.run.rewind(epochs)
+        self.run.adopt(self.config, epochs)
+        self.run.forget_models(self.records, self.training)
         self.server.go_back(state)
         self.took_part = list(state["took_part"])
         self.stop.saved = epochs
@@ -229,7 +232,8 @@ class _Serving:
     def _save(self) -> None:
         hellos = [as_json(self.reception.hellos[number]) for number in range(len(self.names))]
         state = {**self.server.saved(), "run": self.id, "hellos": hellos, "took_part": self.took_part}
-        self.run.checkpoints.save(len(self.records), self.modules, self.stores, state)
+        keep, also = self.training.keep_checkpoints, self.training.ending.kept(self.records)
+        self.run.checkpoints.save(len(self.records), self.modules, self.stores, state, keep=keep, also=also)
         self.stop.saved = len(self.records)
 
     def farewell(self, client: int) -> list[bytes]:
@@ -238,7 +242,7 @@ class _Serving:
         return [*shared, pack(Frame(Finished()))]
 
     def _finish(self) -> None:
-        save_tensors(self.half.state_dict(), self.run.folder / "server.safetensors")
+        save_halves(self.run.folder, self.half, self.server.shared.tensors, self.id)
 
     # --- an epoch ---
 
@@ -274,7 +278,7 @@ class _Serving:
         more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
         self.run.append(self.records[-1])
-        if self.stop.requested or self.training.saves(epoch):
+        if self.stop.requested or self.training.saves(epoch) or self.training.ending.saves(self.records):
             self._save()
 
     def _scores(self) -> dict[str, float]:
@@ -285,8 +289,10 @@ class _Serving:
             return {}
 
     def _tell_saved(self, peers: Sequence[LinkPeer]) -> None:
-        """Tell the clients which checkpoint this server cannot go back behind."""
-        saved = pack(Frame(Saved(self.run.checkpoints.epochs()[-1])))
+        """Tell the clients which checkpoint this server cannot go back behind: its oldest."""
+        best = self.training.ending.kept(self.records)
+        oldest = self.run.checkpoints.epochs()[-self.training.keep_checkpoints :][0]
+        saved = pack(Frame(Saved(oldest, max(best, default=-1))))
         for peer in peers:
             with suppress(Gone):
                 peer.send(saved)

@@ -153,9 +153,14 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal", forbid_unknown_fields=
 
 
 class Saved(msgspec.Struct, frozen=True, tag="saved", forbid_unknown_fields=True):
-    """Server to client: its checkpoint after this many epochs is on the disk, it will not go back behind it."""
+    """Server to client: its oldest checkpoint is that after this many epochs, it will not go back behind it.
+
+    Attributes:
+        best: after how many epochs the checkpoint of the best epoch is, which stays on either side; -1 for none.
+    """
 
     epochs: int
+    best: int = -1
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
