@@ -15,7 +15,7 @@ from cutlayer.optim import CustomOptimizer, Optimizer
 from cutlayer.partition import Partition, make_partition
 from cutlayer.replay import StoreOptions
 from cutlayer.run import Run
-from cutlayer.schedule import Always, Drift, Drop, Exchange, Periodic, Plateau, Schedule
+from cutlayer.schedule import Always, Drift, Drop, Exchange, Once, Periodic, Plateau, Schedule
 from cutlayer.split import Halves, cut_points, impossible_cuts, split
 from cutlayer.stopping import Best, EarlyStopping
 from cutlayer.training import Result, fit
@@ -38,6 +38,7 @@ __all__ = [
     "History",
     "Method",
     "Metric",
+    "Once",
     "Optimizer",
     "Partition",
     "Periodic",

@@ -22,6 +22,7 @@ from cutlayer.pool import Body
 from cutlayer.replay import ReplayStore
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive, seeded
+from cutlayer.split import is_frozen
 from cutlayer.wire.frames import Ask, Done, Evaluate, Frame, Plan, Step, Update, Weights, pack, unpack
 
 
@@ -133,6 +134,8 @@ class Client:
         """Begin the epoch of the server's plan."""
         if plan.client != self.number or plan.exchange not in ("A", "B"):
             raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
+        if plan.exchange == "A" and is_frozen(self.half):
+            raise RefusedError(f"client {self.number}: its half is frozen: expected a plan for a B epoch, got {plan}")
         self.leave()
         self.plan, self._steps = plan, 0
         self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
@@ -288,7 +291,5 @@ class Client:
 
 
 def flop_table(half: nn.Module, sample: Batch) -> FlopTable:
-    """The FLOPs of a client half, which must have something to train. It copies the half: before its first pass."""
-    if not any(parameter.requires_grad for parameter in half.parameters()):
-        raise ConfigError("nothing to train in the client half: it has no parameters, or all are frozen")
+    """The FLOPs of a client half. It copies the half: before its first pass."""
     return FlopTable(half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)

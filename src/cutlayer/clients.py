@@ -27,6 +27,7 @@ from cutlayer.parties import Peer
 from cutlayer.plain import PlainEpoch
 from cutlayer.pool import Pool
 from cutlayer.server import Server
+from cutlayer.split import is_frozen
 from cutlayer.wire.inproc import InProcessPeer
 
 Data = Dataset | DataLoader | Callable[[], Dataset | DataLoader]
@@ -100,11 +101,13 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
-def client_info(train: Feed, test: Feed | None) -> ClientInfo:
-    """What the server is told of a client's data."""
+def client_info(train: Feed, test: Feed | None, half: nn.Module) -> ClientInfo:
+    """What the server is told of a client's data, and of its half."""
     test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
     samples = sum(train.batch_sizes())
-    return ClientInfo(len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples)
+    return ClientInfo(
+        len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples, is_frozen(half)
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Facts:
         """Those of this client."""
         first, sizes = client.train.first(), client.train.batch_sizes()
         return Facts(
-            client_info(client.train, client.test),
+            client_info(client.train, client.test, client.half),
             client.cut_shape,
             f"{client.flops.dtype} {list(client.flops.sample_shape)}",
             sizes,

@@ -48,7 +48,7 @@ class Config:
     cut: str = "layer3"
     """Name of the layer to cut after; a wrong name lists the possible ones."""
 
-    schedule: Literal["always", "drift", "drop", "plateau", "periodic"] = "drop"
+    schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once"] = "drop"
     """When to communicate: "always" is plain split learning; see docs/schedules.md."""
     threshold: float = 0.01
     """For drift, drop and plateau: the change of the training loss that counts."""

@@ -54,13 +54,17 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def structure(half: nn.Module, *, classes: bool = True) -> str:
-    """A short digest of a half's parameters and buffers: names, shapes and types, not values; and of its `classes`."""
+    """A short digest of a half's parameters and buffers: names, shapes and types, not values; and of its `classes`.
+
+    It says so if nothing of the half is trained.
+    """
     digest = hashlib.sha256()
     for name, module in half.named_modules() if classes else ():
         digest.update(f"{name} {type(module).__name__};".encode())
     for name, tensor in half.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-    return digest.hexdigest()[:16]
+    learns = any(parameter.requires_grad for parameter in half.parameters())
+    return digest.hexdigest()[:16] + ("" if learns else " (frozen)")
 
 
 def differences(before: Any, now: Any, path: str = "") -> dict[str, str]:

@@ -55,8 +55,9 @@ class Baseline:
     """What an epoch of all clients costs in plain split learning in 32 bits, in the same mode; see `plain`.
 
     Attributes:
-        exchanged_bytes: activations and gradients, one of each for every sample.
-        client_flops: forward and backward of the client half.
+        exchanged_bytes: activations and gradients, one of each for every sample; activations alone if the client half
+            is frozen.
+        client_flops: forward and backward of the client half, as far as it is trained.
         samples: samples trained on; 0 in a run of an older version, which did not say.
         all_bytes: all frames of training, labels, ids, headers and weights among them; 0 in older runs.
         first_bytes: the same in the first epoch, when there are no weights yet to hand on.

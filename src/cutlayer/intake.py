@@ -31,6 +31,7 @@ class ClientInfo:
         drop_last: whether a last, smaller batch is left out, in a C epoch as well.
         test_batch_size: samples in the largest batch it evaluates; 0 for as many as it trains on.
         epoch_samples: samples in its first epoch, which a sampler may make more or fewer than `samples`.
+        frozen: whether nothing of its half is trained, so that it needs no gradients.
     """
 
     samples: int
@@ -39,6 +40,7 @@ class ClientInfo:
     drop_last: bool = False
     test_batch_size: int = 0
     epoch_samples: int = 0
+    frozen: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cutlayer.formats.base import numel
 from cutlayer.history import Baseline
 from cutlayer.modes import Sequential
 from cutlayer.server import Server
+from cutlayer.split import is_frozen
 from cutlayer.wire.frames import Done, Frame, Plan, Step, Update, pack
 
 
@@ -39,7 +40,8 @@ class PlainEpoch:
         label, last = client.first_labels[:1].clone(), len(client.train) - 1
         if not label.is_floating_point():
             label[:] = client.first_labels.max()
-        around = [Plan(number, 1, "A"), Done(number, 1, 1, {})]
+        frozen = is_frozen(client.half)  # which no gradients would be sent to
+        around = [Plan(number, 1, "B" if frozen else "A"), Done(number, 1, 1, {})]
         total = sum(len(pack(Frame(message))) for message in around)
         for size, count in sizes.items():
             values = get_codec("fp32").encode(torch.zeros(size, *client.cut_shape))
@@ -47,7 +49,7 @@ class PlainEpoch:
             tensors = {"ids": encode_exactly(torch.full((size,), last)), "labels": labels, "activations": values}
             up = pack(Frame(Step(number, 1, 1), tensors))
             down = pack(Frame(Update(number, 1, 1), {"gradients": values}))
-            total += count * (len(up) + len(down))
+            total += count * (len(up) + (0 if frozen else len(down)))
         steps, samples = sum(sizes.values()), sum(size * count for size, count in sizes.items())
         flops = sum(count * sum(client.flops(size)) for size, count in sizes.items())
         return PlainEpoch(samples, steps, flops, total)
@@ -61,10 +63,11 @@ def baseline_of(clients: Sequence[PlainEpoch], server: Server, weights: int) -> 
     """
     samples = sum(client.samples for client in clients)
     total = first = sum(client.bytes for client in clients)
-    if (share := server.share) is not None:
+    frozen = server.states.frozen
+    if (share := server.share) is not None and not frozen:
         within = sum((client.steps - 1) // share for client in clients) if share else 0
         total += 2 * weights * (within + len(clients))
         # No one has weights to hand on before the first epoch; one after the other, all but the first client get some.
         first = total - weights * (1 if isinstance(server.mode, Sequential) else len(clients))
-    exchanged = samples * numel(server.cut_shape) * 4 * 2
+    exchanged = samples * numel(server.cut_shape) * 4 * (1 if frozen else 2)
     return Baseline(exchanged, sum(client.flops for client in clients), samples, total, first)

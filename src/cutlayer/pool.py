@@ -30,6 +30,11 @@ class Body:
     """
 
     def __init__(self, half: nn.Module, spec: OptimizerSpec, epochs: int, device: str) -> None:
+        if next(half.parameters(), None) is None:
+            raise ConfigError(
+                f"{type(half).__name__} has no parameters: as a client half it would send raw data, as a server half "
+                "it could not learn. Parameters of a client half may be frozen"
+            )
         self.half = half.to(torch.device(device))
         self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), epochs)
         self.held = False

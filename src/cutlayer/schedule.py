@@ -97,6 +97,18 @@ class Always(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Once(Schedule):
+    """Independent of the loss: after the warm-up one B epoch, then C to the end.
+
+    With a frozen client half, which has no A epochs, the first epoch is the only one that sends anything.
+    """
+
+    def rule(self, state: State, loss: float) -> Exchange:
+        """A -> B; B and C -> C."""
+        return Exchange.ACTIVATIONS if state.exchange is Exchange.BOTH else Exchange.NONE
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossBased(Schedule):
     """A rule that compares the change of the loss with a threshold, in units of the loss.
 
@@ -178,6 +190,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "drop": Drop,
     "plateau": Plateau,
     "periodic": Periodic,
+    "once": Once,
 }
 
 

@@ -108,11 +108,13 @@ class Server:
         test_codec = evaluation_codec(up)
         self.intake = Intake(clients, cut_shape, self.codec.name, test_codec.name, classes, self.delta)
         self.evaluation = Evaluation(self.intake, test_codec, method.store, task, training, ledger)
-        self.states = States(method.schedule, len(clients) if several and method.fleet.state == "own" else 0)
+        owners = len(clients) if several and method.fleet.state == "own" else 0
+        self.states = States(method.schedule, owners, frozen=all(info.frozen for info in clients))
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients) + 1)]
         self.store = ReplayStore(self.offsets[-1], method.store)
-        if self.delta or not isinstance(method.schedule, Always):  # better an error now than in the first B epoch
+        stores = self.delta or self.states.frozen or not isinstance(method.schedule, Always)
+        if stores:  # better an error now than in the first B epoch
             sample_bytes = sum(self.store_codec.layout(cut_shape)) + 8
             self.store.check_budget(self.store_codec.name, cut_shape, sample_bytes)
         self.feedback = None

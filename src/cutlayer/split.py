@@ -96,6 +96,11 @@ def _size(half: nn.Module) -> str:
     return f"<{type(half).__name__}, {sum(p.numel() for p in half.parameters()):,} parameters>"
 
 
+def is_frozen(half: nn.Module) -> bool:
+    """Whether nothing of a half is trained: none of its parameters requires gradients."""
+    return not any(parameter.requires_grad for parameter in half.parameters())
+
+
 Copied = TypeVar("Copied", nn.Module, Halves)
 
 

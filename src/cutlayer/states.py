@@ -15,11 +15,12 @@ class States:
     Args:
         schedule: moves them on.
         owners: how many clients have a state of their own; 0 where one from the loss over all is for all.
+        frozen: whether the client half is. No gradients are of use to it, so every A epoch is a B epoch.
     """
 
-    def __init__(self, schedule: Schedule, owners: int = 0) -> None:
-        self.schedule = schedule
-        self.state = schedule.start()
+    def __init__(self, schedule: Schedule, owners: int = 0, *, frozen: bool = False) -> None:
+        self.schedule, self.frozen = schedule, frozen
+        self.state = self._useful(schedule.start())
         self.own: list[State] = [self.state] * owners
 
     @property
@@ -53,15 +54,20 @@ class States:
             absent: clients that did not do what was planned, and are to do it in the next epoch.
         """
         if not self.own:
-            self.state = self.schedule.next(self.state, loss)
+            self.state = self._useful(self.schedule.next(self.state, loss))
             return
         self.own = [
-            self.schedule.next(state, losses[client])
+            self._useful(self.schedule.next(state, losses[client]))
             if client in losses and client not in absent
             else dataclasses.replace(state, epoch=state.epoch + 1)
             for client, state in enumerate(self.own)
         ]
         self.state = State(self.exchange, self.epoch + 1, loss)
+
+    def _useful(self, state: State) -> State:
+        if self.frozen and state.exchange is Exchange.BOTH:
+            return dataclasses.replace(state, exchange=Exchange.ACTIVATIONS)
+        return state
 
     # --- checkpoints ---
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer import Always, ConfigError, DivergedError, Drift, Drop, Periodic, Plateau, Schedule
+from cutlayer import Always, ConfigError, DivergedError, Drift, Drop, Once, Periodic, Plateau, Schedule
 from cutlayer.schedule import SCHEDULES, Exchange, State, make_schedule
 
 
@@ -58,6 +58,11 @@ def test_periodic() -> None:
     assert states(Periodic(period=2), LOSSES) == "ABABABABAB"
 
 
+def test_once() -> None:
+    assert states(Once(), LOSSES) == "ABCCCCCCCC"
+    assert states(Once(warmup=3), LOSSES) == "AAABCCCCCC"
+
+
 def test_warmup() -> None:
     # Warm-up epochs are A; the rules see their losses all the same, and a warm-up A is a choice of A for `drift`.
     assert states(Drop(threshold=10.0, warmup=4), LOSSES) == "AAAABCCCCC"
@@ -86,7 +91,10 @@ def test_a_loss_that_is_not_finite_is_refused(loss: float) -> None:
         (lambda: Drop(threshold=math.nan), "threshold must be at least 0, got nan"),
         (lambda: Drift(warmup=0), "warmup must be at least 1"),
         (lambda: Periodic(period=0), "period must be at least 1"),
-        (lambda: make_schedule("weekly"), "unknown schedule 'weekly'; known: always, drift, drop, plateau, periodic"),
+        (
+            lambda: make_schedule("weekly"),
+            "unknown schedule 'weekly'; known: always, drift, drop, plateau, periodic, once",
+        ),
     ],
 )
 def test_wrong_values_are_refused(wrong, message: str) -> None:

@@ -168,7 +168,7 @@ class _Joining:
             name=self.name,
             run=self.run,
             checkpoints=tuple(self.checkpoints.epochs()),
-            **dataclasses.asdict(client_info(client.train, client.test)),
+            **dataclasses.asdict(client_info(client.train, client.test, client.half)),
             epoch_steps=plain.steps,
             epoch_flops=plain.flops,
             epoch_bytes=plain.bytes,

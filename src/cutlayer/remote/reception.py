@@ -43,6 +43,7 @@ IDENTITY = (
     "batch_size",
     "drop_last",
     "test_batch_size",
+    "frozen",
     "epoch_samples",
     "epoch_flops",
 )
