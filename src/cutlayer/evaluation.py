@@ -16,6 +16,7 @@ from cutlayer.ledger import Ledger
 from cutlayer.losses import blaming
 from cutlayer.method import Metric, StoreOptions, Task, Training
 from cutlayer.replay import ReplayStore
+from cutlayer.trace import output_tensor
 from cutlayer.wire.frames import Evaluate, Frame
 
 
@@ -93,6 +94,9 @@ def scores_of(model: nn.Module, feeds: Iterable[Feed], task: Task, device: str) 
     model.to(device).eval()
     with torch.no_grad():
         batches = (batch for feed in feeds for batch in feed.epoch(0))
-        found = scores(task, ((model(batch.inputs.to(device)).float(), batch.labels.to(device)) for batch in batches))
+        found = scores(
+            task,
+            ((output_tensor(model(batch.inputs.to(device))).float(), batch.labels.to(device)) for batch in batches),
+        )
     model.cpu()
     return found

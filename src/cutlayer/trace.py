@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cutlayer.errors import ConfigError
 
@@ -102,16 +102,29 @@ def _choose_output(graph: fx.Graph) -> None:
     fields = _fields(returned)
     if fields is None:
         return
-    tensors = {name: value for name, value in fields.items() if value is not None}
-    chosen = tensors.get("logits", next(iter(tensors.values())) if len(tensors) == 1 else None)
-    if not isinstance(chosen, fx.Node):
-        raise ConfigError(
-            "expected a network that returns one tensor, or an output with one named logits; this one returns "
-            f"{list(tensors) or 'something else'}. Wrap it in a module whose forward returns what the loss takes"
-        )
-    output.args = (chosen,)
+    output.args = (_chosen(fields, fx.Node),)
     if isinstance(returned, fx.Node):
         graph.erase_node(returned)
+
+
+def output_tensor(returned: Any) -> Tensor:
+    """Of what an uncut network returned, the tensor that its server half returns."""
+    if isinstance(returned, Tensor):
+        return returned
+    if is_dataclass(returned) and not isinstance(returned, Mapping):
+        return _chosen(vars(returned), Tensor)
+    return _chosen(returned._asdict() if hasattr(returned, "_asdict") else _fields(returned) or {}, Tensor)
+
+
+def _chosen(fields: Mapping[Any, Any], kind: type) -> Any:
+    values = {name: value for name, value in fields.items() if value is not None}
+    chosen = values.get("logits", next(iter(values.values())) if len(values) == 1 else None)
+    if not isinstance(chosen, kind):
+        raise ConfigError(
+            "expected a network that returns one tensor, or an output with one named logits; this one returns "
+            f"{list(values) or 'something else'}. Wrap it in a module whose forward returns what the loss takes"
+        )
+    return chosen
 
 
 def _fields(returned: Any) -> Mapping[Any, Any] | None:

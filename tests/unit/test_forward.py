@@ -144,7 +144,11 @@ def tuple_of_one(self: Any, x: Tensor) -> tuple[Tensor]:
 
 @pytest.mark.parametrize("forward", [dataclass_output, mapping_output, named_tuple_output, tuple_of_one])
 def test_the_server_half_returns_the_logits_of_an_output(forward: Callable) -> None:
-    check(network(forward), "first", torch.randn(5, 4))
+    model = network(forward)
+    check(model, "first", torch.randn(5, 4))
+    data = TensorDataset(torch.randn(10, 4), torch.randint(0, 3, (10,)))
+    history = fit(split(model, "first"), data, data, training=Training(epochs=2, batch_size=4)).history
+    assert history.merged["accuracy"] == pytest.approx(history.test("accuracy"))
 
 
 def test_an_output_without_an_obvious_tensor_is_refused() -> None:

@@ -78,7 +78,7 @@ def test_every_a_epoch_of_a_frozen_half_is_a_b_epoch() -> None:
     assert history.baseline.exchanged_bytes == SAMPLES * WIDTH * 4
     assert history.baseline.client_flops == forward
     assert history.traffic_reduction == history.client_flops_reduction == 1
-    assert history.all_bytes_reduction == pytest.approx(1, abs=0.01)
+    assert history.all_bytes_reduction == pytest.approx(1, abs=0.1)  # of so few bytes, evaluation asks for some
 
 
 def test_one_epoch_sends_all_that_is_ever_needed() -> None:
