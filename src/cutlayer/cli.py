@@ -236,8 +236,8 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
 COMMANDS = {
     "train": train,
     "compare": compare,
-    "merge": merge,
     "demo": demo,
+    "merge": merge,
     "partition": partition.command,
     "certs": remote("certs", "Make certificates for a server and its clients."),
     "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
