@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cutlayer.calibration import check_statistics, pooled, statistics
 from cutlayer.errors import RefusedError
 from cutlayer.files import load_tensors, save_tensors
 from cutlayer.formats import INTEGER_CODECS, Encoded, encode_exactly, get_codec, isfinite
@@ -71,6 +72,7 @@ class SharedHalf:
         self.tensors: dict[str, Tensor] = {}
         self._kinds: dict[str, Any] = {name: _kind(value) for name, value in (like or {}).items()}
         self._average = Average()
+        self._statistics: list[tuple[int, dict[str, Tensor]]] = []
         self.version = 0
 
     def add(self, client: int, tensors: Mapping[str, Encoded], samples: int) -> None:
@@ -91,9 +93,33 @@ class SharedHalf:
             self.tensors = self._average.take()
             self.version += 1
 
+    def add_statistics(self, client: int, tensors: Mapping[str, Encoded], samples: int) -> None:
+        """A client's running statistics of batch norm, to be pooled; none if its half has no batch norm to measure."""
+        whose = f"client {client}"
+        kinds = {name: (_is_float(encoded.codec), encoded.shape) for name, encoded in tensors.items()}
+        different = [name for name in kinds if kinds[name] != self._kinds.get(name) or len(tensors[name]) != 1]
+        if different:
+            raise RefusedError(f"{whose}: statistics: expected those of the client half, {sorted(different)} differ")
+        if self._statistics and kinds.keys() != self._statistics[0][1].keys():
+            raise RefusedError(f"{whose}: statistics: expected those of the layers that other clients measured")
+        decoded = decode_weights(tensors, whose)
+        check_statistics(decoded, whose)
+        if decoded:
+            self._statistics.append((samples, decoded))
+
+    def settle_statistics(self) -> dict[str, Tensor]:
+        """Put the pooled statistics in the place of the shared half's, if any came; return them."""
+        found = pooled(self._statistics) if self._statistics else {}
+        self._statistics = []
+        if found:
+            self.tensors = {**self.tensors, **found}
+            self.version += 1
+        return found
+
     def forget(self) -> None:
         """Drop what was added since the last `settle`."""
         self._average.clear()
+        self._statistics = []
 
     def frame(self, message: Weights) -> bytes:
         """The shared half as a frame."""
@@ -148,6 +174,16 @@ def load_weights(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) ->
     if different:
         raise RefusedError(f"{whose}: weights: expected those of this client half, {different} differ")
     half.load_state_dict(decoded)
+
+
+def load_statistics(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) -> None:
+    """Load running statistics into a half. Raises RefusedError, with nothing loaded, if they are not all of its own."""
+    decoded, own = decode_weights(tensors, whose), statistics(half)
+    different = [name for name in {**own, **decoded} if _kind(own.get(name)) != _kind(decoded.get(name))]
+    if different:
+        raise RefusedError(f"{whose}: statistics: expected those of this client half, {different} differ")
+    check_statistics(decoded, whose)
+    half.load_state_dict({**half.state_dict(), **decoded})
 
 
 def _is_float(codec: str) -> bool | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cutlayer.averaging import load_weights, weights_frame
+from cutlayer.averaging import load_statistics, load_weights, weights_frame
+from cutlayer.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, statistics
 from cutlayer.delta import DeltaSender
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.feed import Batch, Feed, not_finite
@@ -23,7 +25,7 @@ from cutlayer.replay import ReplayStore
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive, seeded
 from cutlayer.split import is_frozen
-from cutlayer.wire.frames import Ask, Done, Evaluate, Frame, Plan, Step, Update, Weights, pack, unpack
+from cutlayer.wire.frames import Ask, Calibrate, Done, Evaluate, Frame, Plan, Step, Update, Weights, pack, unpack
 
 
 def _part(message: Step | Evaluate) -> tuple[int, ...]:
@@ -123,6 +125,11 @@ class Client:
             return self._go_on()
         if isinstance(message, Update):
             return self._after_update() if self.backward(frame) else iter(())
+        if isinstance(message, Calibrate):
+            return self._calibrate(message)
+        if isinstance(message, Weights) and message.statistics:
+            load_statistics(self.half, frame.tensors, f"client {self.number}")
+            return iter(())
         if isinstance(message, Weights):
             load_weights(self.half, frame.tensors, f"client {self.number}")
             return self._go_on() if message.step > 0 and self._shares else iter(())
@@ -142,6 +149,24 @@ class Client:
         self._body().optimizer.begin(plan.epoch)
         self._source = self._timed(self.train.epoch(plan.epoch))
         self._ahead = next(self._source, None)
+
+    def _calibrate(self, message: Calibrate) -> Iterator[Callable[[], bytes]]:
+        """Measure the statistics of batch norm on the first batches of the epoch to come; send them if asked to."""
+        half = self.half
+        if calibrates := bool(norm_layers(half)) and any(p.requires_grad for p in half.parameters()):
+            calibrate(half.train(), partial(self._measure, message.epoch))
+        if message.share:
+            answer = Weights(self.number, message.epoch, statistics=True)
+            yield partial(weights_frame, answer, statistics(half) if calibrates else {})
+
+    def _measure(self, epoch: int) -> None:
+        for step, batch in enumerate(islice(self._timed(self.train.epoch(epoch)), CALIBRATION_BATCHES)):
+            with (
+                self.ledger.phase("client forward"),
+                seeded(self.seed, "calibrate", self.number, epoch, step, device=self.device),
+            ):
+                self.half(batch.inputs.to(self.device, non_blocking=True))
+            self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
 
     def leave(self) -> None:
         """Leave the epoch under way, if there is one, unfinished."""
@@ -219,7 +244,7 @@ class Client:
 
     def _set_mode(self, half: nn.Module) -> None:
         half.train()
-        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b == "eval":
+        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b != "train":
             for module in half.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()

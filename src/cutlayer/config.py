@@ -16,7 +16,7 @@ from cutlayer.data import CropFlip, Images
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.fleet import Fleet
 from cutlayer.formats import get_pair
-from cutlayer.method import Method, Training
+from cutlayer.method import Method, NormInB, Training
 from cutlayer.models import make_model
 from cutlayer.modes import make_mode
 from cutlayer.optim import Optimizer
@@ -63,7 +63,7 @@ class Config:
     """Codec of the activations, in place of that of the pair."""
     gradients: str | None = None
     """Codec of the gradients, in place of that of the pair."""
-    norm_in_b: Literal["train", "eval"] = "train"
+    norm_in_b: NormInB = "calibrated"
     """Mode of the client's batch norm in B epochs; see docs/batch-norm.md."""
 
     clients: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from cutlayer.replay import StoreOptions
 from cutlayer.schedule import Always, Schedule
 from cutlayer.stopping import Best, EarlyStopping, Ending
 
+NormInB = Literal["calibrated", "eval", "train"]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -28,8 +30,10 @@ class Method:
     Attributes:
         schedule: which epochs exchange activations and gradients, activations only, or nothing.
         activations, gradients: specs of the two directions; see docs/formats.md.
-        norm_in_b: how the client's batch norm behaves in forward-only epochs: "train" normalizes by the batch and
-            updates the running statistics, as in A; "eval" uses the running statistics and leaves them alone.
+        norm_in_b: how the client's batch norm behaves in B epochs: "calibrated" measures its running statistics anew
+            after the last A epoch, over all clients, and normalizes by them, as in evaluation; "eval" normalizes by
+            the running statistics that A epochs left; "train" normalizes by the batch and updates the running
+            statistics, as in A, which is not safe with several clients; see docs/batch-norm.md.
         store: where the server keeps activations.
         fleet: how several clients work together.
     """
@@ -37,7 +41,7 @@ class Method:
     schedule: Schedule = field(default_factory=Always)
     activations: str = "fp32"
     gradients: str = "fp32"
-    norm_in_b: Literal["train", "eval"] = "train"
+    norm_in_b: NormInB = "calibrated"
     store: StoreOptions = field(default_factory=StoreOptions)
     fleet: Fleet = field(default_factory=Fleet)
 
@@ -52,8 +56,8 @@ class Method:
             raise ConfigError(
                 f"gradients {self.gradients!r}: 'delta>' is for activations alone; give two specs, UP/DOWN"
             )
-        if self.norm_in_b not in ("train", "eval"):
-            raise ConfigError(unknown("norm_in_b", self.norm_in_b, ("train", "eval")))
+        if self.norm_in_b not in get_args(NormInB):
+            raise ConfigError(unknown("norm_in_b", self.norm_in_b, get_args(NormInB)))
 
     def __repr__(self) -> str:
         """Short: what differs from the defaults."""

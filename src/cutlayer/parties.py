@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cutlayer.errors import Gone, RefusedError
 from cutlayer.schedule import Exchange
-from cutlayer.wire.frames import Ask, Done, Evaluate, Frame, Step, Weights, pack, read_header, unpack
+from cutlayer.wire.frames import Ask, Calibrate, Done, Evaluate, Frame, Step, Weights, pack, read_header, unpack
 
 if TYPE_CHECKING:
     from cutlayer.server import Part, Server
@@ -40,6 +40,12 @@ class Party(ABC):
 
     def __init__(self, server: Server, client: int) -> None:
         self.server, self.client = server, client
+
+    def calibrate(self) -> None:  # noqa: B027
+        """Before a B epoch: have the client measure the statistics of batch norm anew."""
+
+    def take_statistics(self) -> None:  # noqa: B027
+        """Have what it measured pooled with the others'."""
 
     def begin(self) -> None:  # noqa: B027
         """Begin the epoch."""
@@ -93,11 +99,37 @@ class Present(Party):
         self._over = False  # its last weights have come
         self._taken: tuple[bytes, Part] | None = None
         self._trains = server.states.of(peer.number) is Exchange.BOTH
+        self._pools = self._has_half = False
+
+    def calibrate(self) -> None:
+        """In a B epoch, send the newest shared half, if there is one, and have its statistics measured."""
+        if self._trains:
+            return
+        epoch, shared = self.server.states.epoch, self.server.shared.frames
+        frames = shared(Weights(self.client, epoch))
+        self._pools = self._has_half = bool(frames)
+        for frame in (*frames, pack(Frame(Calibrate(self.client, epoch, share=self._pools)))):
+            self._send(frame)
+
+    def take_statistics(self) -> None:
+        """Take the statistics that the client measured, if it is to share them."""
+        while self._pools and not self.finished and (data := self._receive()) is not None:
+            try:
+                frame, expected = unpack(data), Weights(self.client, self.server.states.epoch, statistics=True)
+                if frame.message != expected:
+                    raise RefusedError(f"client {self.client}: expected {expected}, got {frame.message}")
+                samples = self.server.clients[self.client].samples
+                self.server.shared.add_statistics(self.client, frame.tensors, samples)
+                self.server.ledger.frame("up", data)
+                return
+            except RefusedError as error:
+                self.refuse(error)
 
     def begin(self) -> None:
-        """Send the newest shared half, if there is one, and the plan."""
-        shared = self.server.shared.frames(Weights(self.client, self.server.states.epoch))
-        for frame in (*shared, self.server.plan(self.client)):
+        """Send the newest shared half, if there is one, and the plan; of a half that it has, what was pooled since."""
+        shared, message = self.server.shared, Weights(self.client, self.server.states.epoch)
+        frames = self.server.statistics_frames(self.client) if self._has_half else shared.frames(message)
+        for frame in (*frames, self.server.plan(self.client)):
             self._send(frame)
 
     def part(self) -> Part | None:
@@ -204,6 +236,15 @@ def testers(server: Server, trained: Sequence[Exchange], due: bool) -> list[int]
         and trained[client] is not Exchange.NONE
         and (due or server.states.of(client) is Exchange.NONE)
     ]
+
+
+def calibrate(server: Server, parties: Sequence[Party]) -> None:
+    """Have the clients of a B epoch measure the statistics of batch norm anew, all at the same time, and pool them."""
+    for party in parties:
+        party.calibrate()
+    for party in parties:
+        party.take_statistics()
+    server.pool_statistics()
 
 
 def evaluate(server: Server, peer: Peer, epoch: int) -> None:

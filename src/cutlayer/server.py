@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutlayer.averaging import Average, SharedHalf
+from cutlayer.averaging import Average, SharedHalf, weights_frame
 from cutlayer.checkpoint import Store
 from cutlayer.delta import REFERENCE, moved, references
 from cutlayer.errors import ConfigError, DivergedError, Gone, RefusedError, RefusedPartError
@@ -27,7 +27,7 @@ from cutlayer.schedule import Always, Exchange
 from cutlayer.seeds import derive, generator, seeded
 from cutlayer.split import copied
 from cutlayer.states import States
-from cutlayer.wire.frames import Frame, Plan, Step, Update, pack, unpack
+from cutlayer.wire.frames import Frame, Plan, Step, Update, Weights, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,9 @@ class Server:
             self.halves = Pool(copied(half), training.server, training.epochs, training.device, **owners)
         self.body = Body(half, training.server, training.epochs, training.device)
         self.shared = SharedHalf()
+        self.stale = False
+        """Whether client halves were trained since their statistics of batch norm were last measured."""
+        self._statistics: dict[str, Tensor] = {}
         self.clients, self.cut_shape, self.ledger, self.task = clients, cut_shape, ledger, task
         self.method, self.training, self.seed = method, training, training.seed
         up, down = get_transfer(method.activations), get_transfer(method.gradients)
@@ -141,6 +144,20 @@ class Server:
         share = self.share if exchange is Exchange.BOTH else None
         digest = self.store.digest(self.offsets[client], self.offsets[client + 1]) if self.delta else None
         return pack(Frame(Plan(client, self.states.epoch, exchange.value, share, digest)))
+
+    def calibrates(self) -> bool:
+        """Whether clients of this epoch are to measure the statistics of batch norm before they send activations."""
+        return self.stale and self.method.norm_in_b == "calibrated" and self.states.exchange is not Exchange.NONE
+
+    def pool_statistics(self) -> None:
+        """Pool what clients measured into the shared half."""
+        self._statistics = self.shared.settle_statistics()
+        self.stale = False
+
+    def statistics_frames(self, client: int) -> list[bytes]:
+        """What was pooled in this epoch, for a client that has the rest of the shared half."""
+        message = Weights(client, self.states.epoch, statistics=True)
+        return [weights_frame(message, self._statistics)] if self._statistics else []
 
     def take(self, data: bytes, client: int | None = None) -> Part:
         """A client's part of a step, from its frame.
@@ -250,6 +267,7 @@ class Server:
         loss = self._loss_sum.item() / self.samples
         each = self._client_losses if self.states.own else {}  # reading one waits for the device
         losses = {client: total.item() / count for client, (total, count) in each.items()}
+        self.stale = self.stale or self.states.exchange is Exchange.BOTH
         self.states.finish(loss, losses, self.absent)
         return loss
 
@@ -276,11 +294,12 @@ class Server:
 
     def saved(self) -> dict[str, Any]:
         """The states of the schedule as JSON values."""
-        return self.states.saved()
+        return {**self.states.saved(), "stale": self.stale}
 
     def go_back(self, values: Mapping[str, Any]) -> None:
         """Go on from what `saved` returned."""
         self.states.go_back(values)
+        self.stale = values.get("stale", False)
 
     # --- a step -------------------------------------------------------------------------------------------------
 

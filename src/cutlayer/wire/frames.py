@@ -19,7 +19,7 @@ from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.formats import Encoded, get_codec
 
 MAGIC = b"CUTL"
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<4sBIQ")
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
@@ -48,6 +48,7 @@ class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=
         step: steps of the epoch that the client has done; 0 for those that come before the epoch's plan.
         last: from a client, whether its epoch is at its end.
         evaluation: from the server, whether they are to be evaluated only.
+        statistics: whether these are the running statistics of batch norm alone, before a B epoch.
     """
 
     client: int
@@ -55,6 +56,18 @@ class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=
     step: int = 0
     last: bool = False
     evaluation: bool = False
+    statistics: bool = False
+
+
+class Calibrate(msgspec.Struct, frozen=True, tag="calibrate", forbid_unknown_fields=True, omit_defaults=True):
+    """Server to client, before the plan of a B epoch: measure the batch norm statistics of the half anew.
+
+    `share`: send them up, to be pooled with the other clients'.
+    """
+
+    client: int
+    epoch: int
+    share: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
@@ -190,7 +203,22 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", forbid_unknown_fields=True
     config: str
 
 
-Message = Plan | Weights | Step | Update | Evaluate | Hello | Welcome | Refusal | Saved | Ask | Done | Finished | Offer
+Message = (
+    Plan
+    | Weights
+    | Calibrate
+    | Step
+    | Update
+    | Evaluate
+    | Hello
+    | Welcome
+    | Refusal
+    | Saved
+    | Ask
+    | Done
+    | Finished
+    | Offer
+)
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
