@@ -1,7 +1,6 @@
 """When to communicate: every schedule, three seeds, 32 and 8 bits; accuracy and bytes of each.
 
     python experiments/schedules/study.py digits     # 100 epochs each, about 15 minutes on one core
-    python experiments/schedules/study.py batch_norm # the client's batch norm in B epochs, on 2,000 images of CIFAR-10
     python experiments/schedules/study.py cifar10    # narrow VGG11 on 10,000 images, one seed; hours on one core
 
 Writes results/NAME.jsonl (a line for each run) and results/NAME.md (the table made of it). Runs that are in the file
@@ -50,23 +49,8 @@ def studies() -> dict[str, list[Config]]:
         {"schedule": "drop", "threshold": 0.01, "codec": "fp8"},
         {"schedule": "drift", "threshold": 0.05, "codec": "fp8"},
     ]
-    norms = [
-        dataclasses.replace(
-            vgg,
-            train_samples=2000,
-            test_samples=2000,
-            epochs=30,
-            schedule="periodic",
-            period=5,
-            norm_in_b=norm,
-            seed=seed,
-        )
-        for seed in range(3)
-        for norm in ("train", "eval")
-    ]
     return {
         "digits": first,
-        "batch_norm": norms,
         "cifar10": [dataclasses.replace(vgg, **values) for values in settings],
     }
 
@@ -74,8 +58,7 @@ def studies() -> dict[str, list[Config]]:
 def key(config: Config) -> str:
     """What tells the runs of a study apart."""
     parameter = {"always": "", "periodic": f"({config.period})"}.get(config.schedule, f"({config.threshold})")
-    norm = " norm_in_b=eval" if config.norm_in_b == "eval" else ""
-    return f"{config.schedule}{parameter} {config.codec}{norm}"
+    return f"{config.schedule}{parameter} {config.codec}"
 
 
 def run(config: Config) -> dict:

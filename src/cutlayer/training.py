@@ -43,6 +43,7 @@ from cutlayer.run import Run
 from cutlayer.schedule import Exchange
 from cutlayer.server import Server
 from cutlayer.split import Halves, copied
+from cutlayer.watch import Watch
 from cutlayer.wire.frames import Weights
 
 log = logging.getLogger("cutlayer.training")
@@ -194,6 +195,7 @@ class _Fitting:
         self.checkpoints = folder.checkpoints if folder is not None else None
         self.records: list[EpochRecord] = []
         self._lost: list[dict[str, dict[str, int]]] = []
+        self.watch = Watch()
         self.baseline = baseline
         self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
 
@@ -265,6 +267,7 @@ class _Fitting:
         costs = server.ledger.take()
         more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
+        self.watch(self.records)
         if self.folder is not None:
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.
             self.folder.append(self.records[-1])

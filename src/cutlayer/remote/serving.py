@@ -35,6 +35,7 @@ from cutlayer.run import Run
 from cutlayer.schedule import Exchange
 from cutlayer.server import Server
 from cutlayer.training import train_epoch
+from cutlayer.watch import Watch
 from cutlayer.weights import save_halves
 from cutlayer.wire.frames import Finished, Frame, Saved, Weights, pack
 from cutlayer.wire.link import Link, LinkClosed
@@ -157,6 +158,7 @@ class _Serving:
         self.on_wait: Callable[[str], None] | None = None
         self.waiting = Waiting(self._say)
         self.records: list[EpochRecord] = []
+        self.watch = Watch()
         self.baseline = Baseline(0, 0)
         if run.exists():
             run.check(self.config)
@@ -277,6 +279,7 @@ class _Serving:
         costs = self.ledger.take()
         more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
         self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
+        self.watch(self.records)
         self.run.append(self.records[-1])
         if self.stop.requested or self.training.saves(epoch) or self.training.ending.saves(self.records):
             self._save()
