@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("study", choices=("digits", "cifar10"))
     parser.add_argument("--table", action="store_true", help="only write the table of the runs that are there")
     arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{arguments.study}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     known = [Config.from_dict(line["config"]) for line in lines]
