@@ -237,7 +237,7 @@ def test_oversize_and_bombs_are_refused_and_training_goes_on(
         for message in (
             b"x" * (CHUNK.size + CHUNK_BYTES + 1),
             b"x" * (4 * CHUNK_BYTES),
-            CHUNK.pack(LAST, 0, 0) + b"CUTL\x01" + b"\xff" * 12,
+            CHUNK.pack(LAST, 0, 0) + b"CUTL\x02" + b"\xff" * 12,
         ):
             with pytest.raises(grpc.RpcError) as error:
                 list(exchange(iter([first, message]), timeout=20))

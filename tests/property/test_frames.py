@@ -27,7 +27,7 @@ def step_frame(codec: str = "fp8_e4m3") -> bytes:
 def test_the_layout_is_the_documented_one() -> None:
     """Bytes written out by hand: a change of the format must change the version."""
     header = msgspec.msgpack.encode([{"type": "step", "client": 3, "epoch": 5, "step": 7}, [["ids", "u8", 2, [], 2]]])
-    expected = b"CUTL" + bytes([1]) + struct.pack("<IQ", len(header), 2) + header + bytes([9, 8])
+    expected = b"CUTL" + bytes([2]) + struct.pack("<IQ", len(header), 2) + header + bytes([9, 8])
     assert pack(Frame(Step(3, 5, 7), {"ids": encode_exactly(torch.tensor([9, 8]))})) == expected
     assert pack(unpack(expected)) == expected
 
@@ -43,7 +43,7 @@ def test_sizes_add_up_and_name_what_they_are_for() -> None:
 
 def with_header(header: object, payload: bytes = b"") -> bytes:
     encoded = msgspec.msgpack.encode(header)
-    return frames.PREFIX.pack(b"CUTL", 1, len(encoded), len(payload)) + encoded + payload
+    return frames.PREFIX.pack(b"CUTL", 2, len(encoded), len(payload)) + encoded + payload
 
 
 STEP = {"type": "step", "client": 0, "epoch": 0, "step": 0}
@@ -54,10 +54,10 @@ STEP = {"type": "step", "client": 0, "epoch": 0, "step": 0}
     [
         (b"CUTL", "expected at least 17 bytes, got 4"),
         (b"HTTP" + step_frame()[4:], "expected to start with b'CUTL', got b'HTTP'"),
-        (b"CUTL\x02" + step_frame()[5:], "expected version 1, got 2"),
+        (b"CUTL\x01" + step_frame()[5:], "expected version 2, got 1"),
         (step_frame()[:-1], "lengths say 1.. bytes, got 1"),
         (step_frame() + b"x", "lengths say 1.. bytes, got 1"),
-        (frames.PREFIX.pack(b"CUTL", 1, 2**32 - 1, 2**63), "header of 4294967295 bytes"),
+        (frames.PREFIX.pack(b"CUTL", 2, 2**32 - 1, 2**63), "header of 4294967295 bytes"),
         (with_header([{**STEP, "type": "exec"}, []]), "header cannot be read: Invalid value 'exec'"),
         (with_header([{**STEP, "more": 1}, []]), "header cannot be read"),
         (
