@@ -153,7 +153,7 @@ class Client:
     def _calibrate(self, message: Calibrate) -> Iterator[Callable[[], bytes]]:
         """Measure the statistics of batch norm on the first batches of the epoch to come; send them if asked to."""
         half = self.half
-        if calibrates := bool(norm_layers(half)) and any(p.requires_grad for p in half.parameters()):
+        if calibrates := bool(norm_layers(half)) and not is_frozen(half):
             calibrate(half.train(), partial(self._measure, message.epoch))
         if message.share:
             answer = Weights(self.number, message.epoch, statistics=True)
