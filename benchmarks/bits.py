@@ -57,7 +57,7 @@ CODECS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A run: how its parties meet ("process", "killed", "grpc" or "ray"), and its choices beside `BASE`."""
+    """A run: how its participants meet ("process", "killed", "grpc" or "ray"), and its choices beside `BASE`."""
 
     name: str
     how: str = "process"

@@ -29,11 +29,11 @@ from pathlib import Path
 import torch
 
 from cutlayer import Always, EpochRecord, Fleet, Method, Training, fit, split
-from cutlayer.data import Images
-from cutlayer.models import make_model
-from cutlayer.run import environment
+from cutlayer.data.images import Images
+from cutlayer.models.cut import Halves
+from cutlayer.models.networks import make_model
+from cutlayer.records.folder import environment
 from cutlayer.seeds import seeded
-from cutlayer.split import Halves
 
 SAMPLES, BATCH, EPOCHS = 32, 8, 3
 STEPS = SAMPLES // BATCH
@@ -67,7 +67,7 @@ def in_process(clients: int, note: Callable[[EpochRecord], None]) -> None:
 
 
 def over_grpc(clients: int, note: Callable[[EpochRecord], None]) -> None:
-    from cutlayer.remote import serve
+    from cutlayer.runs.serve import serve
 
     names = [f"client{number}" for number in range(clients)]
     joiners: list[subprocess.Popen] = []
@@ -94,7 +94,7 @@ def over_grpc(clients: int, note: Callable[[EpochRecord], None]) -> None:
 
 def join_all(port: int, clients: int) -> None:
     """The clients' side of `over_grpc`: a thread each."""
-    from cutlayer.remote import join
+    from cutlayer.runs.join import join
 
     halves = [network().client for _ in range(clients)]  # no thread can run a network while torch.fx cuts one
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def join_all(port: int, clients: int) -> None:
 
 
 def on_ray(clients: int, note: Callable[[EpochRecord], None]) -> None:
-    from cutlayer.cluster import Ray
+    from cutlayer.backends.ray import Ray
 
     sets = [share(client) for client in range(clients)]
     fit(network(), sets, method=method(), training=TRAINING, on_epoch=note, backend=Ray(actors=2, cpus_per_actor=0.5))

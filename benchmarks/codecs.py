@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cutlayer.data import load
-from cutlayer.formats import FLOAT_CODECS, Codec, Encoded, get_float_codec
-from cutlayer.models import make_model
-from cutlayer.split import split
+from cutlayer.codecs import FLOAT_CODECS, Codec, Encoded, get_float_codec
+from cutlayer.data.images import load
+from cutlayer.models.cut import split
+from cutlayer.models.networks import make_model
 
 VALUES = 2 * 2**20  # 8 MiB of float32
 BATCH = 128

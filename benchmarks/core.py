@@ -20,21 +20,21 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cutlayer import Always, Method, Optimizer, Periodic, StoreOptions, Training, split
-from cutlayer.client import Client
-from cutlayer.data import Images
-from cutlayer.feed import Feed
-from cutlayer.formats import get_float_codec
-from cutlayer.intake import ClientInfo
-from cutlayer.ledger import Ledger
+from cutlayer.backends.local import LocalPeer
+from cutlayer.codecs import get_float_codec
+from cutlayer.data.batches import Batches
+from cutlayer.data.images import Images
+from cutlayer.memory.store import ReplayStore
 from cutlayer.method import Task
-from cutlayer.models import make_model
-from cutlayer.pool import Body
-from cutlayer.replay import ReplayStore
-from cutlayer.run import environment
+from cutlayer.models.networks import make_model
+from cutlayer.records.folder import environment
+from cutlayer.records.ledger import Ledger
+from cutlayer.runs.fit import train_epoch
 from cutlayer.schedule import Exchange, State
-from cutlayer.server import Server
-from cutlayer.training import train_epoch
-from cutlayer.wire.inproc import InProcessPeer
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.client import Client
+from cutlayer.training.halves import TrainedHalf
+from cutlayer.training.server import Server
 
 WIDTH, CUT, BATCH, SAMPLES = 0.5, "layer4", 128, 512
 
@@ -60,7 +60,7 @@ def uncut(data: Images) -> Callable[[], None]:
     optimizer = OPTIMIZER.build(model.parameters())
 
     def run() -> None:
-        for batch in Feed(data, batch_size=BATCH).epoch(next(epoch)):
+        for batch in Batches(data, batch_size=BATCH).epoch(next(epoch)):
             loss = cross_entropy(model(batch.inputs), batch.labels)
             optimizer.zero_grad()
             loss.backward()
@@ -73,11 +73,11 @@ def cut(data: Images, method: Method) -> tuple[Callable[[], None], Server]:
     """An epoch of split training over frames in this process; the server's state says which exchange."""
     training, ledger = Training(epochs=10**6, batch_size=BATCH, client=OPTIMIZER, server=OPTIMIZER), Ledger()
     halves = split(network(), CUT)
-    body = Body(halves.client, OPTIMIZER, training.epochs, training.device)
-    client = Client(0, lambda: body, Feed(data, batch_size=BATCH), None, method, training, ledger)
-    info = ClientInfo(SAMPLES, 0, BATCH)
+    body = TrainedHalf(halves.client, OPTIMIZER, training.epochs, training.device)
+    client = Client(0, lambda: body, Batches(data, batch_size=BATCH), None, method, training, ledger)
+    info = ClientSummary(SAMPLES, 0, BATCH)
     server = Server(halves.server, [info], client.cut_shape, method, training, Task(), ledger)
-    peer = InProcessPeer(0, client.answers)
+    peer = LocalPeer(0, client.answers)
     return lambda: void(train_epoch(server, [peer])), server
 
 
@@ -169,12 +169,12 @@ def frame_overhead(data: Images) -> list[str]:
         for codec in ("fp32", "fp8_e4m3"):
             ledger, method = Ledger(), Method(Always(), codec, codec)
             training = Training(epochs=1, batch_size=BATCH)
-            body = Body(halves.client, OPTIMIZER, training.epochs, training.device)
-            feed = Feed(data.first(BATCH), batch_size=BATCH)
+            body = TrainedHalf(halves.client, OPTIMIZER, training.epochs, training.device)
+            feed = Batches(data.first(BATCH), batch_size=BATCH)
             client = Client(0, lambda body=body: body, feed, None, method, training, ledger)
-            info = ClientInfo(BATCH, 0, BATCH)
+            info = ClientSummary(BATCH, 0, BATCH)
             server = Server(halves.server, [info], client.cut_shape, method, training, Task(), ledger)
-            train_epoch(server, [InProcessPeer(0, client.answers)])
+            train_epoch(server, [LocalPeer(0, client.answers)])
             sizes: dict[str, int] = {}
             for kinds in ledger.take()["bytes"].values():
                 for kind, count in kinds.items():

@@ -1,4 +1,4 @@
-"""Feed damaged payloads to the decoders and watch for anything but a tensor or a RefusedError.
+"""Batches damaged payloads to the decoders and watch for anything but a tensor or a RefusedError.
 
     python benchmarks/fuzz_codecs.py [--count 1000000] [--seed 0]
 
@@ -20,8 +20,8 @@ import time
 import msgspec
 import torch
 
+from cutlayer.codecs import FLOAT_CODECS, Codec, get_codec, get_float_codec
 from cutlayer.errors import RefusedError
-from cutlayer.formats import FLOAT_CODECS, Codec, get_codec, get_float_codec
 from cutlayer.wire.frames import MAGIC, PREFIX, VERSION, Field, Header, Step, unpack
 
 SPECS = [

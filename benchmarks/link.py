@@ -26,8 +26,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cutlayer.run import Run, environment
-from cutlayer.wire.certs import make_certificates
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.records.folder import Run, environment
 
 CLIENT, SERVER = "cutlayer-client", "cutlayer-server"
 PORT, DELAYED = 7070, 7071
@@ -165,15 +165,13 @@ def train(
         commands = [Command(SERVER, __file__, "--proxy", 0.02)]
         try:
             tls = ("--tls", folder / "tls/server", "--run-dir", folder / "server")
-            server = Command(
-                SERVER, "-m", "cutlayer.cli", "serve", *recipe, "--listen", f"0.0.0.0:{PORT}", *tls, *options
-            )
+            server = Command(SERVER, "-m", "cutlayer", "serve", *recipe, "--listen", f"0.0.0.0:{PORT}", *tls, *options)
             commands.append(server)
             server.wait_for("listening")
             before, started = counters(), time.monotonic()
             epochs = EpochEnds(folder / "server" / "metrics.jsonl")
             tls = ("--tls", folder / "tls/client", "--run-dir", folder / "client")
-            client = Command(CLIENT, "-m", "cutlayer.cli", "join", f"10.77.0.2:{DELAYED}", *tls)
+            client = Command(CLIENT, "-m", "cutlayer", "join", f"10.77.0.2:{DELAYED}", *tls)
             commands.append(client)
             client.finish(seconds)
             after, ended = counters(), time.monotonic()

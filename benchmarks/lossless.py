@@ -23,9 +23,9 @@ import torch
 import zstandard
 from safetensors.torch import load_file
 
-from cutlayer.formats import get_codec
-from cutlayer.formats.lossless import compression_parameters
-from cutlayer.run import environment
+from cutlayer.codecs import get_codec
+from cutlayer.codecs.lossless import compression_parameters
+from cutlayer.records.folder import environment
 
 Coder = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, compress, decompress
 

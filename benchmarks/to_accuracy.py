@@ -25,11 +25,11 @@ from pathlib import Path
 import link
 import torch
 
-from cutlayer.config import Config
-from cutlayer.history import EpochRecord
-from cutlayer.optim import Optimizer
-from cutlayer.run import environment
-from cutlayer.training import fit
+from cutlayer.models.optim import Optimizer
+from cutlayer.records.folder import environment
+from cutlayer.records.history import EpochRecord
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
 
 MBIT, SEEDS, PLAIN = 20, (0, 1, 2), "plain, fp32"
 ADAM = Optimizer("adam", 2e-3, weight_decay=0.0, schedule="cosine")

@@ -29,14 +29,14 @@ from pathlib import Path
 import grpc
 import torch
 
+from cutlayer.backends.grpc.certs import SERVER_NAME, make_certificates
+from cutlayer.backends.grpc.link import Link
+from cutlayer.backends.grpc.listener import Listener, Refusals
+from cutlayer.backends.grpc.session import Session
+from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.errors import CutlayerError
-from cutlayer.formats import encode_exactly, get_codec
-from cutlayer.run import Run, environment
-from cutlayer.wire.certs import SERVER_NAME, make_certificates
+from cutlayer.records.folder import Run, environment
 from cutlayer.wire.frames import Frame, Hello, Step, Update, Welcome, pack
-from cutlayer.wire.link import Link
-from cutlayer.wire.listener import Listener, Refusals
-from cutlayer.wire.session import Session
 
 LIMIT = 64 << 20
 
@@ -204,7 +204,7 @@ def measure(repeats: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, 
 
 
 def cutlayer(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "cutlayer.cli", *map(str, arguments)]
+    command = [sys.executable, "-u", "-m", "cutlayer", *map(str, arguments)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200"}
     return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

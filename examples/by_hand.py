@@ -11,11 +11,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import cutlayer
-from cutlayer.data import digits
-from cutlayer.feed import Feed
-from cutlayer.formats import FLOAT_CODECS
-from cutlayer.models import make_model
-from cutlayer.replay import ReplayStore
+from cutlayer.codecs import FLOAT_CODECS
+from cutlayer.data.batches import Batches
+from cutlayer.data.images import digits
+from cutlayer.memory.store import ReplayStore
+from cutlayer.models.networks import make_model
 from cutlayer.schedule import Exchange
 
 
@@ -27,7 +27,7 @@ def main(epochs: int) -> float:
     client_optimizer = torch.optim.SGD(client.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     server_optimizer = torch.optim.SGD(server.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     activations_8bit, gradients_8bit = FLOAT_CODECS["fp8_e4m3"], FLOAT_CODECS["fp8_e5m2"]
-    feed, store = Feed(train, batch_size=64), ReplayStore(len(train))
+    feed, store = Batches(train, batch_size=64), ReplayStore(len(train))
     schedule = cutlayer.Drop(threshold=0.05)
 
     def server_step(activations: torch.Tensor, labels: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer.data import Images
+from cutlayer.data.images import Images
 
 torch.set_num_threads(1)
 

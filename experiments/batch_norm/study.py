@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from cutlayer.config import Config
-from cutlayer.modes import MODES
-from cutlayer.recipes import cifar10_small, digits
-from cutlayer.run import environment
-from cutlayer.training import fit
+from cutlayer.records.folder import environment
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.runs.recipes import cifar10_small, digits
+from cutlayer.strategies import STRATEGIES
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 3
@@ -36,7 +36,7 @@ def bases(study: str) -> dict[str, Config]:
     if study == "digits":
         one = dataclasses.replace(digits(), threads=1, epochs=50, evaluate_every=50)
         rows = {"1 client": one, "1 client, 200 samples": dataclasses.replace(one, train_samples=200)}
-        modes = tuple(MODES)
+        modes = tuple(STRATEGIES)
         ten = dataclasses.replace(one, clients=10)
     else:
         one = dataclasses.replace(

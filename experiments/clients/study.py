@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from cutlayer.config import Config
-from cutlayer.modes import MODES
-from cutlayer.run import environment
-from cutlayer.training import fit
+from cutlayer.records.folder import environment
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.strategies import STRATEGIES
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 3
@@ -59,7 +59,10 @@ def config(clients: int, partition: str, mode: str, method: str, seed: int) -> C
 def settings() -> list[tuple[int, str, str]]:
     """(clients, partition, mode) of all rows."""
     rows = [
-        (clients, partition, mode) for clients in (5, 10) for partition in ("iid", "dirichlet:0.5") for mode in MODES
+        (clients, partition, mode)
+        for clients in (5, 10)
+        for partition in ("iid", "dirichlet:0.5")
+        for mode in STRATEGIES
     ]
     return [(1, "iid", "splitfed_v2"), *rows]
 

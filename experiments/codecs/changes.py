@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cutlayer import client, fit
-from cutlayer.config import Config
-from cutlayer.delta import DeltaSender, references
-from cutlayer.formats import Encoded
-from cutlayer.formats.base import numel
-from cutlayer.history import EpochRecord
-from cutlayer.run import environment
+from cutlayer import fit
+from cutlayer.codecs import Encoded
+from cutlayer.codecs.base import numel
+from cutlayer.memory.delta import DeltaSender, references
+from cutlayer.records.folder import environment
+from cutlayer.records.history import EpochRecord
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import client
 
 RESULTS = Path(__file__).parent / "results"
 SPECS = ["delta>mxfp4+zstd", "delta0.3>mxfp4+zstd", "delta>topk0.1>fp8_e4m3+zstd"]

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from cutlayer.config import Config
-from cutlayer.formats import get_pair
-from cutlayer.formats.base import numel
-from cutlayer.run import environment
-from cutlayer.training import fit
+from cutlayer.codecs import get_pair
+from cutlayer.codecs.base import numel
+from cutlayer.records.folder import environment
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
 
 RESULTS = Path(__file__).parent / "results"
 LAST = 3  # epochs whose accuracy is averaged

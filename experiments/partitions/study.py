@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cutlayer.data import load
-from cutlayer.partition import make_partition
-from cutlayer.partition.view import distances
+from cutlayer.data.images import load
+from cutlayer.data.partition import make_partition
+from cutlayer.report.partition import distances
 
 SPECS = ("iid", "dirichlet:100", "dirichlet:1", "dirichlet:0.5", "dirichlet:0.1", "shards:2", "quantity:0.5")
 CLIENTS, SEEDS = 10, 20

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from cutlayer.config import Config
-from cutlayer.recipes import cifar10_small, digits
-from cutlayer.run import environment
-from cutlayer.training import fit
+from cutlayer.records.folder import environment
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.runs.recipes import cifar10_small, digits
 
 RESULTS = Path(__file__).parent / "results"
 

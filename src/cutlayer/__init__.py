@@ -6,19 +6,19 @@ result = cutlayer.fit(halves, train_data, test_data, method=method)
 result.history, result.model
 """
 
-from cutlayer.data import CropFlip
+from cutlayer.data.images import CropFlip
+from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, CutlayerError, DivergedError, RefusedError, StoreFullError
 from cutlayer.fleet import Fleet
-from cutlayer.history import EpochRecord, History
+from cutlayer.memory.store import StoreOptions
 from cutlayer.method import Method, Metric, Task, Training, accuracy
-from cutlayer.optim import CustomOptimizer, Optimizer
-from cutlayer.partition import Partition, make_partition
-from cutlayer.replay import StoreOptions
-from cutlayer.run import Run
+from cutlayer.models.cut import Halves, cut_points, impossible_cuts, split
+from cutlayer.models.optim import CustomOptimizer, Optimizer
+from cutlayer.records.folder import Run
+from cutlayer.records.history import EpochRecord, History
+from cutlayer.runs.fit import Result, fit
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Once, Periodic, Plateau, Schedule
-from cutlayer.split import Halves, cut_points, impossible_cuts, split
 from cutlayer.stopping import Best, EarlyStopping
-from cutlayer.training import Result, fit
 
 __all__ = [
     "Always",

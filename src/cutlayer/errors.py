@@ -23,7 +23,7 @@ class RefusedError(CutlayerError):
     """A message that does not fit the protocol or the epoch's plan; nothing of it was applied."""
 
 
-class RefusedPartError(RefusedError):
+class RefusedBatchError(RefusedError):
     """A part of a step that the loss does not take: `part`."""
 
     def __init__(self, message: str, part: object) -> None:
@@ -39,11 +39,11 @@ class StoreFullError(CutlayerError):
     """The replay store would grow past its byte budget."""
 
 
-class Gone(CutlayerError):  # noqa: N818 - a state, as in queue.ShutDown
+class ClientUnavailableError(CutlayerError):
     """A client is lost for the rest of the epoch; the others go on."""
 
 
-class Lost(CutlayerError):  # noqa: N818 - a state, as above
+class StateLostError(CutlayerError):
     """Something that held a part of the run's state is gone; the run goes back to its last checkpoint."""
 
 

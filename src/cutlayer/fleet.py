@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.modes import Mode, SplitFedV2
 from cutlayer.seeds import generator
+from cutlayer.strategies import SplitFedV2, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Fleet:
         live: client halves in memory in a simulation; the others lie on the disk.
     """
 
-    mode: Mode = field(default_factory=SplitFedV2)
+    mode: Strategy = field(default_factory=SplitFedV2)
     state: Literal["shared", "own"] = "shared"
     fraction: float = 1.0
     dropout: float = 0.0
@@ -36,7 +36,7 @@ class Fleet:
     live: int = 16
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mode, Mode):
+        if not isinstance(self.mode, Strategy):
             raise ConfigError(
                 f"expected a mode: Sequential(), SplitFedV1(), SplitFedV2() or ParallelSplit(), got {self.mode!r}"
             )

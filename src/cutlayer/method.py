@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cutlayer.data import Augment
+from cutlayer.codecs import get_pair, get_transfer
+from cutlayer.data.images import Augment
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.fleet import Fleet
-from cutlayer.formats import get_pair, get_transfer
-from cutlayer.optim import Optimizer, OptimizerSpec
-from cutlayer.replay import StoreOptions
+from cutlayer.memory.store import StoreOptions
+from cutlayer.models.optim import Optimizer, OptimizerSpec
 from cutlayer.schedule import Always, Schedule
 from cutlayer.stopping import Best, EarlyStopping, Ending
 

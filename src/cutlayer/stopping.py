@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.history import EpochRecord
+from cutlayer.records.history import EpochRecord
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cutlayer.formats import Encoded, get_float_codec
+from cutlayer.codecs import Encoded, get_float_codec
 
 # name: element type of ml_dtypes, bits, emax, largest.
 MX = {

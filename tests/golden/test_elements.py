@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from cutlayer.formats import get_float_codec
-from cutlayer.formats.elements import E2M1, E2M3, E3M2, E4M3, E4M3_HFP8, E5M2, Element, dequantize, quantize
+from cutlayer.codecs import get_float_codec
+from cutlayer.codecs.elements import E2M1, E2M3, E3M2, E4M3, E4M3_HFP8, E5M2, Element, dequantize, quantize
 
 ELEMENTS = {
     "e4m3": (E4M3, ml_dtypes.float8_e4m3fn),
@@ -62,7 +62,7 @@ def test_what_the_bit_rule_does_is_what_the_native_cast_does(name: str, monkeypa
     values = inputs(element)
     values = torch.from_numpy(values[~np.isnan(values)])
     native = quantize(values, element)
-    monkeypatch.setattr("cutlayer.formats.elements._NATIVE", {})
+    monkeypatch.setattr("cutlayer.codecs.elements._NATIVE", {})
     assert torch.equal(quantize(values, element), native)
 
 

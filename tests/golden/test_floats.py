@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from cutlayer.formats import Encoded, get_float_codec
-from cutlayer.formats.floats import power_of_two_scale, tensor_peak
+from cutlayer.codecs import Encoded, get_float_codec
+from cutlayer.codecs.floats import power_of_two_scale, tensor_peak
 
 # codec: reference element type, largest finite value, power of two that the values are multiplied with before.
 FIXED = {

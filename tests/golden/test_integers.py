@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cutlayer.formats import Encoded, get_float_codec
+from cutlayer.codecs import Encoded, get_float_codec
 
 # Quotients of up to 255 are taken in float32, and a zero point is added: half of its last place, twice.
 FLOAT32 = Fraction(1, 2**15)

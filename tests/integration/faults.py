@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from cutlayer.wire.certs import make_certificates
+from cutlayer.backends.grpc.certs import make_certificates
 from tests.integration.processes import join, port_of, records, serve, weights
 
 

@@ -22,16 +22,16 @@ from pathlib import Path
 import grpc
 import torch
 
-from cutlayer.config import Config
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.backends.grpc.link import CHUNK, Connection
+from cutlayer.backends.grpc.rpc import SERVICE
+from cutlayer.backends.grpc.session import Session, open_channel
+from cutlayer.backends.grpc.stop import Stop
 from cutlayer.errors import RefusedError
-from cutlayer.remote.joining import _Joining
-from cutlayer.remote.signals import Stop
-from cutlayer.training import fit
-from cutlayer.wire.certs import make_certificates
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.runs.join import _Joining
 from cutlayer.wire.frames import PREFIX, Done, Frame, Hello, Refusal, pack, read_header, unpack
-from cutlayer.wire.link import CHUNK, Connection
-from cutlayer.wire.rpc import SERVICE
-from cutlayer.wire.session import Session, open_channel
 from tests.integration.processes import CONFIG, port_of, serve
 
 WORDS = [

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from cutlayer import CropFlip, CustomOptimizer, Drift, Method, Optimizer, StoreOptions, Task, Training, fit, split
-from cutlayer.data import digits
+from cutlayer.data.images import digits
 from cutlayer.seeds import seeded
 
 BATCHES, EPOCHS = 4, 10

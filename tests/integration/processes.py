@@ -25,7 +25,7 @@ class Process:
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "cutlayer.cli", *map(str, arguments)],
+            [sys.executable, "-u", "-m", "cutlayer", *map(str, arguments)],
             cwd=ROOT,
             env=ENVIRONMENT,
             text=True,
@@ -100,7 +100,7 @@ def weights(folder: Path, name: str = "client") -> dict[str, bytes]:
 
 
 def records(run: Path) -> list[dict]:
-    """The metrics, but for seconds, checksums and control bytes, which differ by how the parties meet."""
+    """The metrics, but for seconds, checksums and control bytes, which differ by how the participants meet."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in found:
         del record["seconds"], record["checksum"]

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from cutlayer.config import Config
-from cutlayer.recipes import digits
-from cutlayer.training import fit
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.runs.recipes import digits
 
 
 def accuracy(config: Config) -> float:

@@ -24,8 +24,8 @@ from cutlayer import (
     split,
 )
 from cutlayer.cli import main
-from cutlayer.config import Config
 from cutlayer.files import load_tensors
+from cutlayer.runs.config import Config
 from tests.integration.processes import CONFIG, join, port_of, serve
 
 SGD = Optimizer(lr=0.1, schedule="constant")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cutlayer.clients import IN_PROCESS, Backend
-from cutlayer.cluster import Ray
-from cutlayer.config import Config
-from cutlayer.run import Run
-from cutlayer.training import fit
-from cutlayer.wire.certs import make_certificates
+from cutlayer.backends.base import LOCAL, Backend
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.backends.ray import Ray
+from cutlayer.records.folder import Run
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
 from tests.integration import processes
 from tests.integration.processes import CONFIG, join, port_of, serve
 
@@ -18,7 +18,7 @@ from tests.integration.processes import CONFIG, join, port_of, serve
 pytestmark = pytest.mark.xdist_group("ray")
 
 
-def run_in_process(folder: Path, backend: Backend = IN_PROCESS, **changes: object) -> tuple[dict, list[dict], str]:
+def run_in_process(folder: Path, backend: Backend = LOCAL, **changes: object) -> tuple[dict, list[dict], str]:
     config = Config(**{**CONFIG, **changes})
     train, test = config.datasets()
     method, training = config.method(), config.training()

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from cutlayer import fit
-from cutlayer.recipes import RECIPES
+from cutlayer.runs.recipes import RECIPES
 
 
 def test_a_narrow_vgg11_learns_from_real_images_over_8_bits(cifar10_dir: Path) -> None:

@@ -14,16 +14,16 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from cutlayer.config import Config
-from cutlayer.data import DATASETS
+from cutlayer.data.images import DATASETS
 from cutlayer.errors import ConfigError
-from cutlayer.models import MODELS
-from cutlayer.recipes import RECIPES
+from cutlayer.models.networks import MODELS
+from cutlayer.runs.config import Config
+from cutlayer.runs.recipes import RECIPES
 from cutlayer.schedule import SCHEDULES
 
 
 def cutlayer(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cutlayer.cli", *arguments]
+    command = [sys.executable, "-m", "cutlayer", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -165,7 +165,7 @@ def test_a_recipe_is_a_config_that_survives_json_and_can_be_carried_out(name: st
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cutlayer.cli", "train", "digits", "--epochs", "500", "--run-dir", "long"]
+    command = [sys.executable, "-m", "cutlayer", "train", "digits", "--epochs", "500", "--run-dir", "long"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # A shell starts jobs in the background with SIGINT ignored, and children inherit that.
     process = subprocess.Popen(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.wire.certs import make_certificates
+from cutlayer.backends.grpc.certs import make_certificates
 from tests.integration import faults
 from tests.integration.processes import join, port_of, records, serve, weights
 

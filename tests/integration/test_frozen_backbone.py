@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Fleet, Halves, Method, Once, Training, fit
-from cutlayer.cluster import Ray
-from cutlayer.history import History
-from cutlayer.modes import MODES
-from cutlayer.remote import join, serve
+from cutlayer.backends.ray import Ray
+from cutlayer.records.history import History
+from cutlayer.runs.join import join
+from cutlayer.runs.serve import serve
+from cutlayer.strategies import STRATEGIES
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -75,7 +76,7 @@ def over_grpc(method: Method, clients: int, folder: Path) -> tuple[History, nn.M
 @pytest.mark.parametrize("clients", [1, 2])
 @pytest.mark.parametrize("backend", ["grpc", "ray", "ray, two workers"])
 def test_as_in_process(backend: str, clients: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    method = Method(Once(), fleet=Fleet(mode=MODES["splitfed_v2"]()))
+    method = Method(Once(), fleet=Fleet(mode=STRATEGIES["splitfed_v2"]()))
     data = sets()[:clients]
     expected = fit(halves(), data, data, method=method, training=TRAINING)
     assert expected.history.exchanges == "BCCC"

@@ -10,10 +10,10 @@ from torch.nn.functional import one_hot
 from torch.utils.data import TensorDataset
 
 from cutlayer import Task
-from cutlayer.config import Config
-from cutlayer.data import Images
+from cutlayer.data.images import Images
 from cutlayer.errors import RefusedError
-from cutlayer.remote import join
+from cutlayer.runs.config import Config
+from cutlayer.runs.join import join
 from tests.integration.processes import port_of, serve
 from tests.integration.test_together import Together, in_process, shares
 

@@ -23,9 +23,9 @@ from cutlayer import (
     Task,
     fit,
 )
-from cutlayer.cluster import Ray
-from cutlayer.modes import MODES
-from cutlayer.run import Run
+from cutlayer.backends.ray import Ray
+from cutlayer.records.folder import Run
+from cutlayer.strategies import STRATEGIES
 from tests.parity.test_together import data, equal, halves, training
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.xdist_group("ray")]
@@ -55,10 +55,10 @@ def expected() -> Result:
     return run()
 
 
-@pytest.mark.parametrize(("mode", "actors"), [*zip(MODES, (1, 1, 2, 2), strict=True)])
+@pytest.mark.parametrize(("mode", "actors"), [*zip(STRATEGIES, (1, 1, 2, 2), strict=True)])
 def test_several_clients_as_in_process(mode: str, actors: int) -> None:
     """Four clients in one or two actors; some are left out and some lost on the way."""
-    fleet = Fleet(mode=MODES[mode](), state="own", fraction=0.7, dropout=0.3, live=1)
+    fleet = Fleet(mode=STRATEGIES[mode](), state="own", fraction=0.7, dropout=0.3, live=1)
     method = Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2", fleet=fleet)
     assert same(run(method, backend=Ray(actors=actors)), run(method))
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from cutlayer import Fleet, StoreOptions, fit
-from cutlayer.config import Config
-from cutlayer.replay import Placement
-from cutlayer.wire.certs import make_certificates
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.memory.store import Placement
+from cutlayer.runs.config import Config
 from tests.integration import faults
 from tests.integration.processes import CONFIG, join, port_of, serve
 from tests.integration.test_backends import run_in_process
@@ -77,7 +77,7 @@ def test_references_that_differ_are_sent_anew(
     undisturbed = run(tmp_path / "a")
     run(tmp_path / "b", stop=2)
     damage(next((tmp_path / "b" / "checkpoints").iterdir()) / where)
-    with caplog.at_level(logging.WARNING, "cutlayer.client"):
+    with caplog.at_level(logging.WARNING, "cutlayer.training.client"):
         records = run(tmp_path / "b")
     assert [record.message for record in caplog.records].count(WARNING) == 1
     assert records[:3] == undisturbed[:3] or sent_up(records)[:3] == sent_up(undisturbed)[:3]

@@ -17,16 +17,16 @@ import pytest
 import torch
 
 from cutlayer import ConfigError, RefusedError
-from cutlayer.config import Config
-from cutlayer.data import outline
-from cutlayer.remote import Stop, join, make_certificates, serve
-from cutlayer.remote.joining import _Joining
-from cutlayer.remote.signals import Stopped
-from cutlayer.wire.certs import common_name
+from cutlayer.backends.grpc.certs import common_name, make_certificates
+from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, LAST, Connection
+from cutlayer.backends.grpc.rpc import SERVICE
+from cutlayer.backends.grpc.session import check_health, fetch_config, open_channel
+from cutlayer.backends.grpc.stop import Stop, Stopped
+from cutlayer.data.images import outline
+from cutlayer.runs.config import Config
+from cutlayer.runs.join import _Joining, join
+from cutlayer.runs.serve import serve
 from cutlayer.wire.frames import Frame, Hello, Refusal, Welcome, pack, unpack
-from cutlayer.wire.link import CHUNK, CHUNK_BYTES, LAST, Connection
-from cutlayer.wire.rpc import SERVICE
-from cutlayer.wire.session import check_health, fetch_config, open_channel
 from tests.integration import processes
 from tests.integration.faults import Proxy
 

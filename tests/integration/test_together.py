@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from cutlayer.config import Config
-from cutlayer.data import Images, outline
-from cutlayer.history import EpochRecord
-from cutlayer.remote import Served, Stop, join, serve
-from cutlayer.remote.signals import Stopped
-from cutlayer.run import Run
-from cutlayer.training import Result, fit
+from cutlayer.backends.grpc.stop import Stop, Stopped
+from cutlayer.data.images import Images, outline
+from cutlayer.records.folder import Run
+from cutlayer.records.history import EpochRecord
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import Result, fit
+from cutlayer.runs.join import join
+from cutlayer.runs.serve import Served, serve
 
 CUT = (16, 4, 4)
 

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from cutlayer import Always, CustomOptimizer, Fleet, Halves, Method, Optimizer, Periodic, StoreOptions, Training, fit
-from cutlayer.modes import MODES, Mode, ParallelSplit, Sequential, SplitFedV1, SplitFedV2
 from cutlayer.seeds import generator
+from cutlayer.strategies import STRATEGIES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, Strategy
 
 SGD = Optimizer(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="constant")
 SIZES = (24, 16, 8)
@@ -35,7 +35,9 @@ def training(epochs: int = 2, batch_size: int = 8, **more: object) -> Training:
     return Training(epochs=epochs, batch_size=batch_size, client=SGD, server=SGD, shuffle=False, **more)
 
 
-def train(mode: Mode, sets: list[TensorDataset], chosen: Training, *, norm: bool = False, **fleet: object) -> Halves:
+def train(
+    mode: Strategy, sets: list[TensorDataset], chosen: Training, *, norm: bool = False, **fleet: object
+) -> Halves:
     return fit(halves(norm), sets, method=Method(Always(), fleet=Fleet(mode=mode, **fleet)), training=chosen).halves
 
 
@@ -84,11 +86,11 @@ def batches(part: TensorDataset, size: int = 8) -> list[tuple[torch.Tensor, torc
     return list(zip(inputs.split(size), labels.split(size), strict=True))
 
 
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("state", ["shared", "own"])
 def test_with_one_client_every_mode_is_plain_split_learning_bit_for_bit(name: str, state: str) -> None:
     results = []
-    for sets, fleet in ((data((40,))[0], Fleet()), (data((40,)), Fleet(mode=MODES[name](), state=state))):
+    for sets, fleet in ((data((40,))[0], Fleet()), (data((40,)), Fleet(mode=STRATEGIES[name](), state=state))):
         method = Method.of(Periodic(period=4), "fp8")
         method = Method(method.schedule, method.activations, method.gradients, fleet=fleet)
         results.append(fit(halves(norm=True), sets, sets, method=method, training=training(6)))
@@ -177,16 +179,16 @@ def test_sequential_against_a_plain_loop() -> None:
 
 
 @pytest.mark.parametrize("mode", [SplitFedV1(), ParallelSplit()])
-def test_the_order_of_the_clients_does_not_matter_where_the_mode_says_so(mode: Mode) -> None:
+def test_the_order_of_the_clients_does_not_matter_where_the_mode_says_so(mode: Strategy) -> None:
     sets = data()
     first, second = train(mode, sets, training()), train(mode, sets[::-1], training())
     close(first.client, second.client)
     close(first.server, second.server)
 
 
-@pytest.mark.parametrize("mode", [kind() for kind in MODES.values()])
+@pytest.mark.parametrize("mode", [kind() for kind in STRATEGIES.values()])
 @pytest.mark.parametrize("state", ["shared", "own"])
-def test_halves_on_the_disk_give_the_same_bits_as_halves_in_memory(mode: Mode, state: str, tmp_path) -> None:
+def test_halves_on_the_disk_give_the_same_bits_as_halves_in_memory(mode: Strategy, state: str, tmp_path) -> None:
     # Adagrad has a state from the beginning.
     adagrad = CustomOptimizer(lambda parameters: torch.optim.Adagrad(parameters, 0.05))
     chosen = dataclasses.replace(training(6), client=adagrad, server=adagrad)

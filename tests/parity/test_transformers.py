@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import TensorDataset
 
 from cutlayer import Method, Optimizer, Training, cut_points, fit, split
-from cutlayer.feed import Feed
+from cutlayer.data.batches import Batches
 
 
 class PatchEmbed(nn.Module):
@@ -102,7 +102,7 @@ def equals_uncut_training(model: nn.Module, cut: str, inputs: Tensor) -> None:
     data = TensorDataset(inputs, torch.randint(0, 5, (len(inputs),)))
     optimizer = Optimizer(name="adamw", lr=0.01, weight_decay=0.01, schedule="constant")
     training = Training(epochs=3, batch_size=16, client=optimizer, server=optimizer, seed=3)
-    uncut, feed, expected = copy.deepcopy(model).train(), Feed(data, batch_size=16, seed=3), []
+    uncut, feed, expected = copy.deepcopy(model).train(), Batches(data, batch_size=16, seed=3), []
     adamw = torch.optim.AdamW(uncut.parameters(), 0.01, weight_decay=0.01)
     for epoch in range(training.epochs):
         total = torch.zeros((), dtype=torch.float64)

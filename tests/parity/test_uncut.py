@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cutlayer import CropFlip, Method, Optimizer, Training, fit, split
-from cutlayer.data import Images
-from cutlayer.feed import Feed
-from cutlayer.models import make_model
+from cutlayer.data.batches import Batches
+from cutlayer.data.images import Images
+from cutlayer.models.networks import make_model
 from cutlayer.seeds import seeded
 from tests.conftest import noise_images
 
@@ -21,7 +21,7 @@ def train_uncut(
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """An ordinary training loop, with nothing of the split but the order and the augmentation of the batches."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    feed = Feed(data, batch_size=training.batch_size, seed=training.seed, augment=training.augment)
+    feed = Batches(data, batch_size=training.batch_size, seed=training.seed, augment=training.augment)
     losses = []
     for epoch in range(EPOCHS):
         model.train()

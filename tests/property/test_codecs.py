@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cutlayer.formats import FLOAT_CODECS, Encoded, encode_exactly, get_codec, get_float_codec
-from cutlayer.replay import ReplayStore
+from cutlayer.codecs import FLOAT_CODECS, Encoded, encode_exactly, get_codec, get_float_codec
+from cutlayer.memory.store import ReplayStore
 from cutlayer.wire.frames import Frame, Step, pack, unpack
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)

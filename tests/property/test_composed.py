@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cutlayer.formats import FLOAT_CODECS, Encoded, get_codec, get_float_codec
-from cutlayer.formats.bits import pack_bits, packed_bytes, unpack_bits
-from cutlayer.formats.sparse import pack_positions, position_bytes, unpack_positions
+from cutlayer.codecs import FLOAT_CODECS, Encoded, get_codec, get_float_codec
+from cutlayer.codecs.bits import pack_bits, packed_bytes, unpack_bits
+from cutlayer.codecs.sparse import pack_positions, position_bytes, unpack_positions
 
 SPECS = [
     *(f"{name}+zstd" for name in FLOAT_CODECS),

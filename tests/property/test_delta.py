@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cutlayer import StoreFullError, StoreOptions
-from cutlayer.delta import REFERENCE, DeltaSender, moved, references
-from cutlayer.formats import Encoded, get_codec, get_float_codec
-from cutlayer.replay import ReplayStore
+from cutlayer.codecs import Encoded, get_codec, get_float_codec
+from cutlayer.memory.delta import REFERENCE, DeltaSender, moved, references
+from cutlayer.memory.store import ReplayStore
 from cutlayer.wire.frames import Frame, Step, pack, unpack
 
 SAMPLES = 7

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutlayer import RefusedError
-from cutlayer.formats import encode_exactly, get_float_codec
+from cutlayer.codecs import encode_exactly, get_float_codec
 from cutlayer.wire import frames
 from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, pack, unpack
 

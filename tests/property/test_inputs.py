@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutlayer.formats import FLOAT_CODECS, get_float_codec
+from cutlayer.codecs import FLOAT_CODECS, get_float_codec
 
 SPECS = [
     *FLOAT_CODECS,

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutlayer.partition import Partition, dirichlet, iid, label_shards, make_partition, quantity_skew
-from cutlayer.partition.ranges import from_text, to_text
+from cutlayer.data.partition import Partition, dirichlet, iid, label_shards, make_partition, quantity_skew
+from cutlayer.data.partition.ranges import from_text, to_text
 
 labels = st.lists(st.integers(0, 12), min_size=1, max_size=200).map(np.array)
 seeds = st.integers(0, 2**63)

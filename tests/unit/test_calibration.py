@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Fleet, Halves, Method, Optimizer, Periodic, RefusedError, Training, fit
-from cutlayer.averaging import SharedHalf, load_statistics
-from cutlayer.calibration import CALIBRATION_BATCHES, calibrate, pooled, statistics
-from cutlayer.formats import encode_exactly
-from cutlayer.modes import MODES
+from cutlayer.codecs import encode_exactly
+from cutlayer.strategies import STRATEGIES
+from cutlayer.training.averaging import SharedHalf, load_statistics
+from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, pooled, statistics
 
 BATCH, WIDTH = 8, 5
 
@@ -38,7 +38,7 @@ def training(epochs: int) -> Training:
     return Training(epochs=epochs, batch_size=BATCH, client=Optimizer(lr=0.1), server=Optimizer(lr=0.1), shuffle=False)
 
 
-@pytest.mark.parametrize("mode", [kind() for kind in MODES.values()])
+@pytest.mark.parametrize("mode", [kind() for kind in STRATEGIES.values()])
 @pytest.mark.parametrize("sizes", [(40,), (40, 16, 24)])
 def test_after_a_b_epoch_the_statistics_are_those_of_all_clients_data(mode, sizes: tuple[int, ...]) -> None:
     sets = data(sizes)
@@ -57,7 +57,7 @@ def test_after_a_b_epoch_the_statistics_are_those_of_all_clients_data(mode, size
 def test_what_is_stored_is_what_evaluation_would_send(monkeypatch) -> None:
     """The half is one function in B and in evaluation, so the server half learns on what it will meet."""
     sets, stored = data((40, 16)), {}
-    from cutlayer.replay import ReplayStore
+    from cutlayer.memory.store import ReplayStore
 
     put = ReplayStore.put
 

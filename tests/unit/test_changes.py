@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from cutlayer import Always, ConfigError, Method, Periodic, RefusedError, StoreFullError, StoreOptions, Task, Training
-from cutlayer.delta import REFERENCE
-from cutlayer.formats import Encoded, encode_exactly, get_float_codec
-from cutlayer.intake import ClientInfo
-from cutlayer.ledger import Ledger
-from cutlayer.server import Server
+from cutlayer.codecs import Encoded, encode_exactly, get_float_codec
+from cutlayer.memory.delta import REFERENCE
+from cutlayer.records.ledger import Ledger
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Plan, Step, pack, sizes, unpack
 from tests.unit.test_server import receive
 
@@ -19,7 +19,7 @@ CUT, BATCH, SAMPLES = 6, 4, 10
 def make_server(spec: str = "delta0.1>fp16") -> Server:
     torch.manual_seed(0)
     method = Method(Periodic(period=3), spec)
-    server = Server(nn.Linear(CUT, 3), [ClientInfo(SAMPLES, 4, BATCH)], (CUT,), method, Training(), Task(), Ledger())
+    server = Server(nn.Linear(CUT, 3), [ClientSummary(SAMPLES, 4, BATCH)], (CUT,), method, Training(), Task(), Ledger())
     server.begin()
     return server
 
@@ -128,7 +128,7 @@ def test_the_servers_memory_has_a_budget_whatever_the_schedule() -> None:
         with pytest.raises(StoreFullError, match=f"{name} of 10 samples"):
             Server(
                 nn.Linear(CUT, 3),
-                [ClientInfo(SAMPLES, 0, BATCH)],
+                [ClientSummary(SAMPLES, 0, BATCH)],
                 (CUT,),
                 Method(Always(), spec, gradients, store=options),
                 Training(),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from cutlayer.clients import Holding
-from cutlayer.cluster.compact import compact
+from cutlayer.backends.base import ClientData
+from cutlayer.backends.ray.compact import compact
 from tests.conftest import noise_images
 
 IMAGES = noise_images(1000)
@@ -27,7 +27,7 @@ CHOSEN = [5, 999, 0, 7, 7]
     ],
 )
 def test_the_same_samples_without_the_others(part: Dataset, samples: int | None) -> None:
-    sent = pickle.dumps(compact(Holding(part)))
+    sent = pickle.dumps(compact(ClientData(part)))
     if samples is not None:
         assert len(sent) < samples * 3 * 32 * 32 + 4096
     got = pickle.loads(sent).train
@@ -38,4 +38,4 @@ def test_the_same_samples_without_the_others(part: Dataset, samples: int | None)
 
 def test_a_loader_goes_as_it_is() -> None:
     loader = DataLoader(TENSORS, batch_size=4)
-    assert compact(Holding(loader)).train is loader
+    assert compact(ClientData(loader)).train is loader

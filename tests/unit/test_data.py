@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from cutlayer import ConfigError, CropFlip
-from cutlayer.data import load
-from cutlayer.feed import Feed
+from cutlayer.data.batches import Batches
+from cutlayer.data.images import load
 
 RECORDS = np.random.default_rng(0).integers(0, 256, (6, 20, 3073), dtype=np.uint8)
 RECORDS[:, :, 0] %= 10
@@ -150,31 +150,31 @@ def test_crop_and_flip_against_a_loop() -> None:
     assert torch.equal(whole, inputs)
 
 
-def ids(feed: Feed, epoch: int) -> list[int]:
+def ids(feed: Batches, epoch: int) -> list[int]:
     return torch.cat([batch.ids for batch in feed.epoch(epoch)]).tolist()
 
 
 def test_batches_cover_the_data_and_carry_its_positions() -> None:
     data = TensorDataset(torch.arange(10.0), torch.arange(10) * 10)
-    feed = Feed(data, batch_size=4, seed=1)
+    feed = Batches(data, batch_size=4, seed=1)
     assert sorted(ids(feed, 0)) == list(range(10))
     assert ids(feed, 0) == ids(feed, 0) != ids(feed, 1)
-    assert ids(Feed(data, batch_size=4, seed=1, client=1), 0) != ids(feed, 0)
+    assert ids(Batches(data, batch_size=4, seed=1, client=1), 0) != ids(feed, 0)
     for batch in feed.epoch(0):
         assert torch.equal(batch.inputs.long(), batch.ids)
         assert torch.equal(batch.labels, batch.ids * 10)
-    assert ids(Feed(data, batch_size=4, shuffle=False), 3) == list(range(10))
-    assert len(ids(Feed(data, batch_size=4, drop_last=True), 0)) == 8
-    loader = Feed(DataLoader(data, batch_size=3, drop_last=True))
+    assert ids(Batches(data, batch_size=4, shuffle=False), 3) == list(range(10))
+    assert len(ids(Batches(data, batch_size=4, drop_last=True), 0)) == 8
+    loader = Batches(DataLoader(data, batch_size=3, drop_last=True))
     assert (ids(loader, 0), loader.batch_size) == (list(range(9)), 3)
-    own = Feed(DataLoader(data, batch_sampler=[[3, 1], [4, 4, 9]]))
+    own = Batches(DataLoader(data, batch_sampler=[[3, 1], [4, 4, 9]]))
     assert (ids(own, 0), own.batch_size) == ([3, 1, 4, 4, 9], 3)
 
 
 def test_a_batch_sampler_around_a_sampler_with_a_generator_of_its_own() -> None:
     data, draw = TensorDataset(torch.arange(33.0), torch.arange(33)), torch.Generator().manual_seed(1)
     sampler = BatchSampler(RandomSampler(data, generator=draw), 32, drop_last=True)
-    feed, state = Feed(DataLoader(data, batch_sampler=sampler)), draw.get_state()
+    feed, state = Batches(DataLoader(data, batch_sampler=sampler)), draw.get_state()
     assert ids(feed, 0) == ids(feed, 0) != ids(feed, 1)
     assert torch.equal(draw.get_state(), state)
     assert feed.drop_last
@@ -186,12 +186,12 @@ def test_sources_that_cannot_be_used_are_explained() -> None:
             yield from ()
 
     with pytest.raises(ConfigError, match=r"expected a map-style data set.*got Stream"):
-        Feed(Stream())
+        Batches(Stream())
     with pytest.raises(ConfigError, match="the data set is empty"):
-        Feed(TensorDataset(torch.zeros(0, 2), torch.zeros(0)))
+        Batches(TensorDataset(torch.zeros(0, 2), torch.zeros(0)))
     with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
-        Feed(TensorDataset(torch.zeros(1, 2), torch.zeros(1)), batch_size=0)
+        Batches(TensorDataset(torch.zeros(1, 2), torch.zeros(1)), batch_size=0)
     with pytest.raises(ConfigError, match="automatic batching"):
-        Feed(DataLoader(TensorDataset(torch.zeros(1, 2), torch.zeros(1)), batch_size=None))
+        Batches(DataLoader(TensorDataset(torch.zeros(1, 2), torch.zeros(1)), batch_size=None))
     with pytest.raises(ConfigError, match=r"pairs that collate to two tensors, got \['Tensor', 'Tensor', 'Tensor'\]"):
-        Feed(TensorDataset(*[torch.zeros(2, 2)] * 3)).sample()
+        Batches(TensorDataset(*[torch.zeros(2, 2)] * 3)).sample()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.formats import get_float_codec
+from cutlayer.codecs import get_float_codec
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs/formats.md"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from cutlayer import Always, Halves, Method, Optimizer, Periodic, Training, fit
+from cutlayer.backends.local import LocalPeer
 from cutlayer.wire import frames
-from cutlayer.wire.inproc import InProcessPeer
 
 SAMPLES, BATCH, FEATURES, CUT = 50, 16, 12, 8
 BATCHES = math.ceil(SAMPLES / BATCH)
@@ -156,13 +156,13 @@ def test_every_c_epoch_draws_its_batches_afresh() -> None:
 def sent(monkeypatch) -> list[bytes]:
     """The frames that clients send in a test, as they come."""
     frames_sent: list[bytes] = []
-    original = InProcessPeer.receive
+    original = LocalPeer.receive
 
     def recording(self) -> bytes:
         frames_sent.append(original(self))
         return frames_sent[-1]
 
-    monkeypatch.setattr(InProcessPeer, "receive", recording)
+    monkeypatch.setattr(LocalPeer, "receive", recording)
     return frames_sent
 
 
@@ -198,7 +198,7 @@ def test_evaluation_is_the_same_each_time_where_training_draws(sent: list[bytes]
 
 def test_bytes_of_the_ledger_are_the_lengths_of_the_frames(monkeypatch) -> None:
     lengths = {"up": 0, "down": 0}
-    send, receive = InProcessPeer.send, InProcessPeer.receive
+    send, receive = LocalPeer.send, LocalPeer.receive
 
     def measuring(self) -> bytes:
         data = receive(self)
@@ -209,8 +209,8 @@ def test_bytes_of_the_ledger_are_the_lengths_of_the_frames(monkeypatch) -> None:
         lengths["down"] += len(data)
         send(self, data)
 
-    monkeypatch.setattr(InProcessPeer, "receive", measuring)
-    monkeypatch.setattr(InProcessPeer, "send", measuring_down)
+    monkeypatch.setattr(LocalPeer, "receive", measuring)
+    monkeypatch.setattr(LocalPeer, "send", measuring_down)
     history = fit(halves(), Reads(), Reads(), method=Method(Periodic(period=3)), training=training(5)).history
     for direction, length in lengths.items():
         assert sum(sum(record.bytes[direction].values()) for record in history.epochs) == length

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cutlayer import StoreFullError, StoreOptions
-from cutlayer.feedback import RESIDUAL, ErrorFeedback
-from cutlayer.formats import get_float_codec
+from cutlayer.codecs import get_float_codec
+from cutlayer.memory.error_feedback import RESIDUAL, ErrorFeedback
 
 SAMPLES, VALUES = 6, 30
 

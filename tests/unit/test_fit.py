@@ -27,8 +27,8 @@ from cutlayer import (
     fit,
     split,
 )
-from cutlayer.data import digits
-from cutlayer.models import make_model
+from cutlayer.data.images import digits
+from cutlayer.models.networks import make_model
 
 MSE = Task(nn.functional.mse_loss, {})
 

@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from cutlayer import Always, ConfigError, Fleet, Method, Periodic, RefusedError, Task, Training, fit
-from cutlayer.averaging import Average, SharedHalf, load_weights, weights_frame
-from cutlayer.formats import encode_exactly, get_codec
-from cutlayer.intake import ClientInfo
-from cutlayer.ledger import Ledger
-from cutlayer.modes import MODES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, make_mode
-from cutlayer.parties import Present
+from cutlayer.codecs import encode_exactly, get_codec
+from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Drop, Exchange
-from cutlayer.server import Server
+from cutlayer.strategies import STRATEGIES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, make_strategy
+from cutlayer.training.averaging import Average, SharedHalf, load_weights, weights_frame
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.participants import LiveParticipant
+from cutlayer.training.server import Server
 from cutlayer.wire.frames import Done, Frame, Step, Weights, pack, unpack
 from tests.parity.test_together import close, data, equal, halves, training
 
-MODE_VALUES = [kind() for kind in MODES.values()]
+MODE_VALUES = [kind() for kind in STRATEGIES.values()]
 
 
 def method(schedule=None, **fleet: object) -> Method:
@@ -181,17 +181,17 @@ def test_the_state_of_an_absent_client_stays_where_it_is(way: str, monkeypatch) 
 
 
 def test_a_thousand_clients_take_the_memory_of_a_few(monkeypatch) -> None:
-    from cutlayer.pool import Pool
+    from cutlayer.training.halves import HalfPool
 
     most: list[int] = []
-    take = Pool.take
+    take = HalfPool.take
 
     def watched(self, owner: int):
         body = take(self, owner)
         most.append(self.in_memory)
         return body
 
-    monkeypatch.setattr(Pool, "take", watched)
+    monkeypatch.setattr(HalfPool, "take", watched)
     chosen = method(Always(), mode=SplitFedV2(), live=4)
     history = fit(halves(), data((2,) * 1000), method=chosen, training=training(1, batch_size=2)).history
     assert history.epochs[0].samples == 2000
@@ -263,7 +263,7 @@ class Scripted:
 
 
 def server_of_two(schedule=None) -> Server:
-    infos = [ClientInfo(8, 0, 8), ClientInfo(8, 0, 8)]
+    infos = [ClientSummary(8, 0, 8), ClientSummary(8, 0, 8)]
     server = Server(nn.Linear(8, 3), infos, (8,), Method(schedule or Always()), Training(), Task(), Ledger())
     server.begin()
     return server
@@ -276,9 +276,9 @@ def step(epoch: int, number: int, **more: object) -> bytes:
     return pack(Frame(Step(0, epoch, number, **more), tensors))
 
 
-def after_a_step(server: Server, *then: bytes) -> Present:
+def after_a_step(server: Server, *then: bytes) -> LiveParticipant:
     """A client whose first step was trained on."""
-    party = Present(server, Scripted(step(server.states.epoch, 0), *then))
+    party = LiveParticipant(server, Scripted(step(server.states.epoch, 0), *then))
     part = party.part()
     assert part is not None
     party.answer(server.train([part])[0])
@@ -293,7 +293,9 @@ def test_weights_at_the_wrong_time_are_refused() -> None:
         with pytest.raises(RefusedError, match="client 0: expected"):
             after_a_step(server, weights_frame(wrong, weights)).part()
     with pytest.raises(RefusedError, match="client 0: expected"):
-        Present(server_of_two(), Scripted(weights_frame(Weights(0, 0, 0, True), weights))).part()  # before a step
+        LiveParticipant(
+            server_of_two(), Scripted(weights_frame(Weights(0, 0, 0, True), weights))
+        ).part()  # before a step
     server = server_of_two()
     with pytest.raises(RefusedError, match="in an A epoch, once"):
         after_a_step(server, good, good).part()
@@ -320,7 +322,7 @@ def test_a_client_that_never_ends_is_refused() -> None:
 
 def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -> None:
     """Labels that the loss does not take; and parts of a step, which would keep the server from its update."""
-    infos = [ClientInfo(8, 0, 8), ClientInfo(8, 0, 8)]
+    infos = [ClientSummary(8, 0, 8), ClientSummary(8, 0, 8)]
     chosen = Method(Always(), fleet=Fleet(mode=ParallelSplit()))
     task = Task(lambda outputs, labels: nn.functional.nll_loss(outputs.log_softmax(1), labels), {})
     server = Server(nn.Linear(8, 3), infos, (8,), chosen, Training(), task, Ledger())
@@ -342,7 +344,7 @@ def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -
     peers = [Lenient(frames[0], frames[1], pack(Frame(Done(0, 0, 1, {})))), Lenient(frames[2])]
     peers[1].number, peers[1].frames = 1, [frames[2], pack(Frame(Done(1, 0, 1, {})))]
     server.share = None  # halves are not the subject
-    server.mode.train(server, [Present(server, peer) for peer in peers])
+    server.mode.train(server, [LiveParticipant(server, peer) for peer in peers])
     assert server.samples == 16
     assert len(refused) == 1
     assert "the loss failed on" in refused[0]
@@ -356,8 +358,8 @@ def test_choices_that_cannot_be_are_named() -> None:
         lambda: Fleet(live=0),
         lambda: Fleet(mode="parallel"),  # type: ignore[arg-type]
         lambda: SplitFedV1(average_every=0),
-        lambda: make_mode("federated"),
-        lambda: make_mode("sequential", 3),
+        lambda: make_strategy("federated"),
+        lambda: make_strategy("sequential", 3),
     ):
         with pytest.raises(ConfigError):
             wrong()

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, Drop, Fleet, Halves, Method, Once, Optimizer, Periodic, Result, Training, fit, split
+from cutlayer.data.batches import Batches
 from cutlayer.errors import RefusedError
-from cutlayer.feed import Feed
-from cutlayer.modes import MODES
+from cutlayer.strategies import STRATEGIES
 from cutlayer.wire.frames import Frame, Plan, pack
 
 SAMPLES, WIDTH, EPOCHS = 40, 6, 4
@@ -48,7 +48,7 @@ def total(result: Result, kind: str) -> int:
 
 @pytest.mark.parametrize("frozen", [NOTHING, PART])
 def test_training_equals_uncut_training_bit_for_bit(frozen: set[str]) -> None:
-    uncut, feed, expected = model(frozen), Feed(data(), batch_size=16), []
+    uncut, feed, expected = model(frozen), Batches(data(), batch_size=16), []
     sgd = torch.optim.SGD(uncut.parameters(), 0.1, 0.9, weight_decay=0.01)
     for epoch in range(EPOCHS):
         summed = torch.zeros((), dtype=torch.float64)
@@ -114,10 +114,10 @@ def test_a_half_that_is_frozen_in_part_is_trained() -> None:
 
 
 @pytest.mark.parametrize("state", ["shared", "own"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", STRATEGIES)
 def test_several_clients_send_activations_once_and_no_weights(mode: str, state: str) -> None:
     sets = [data(1, 24), data(2, 16), data(3, 8)]
-    method = Method(Once(), fleet=Fleet(mode=MODES[mode](), state=state))
+    method = Method(Once(), fleet=Fleet(mode=STRATEGIES[mode](), state=state))
     result = fit(split(model(NOTHING), "2"), sets, data(4), method=method, training=TRAINING)
     assert result.history.exchanges == "BCCC"
     assert total(result, "activations") == 48 * WIDTH * 4
@@ -133,11 +133,11 @@ def test_a_run_is_not_resumed_with_a_half_that_is_no_longer_frozen(tmp_path: Pat
 
 
 def test_a_frozen_client_refuses_to_wait_for_gradients() -> None:
-    from cutlayer.clients import Holding, build_clients
-    from cutlayer.ledger import Ledger
+    from cutlayer.backends.base import ClientData, build_clients
+    from cutlayer.records.ledger import Ledger
 
     half = split(model(NOTHING), "2").client
-    built = build_clients(half, {0: Holding(data())}, Method(), TRAINING, Ledger(), None)
+    built = build_clients(half, {0: ClientData(data())}, Method(), TRAINING, Ledger(), None)
     with pytest.raises(RefusedError, match="its half is frozen: expected a plan for a B epoch"):
         built.by_number[0].answers(pack(Frame(Plan(0, 0, "A"))))
 

@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, Halves, History, Periodic, Run, Training, fit
-from cutlayer.clients import IN_PROCESS, Clients, InProcess
-from cutlayer.errors import Lost
+from cutlayer.backends.base import LOCAL, Clients, Local
+from cutlayer.backends.local import LocalPeer
+from cutlayer.errors import StateLostError
 from cutlayer.method import Method
 from cutlayer.report import comparison
-from cutlayer.training import train_epoch
-from cutlayer.wire.inproc import InProcessPeer
+from cutlayer.runs.fit import train_epoch
 
 METHOD = Method(Periodic(period=2))
 
@@ -51,7 +51,7 @@ def test_a_run_that_is_resumed_says_what_was_sent_in_vain(kill: str, tmp_path: P
         if record.epoch == 2 and kill == "between epochs":
             raise Interruption
 
-    receive, send = InProcessPeer.receive, InProcessPeer.send
+    receive, send = LocalPeer.receive, LocalPeer.send
 
     def breaking(self) -> bytes:
         frame = receive(self)
@@ -65,8 +65,8 @@ def test_a_run_that_is_resumed_says_what_was_sent_in_vain(kill: str, tmp_path: P
         send(self, frame)
 
     if kill == "within an epoch":
-        monkeypatch.setattr(InProcessPeer, "receive", breaking)
-        monkeypatch.setattr(InProcessPeer, "send", counting)
+        monkeypatch.setattr(LocalPeer, "receive", breaking)
+        monkeypatch.setattr(LocalPeer, "send", counting)
     more = {"method": METHOD, "training": training(checkpoint_every=2), "run": tmp_path}
     with pytest.raises(Interruption):
         fit(halves(), data(), data(), on_epoch=on_epoch, **more)
@@ -85,11 +85,11 @@ def test_a_run_that_is_resumed_says_what_was_sent_in_vain(kill: str, tmp_path: P
     assert whole.given_up == {}
 
 
-class Fragile(InProcess):
+class Fragile(Local):
     """Clients in this process that are lost in an epoch, once, and recover."""
 
     def open(self, *arguments) -> Clients:
-        clients = IN_PROCESS.open(*arguments)
+        clients = LOCAL.open(*arguments)
         clients.recover = lambda reason: None
         return clients
 
@@ -103,11 +103,11 @@ def test_a_run_that_goes_back_to_its_checkpoint_says_what_was_sent_in_vain(folde
         loss = train_epoch(server, peers)
         calls.append(len(calls))
         if len(calls) == 4:
-            raise Lost("an actor died")
+            raise StateLostError("an actor died")
         return loss
 
-    monkeypatch.setattr("cutlayer.training.train_epoch", once)
-    monkeypatch.setattr("cutlayer.clients._ClientsHere.mortal", True)
+    monkeypatch.setattr("cutlayer.runs.fit.train_epoch", once)
+    monkeypatch.setattr("cutlayer.backends.base._ClientsHere.mortal", True)
     run = tmp_path if folder else None
     more = {"method": METHOD, "training": training(checkpoint_every=2), "run": run, "backend": Fragile()}
     history = fit(halves(), data(), data(), **more).history

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
+from cutlayer.backends.grpc import link as module
+from cutlayer.backends.grpc.link import CHUNK, CONFIRM, LAST, MORE, Link, LinkClosed
 from cutlayer.errors import RefusedError
-from cutlayer.wire import link as module
 from cutlayer.wire.frames import MAGIC, PREFIX, VERSION
-from cutlayer.wire.link import CHUNK, CONFIRM, LAST, MORE, Link, LinkClosed
 
 
 def frame(size: int, fill: int = 0) -> bytes:

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from cutlayer import Always, Halves, Method, Optimizer, RefusedError, Training, fit
-from cutlayer.formats import encode_exactly, get_codec
-from cutlayer.intake import ClientInfo
-from cutlayer.ledger import Ledger
+from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.method import Task
+from cutlayer.records.ledger import Ledger
 from cutlayer.seeds import seeded
-from cutlayer.server import Server
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Step, pack
 from tests.conftest import noise_images
 
@@ -60,7 +60,7 @@ def test_batch_norm_normalizes_each_part_by_itself() -> None:
 
 def test_parts_out_of_order_or_of_another_step_are_refused() -> None:
     task, ledger = Task(), Ledger()
-    server = Server(halves().server, [ClientInfo(60, 0, 24)], (4, 8, 8), Method(), TRAINING, task, ledger)
+    server = Server(halves().server, [ClientSummary(60, 0, 24)], (4, 8, 8), Method(), TRAINING, task, ledger)
     server.begin()
 
     def frame(*numbers: int, size: int = 8) -> bytes:

@@ -10,10 +10,10 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError
 from cutlayer.cli import main
-from cutlayer.data import load
-from cutlayer.feed import Feed
-from cutlayer.partition import Partition, dirichlet, iid, label_shards, make_partition, quantity_skew
-from cutlayer.partition.view import distances, figure, save_figure, summary, table
+from cutlayer.data.batches import Batches
+from cutlayer.data.images import load
+from cutlayer.data.partition import Partition, dirichlet, iid, label_shards, make_partition, quantity_skew
+from cutlayer.report.partition import distances, figure, save_figure, summary, table
 
 LABELS = np.repeat(np.arange(10), 500)
 
@@ -188,7 +188,7 @@ def test_a_client_gets_its_samples_and_no_others() -> None:
         assert torch.equal(part.inputs, train.inputs[torch.tensor(indices)])
         assert torch.equal(part.labels, train.labels[torch.tensor(indices)])
         assert (part.mean, part.std, part.classes) == (train.mean, train.std, train.classes)
-        assert len(next(iter(Feed(part, batch_size=16).epoch(0))).ids) == 16
+        assert len(next(iter(Batches(part, batch_size=16).epoch(0))).ids) == 16
     assert [len(part) for part in parts] == partition.sizes.tolist()
     assert (np.stack([p.labels.bincount(minlength=10).numpy() for p in parts]) == partition.class_counts).all()
 

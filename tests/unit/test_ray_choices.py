@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from cutlayer import ConfigError, fit
-from cutlayer.cluster import Ray
+from cutlayer.backends.ray import Ray
 from tests.parity.test_together import data, halves, training
 
 

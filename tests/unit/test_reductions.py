@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Always, Fleet, Halves, History, Method, Periodic, Run, Training, fit
-from cutlayer.history import Baseline, EpochRecord
-from cutlayer.modes import MODES, ParallelSplit, SplitFedV2
+from cutlayer.records.history import Baseline, EpochRecord
+from cutlayer.strategies import STRATEGIES, ParallelSplit, SplitFedV2
 
 
 def halves() -> Halves:
@@ -28,10 +28,10 @@ def history(fleet: Fleet, sizes: tuple[int, ...] = (24, 16, 16, 12), epochs: int
     return fit(halves(), data(*sizes), method=method, training=Training(epochs=epochs, batch_size=8), **more).history
 
 
-@pytest.mark.parametrize("mode", [*MODES])
+@pytest.mark.parametrize("mode", [*STRATEGIES])
 @pytest.mark.parametrize("more", [{}, {"fraction": 0.25}, {"fraction": 0.5}, {"dropout": 0.5}], ids=str)
 def test_plain_split_learning_saves_nothing_whoever_takes_part(mode: str, more: dict) -> None:
-    plain = history(Fleet(mode=MODES[mode](), **more))
+    plain = history(Fleet(mode=STRATEGIES[mode](), **more))
     assert plain.traffic_reduction == pytest.approx(1)
     if "dropout" not in more:  # a client that is lost has worked on a batch, or not, that does not count
         assert plain.client_flops_reduction == pytest.approx(1)

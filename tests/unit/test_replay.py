@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cutlayer import ConfigError, RefusedError, StoreFullError, StoreOptions
-from cutlayer.formats import get_float_codec
-from cutlayer.replay import ReplayStore
+from cutlayer.codecs import get_float_codec
+from cutlayer.memory.store import ReplayStore
 
 CODEC = get_float_codec("fp8_e4m3")
 

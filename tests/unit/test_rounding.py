@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cutlayer.formats import get_float_codec
-from cutlayer.formats.elements import E2M1, E2M3, E3M2, E4M3, E4M3_HFP8, E5M2, dequantize, noise_for, quantize
+from cutlayer.codecs import get_float_codec
+from cutlayer.codecs.elements import E2M1, E2M3, E3M2, E4M3, E4M3_HFP8, E5M2, dequantize, noise_for, quantize
 
 ELEMENTS = {"e4m3": E4M3, "e5m2": E5M2, "hfp8": E4M3_HFP8, "e2m3": E2M3, "e3m2": E3M2, "e2m1": E2M1}
 

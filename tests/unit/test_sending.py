@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from cutlayer.backends.grpc.sending import Sender
 from cutlayer.errors import DivergedError
-from cutlayer.remote.sending import Sender
 
 
 def test_frames_are_sent_in_order_and_put_waits_when_it_is_too_far_ahead() -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from cutlayer import ConfigError, Method, Periodic, RefusedError, Task, Training
-from cutlayer.formats import Encoded, encode_exactly, get_float_codec
-from cutlayer.intake import ClientInfo
-from cutlayer.ledger import Ledger
-from cutlayer.server import Server
+from cutlayer.codecs import Encoded, encode_exactly, get_float_codec
+from cutlayer.records.ledger import Ledger
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.server import Server
 from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
 
 CUT, BATCH, SAMPLES = 6, 4, 10
@@ -22,7 +22,7 @@ def make_server(codec: str = "fp32") -> Server:
     torch.manual_seed(0)
     half = nn.Sequential(nn.Linear(CUT, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     method = Method(Periodic(period=3), codec, codec)
-    server = Server(half, [ClientInfo(SAMPLES, 4, BATCH)], (CUT,), method, Training(epochs=9), Task(), Ledger())
+    server = Server(half, [ClientSummary(SAMPLES, 4, BATCH)], (CUT,), method, Training(epochs=9), Task(), Ledger())
     server.begin()
     return server
 
@@ -167,7 +167,7 @@ def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
 
 
 def test_labels_of_another_kind_than_before_are_refused_whole() -> None:
-    clients, method = [ClientInfo(SAMPLES, 0, BATCH)], Method(Periodic(period=3))
+    clients, method = [ClientSummary(SAMPLES, 0, BATCH)], Method(Periodic(period=3))
     task = Task(nn.functional.mse_loss, {})
     server = Server(nn.Linear(CUT, 2), clients, (CUT,), method, Training(), task, Ledger())
     server.begin()

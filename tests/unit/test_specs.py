@@ -5,8 +5,8 @@ import re
 import pytest
 
 from cutlayer import Always, Method
+from cutlayer.codecs import PAIRS, evaluation_codec, get_codec, get_float_codec, get_pair, get_transfer, specs
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.formats import PAIRS, evaluation_codec, get_codec, get_float_codec, get_pair, get_transfer, specs
 from cutlayer.wire.frames import Frame, Step, pack, unpack
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cutlayer import ConfigError, Halves, cut_points, split
-from cutlayer.models import make_model
+from cutlayer.models.networks import make_model
 
 
 class Attention(nn.Module):

@@ -4,10 +4,10 @@ import dataclasses
 import logging
 
 from cutlayer import EpochRecord
-from cutlayer.config import Config
-from cutlayer.recipes import digits
-from cutlayer.training import fit
-from cutlayer.watch import Watch
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.runs.recipes import digits
+from cutlayer.runs.watch import Watch
 
 
 def record(epoch: int, exchange: str, loss: float, test: float | None) -> EpochRecord:
@@ -18,7 +18,7 @@ def record(epoch: int, exchange: str, loss: float, test: float | None) -> EpochR
 def warnings(caplog, *epochs: tuple[str, float, float | None]) -> list[str]:
     caplog.clear()
     watch, records = Watch(), []
-    with caplog.at_level(logging.WARNING, "cutlayer.training"):
+    with caplog.at_level(logging.WARNING, "cutlayer.runs.fit"):
         for number, epoch in enumerate(epochs):
             records.append(record(number, *epoch))
             watch(records)
@@ -42,6 +42,6 @@ def test_a_run_warns_where_stored_activations_are_not_what_is_evaluated(caplog) 
     )
     train, test = config.datasets()
     parts, _ = config.divided(train)
-    with caplog.at_level(logging.WARNING, "cutlayer.training"):
+    with caplog.at_level(logging.WARNING, "cutlayer.runs.fit"):
         fit(config.halves(train), parts, test, method=config.method(), training=config.training())
     assert sum("in C epochs the test loss has risen" in entry.getMessage() for entry in caplog.records) == 1

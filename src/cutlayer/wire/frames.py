@@ -15,8 +15,8 @@ from dataclasses import field as dataclass_field
 
 import msgspec
 
+from cutlayer.codecs import Encoded, get_codec
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.formats import Encoded, get_codec
 
 MAGIC = b"CUTL"
 VERSION = 2
@@ -114,7 +114,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         received: frames of that session that have come in.
         run: the run that its checkpoints belong to; "" if it has none.
         checkpoints: the epochs after which it has one.
-        samples, test_samples, batch_size, drop_last, test_batch_size, frozen: as in `intake.ClientInfo`.
+        samples, test_samples, batch_size, drop_last, test_batch_size, frozen: as in `checks.ClientSummary`.
         epoch_samples, epoch_steps, epoch_flops, epoch_bytes: of an epoch of plain split learning, see `plain`.
         weights_bytes: bytes of a frame that holds the client half.
         half_bytes: bytes of the largest such frame.
@@ -177,7 +177,7 @@ class Saved(msgspec.Struct, frozen=True, tag="saved", forbid_unknown_fields=True
     best: int = -1
 
 
-class Ask(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
+class EvaluationRequest(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
     """Server to client: send the activations of the test data."""
 
     client: int
@@ -214,7 +214,7 @@ Message = (
     | Welcome
     | Refusal
     | Saved
-    | Ask
+    | EvaluationRequest
     | Done
     | Finished
     | Offer

@@ -1,0 +1,1 @@
+"""Where the clients of a run are, and how frames reach them."""

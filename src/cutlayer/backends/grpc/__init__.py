@@ -1,0 +1,1 @@
+"""Clients in processes of their own, over gRPC with mutual TLS."""

@@ -1,0 +1,193 @@
+"""The client's end of the wire between machines: opens the only connection, and keeps a link connected.
+
+The client may sit behind a router. Where the connection is lost, it is made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cutlayer.backends.grpc.certs import SERVER_NAME, common_name, read_certificates
+from cutlayer.backends.grpc.link import Connection, Link
+from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
+from cutlayer.backends.grpc.trouble import Attempts, explain
+from cutlayer.errors import ConfigError, CutlayerError, RefusedError
+from cutlayer.wire.frames import Frame, Hello, Offer, Refusal, Welcome, pack, unpack
+
+log = logging.getLogger("cutlayer.wire")
+
+
+def open_channel(address: str, tls: str | Path | None, keepalive: float = KEEPALIVE) -> grpc.Channel:
+    """A channel to a server, with this client's certificates or, for None, in plain text."""
+    chosen = [*options(keepalive), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    if tls is None:
+        return grpc.insecure_channel(address, chosen)
+    authority, certificate, key = read_certificates(tls)
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    return grpc.secure_channel(address, credentials, [*chosen, ("grpc.ssl_target_name_override", SERVER_NAME)])
+
+
+def own_name(tls: str | Path) -> str:
+    """The name that the certificate in this folder is made out to."""
+    return common_name(read_certificates(tls)[1])
+
+
+def fetch_config(address: str, tls: str | Path | None) -> str:
+    """The config of the run that a server holds, as JSON. Raises grpc.RpcError where it cannot be reached."""
+    with open_channel(address, tls) as channel:
+        offer = unpack(channel.unary_unary(f"/{SERVICE}/Config")(b"", timeout=HELLO_SECONDS)).message
+        if not isinstance(offer, Offer):
+            raise RefusedError(f"expected the server's config, got {type(offer).__name__}")
+        return offer.config
+
+
+def check_health(address: str, tls: str | Path | None) -> str:
+    """What the health service says, such as "SERVING"; or why there is no answer."""
+    with open_channel(address, tls) as channel:
+        try:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=HELLO_SECONDS)
+        except grpc.RpcError as error:
+            return explain(address, tls, error).reason
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+
+class Session:
+    """A client's session: a link, and a thread that keeps it connected until it is closed.
+
+    Args:
+        hello: what to say on a connection; `session` and `received` are filled in here.
+        limit: bytes of the largest frame that the server may send.
+        keepalive: seconds within which a connection that has gone silent is given up.
+        back_off: shortest and longest wait between attempts to connect, in seconds; in between it doubles.
+        known: whether there was a connection to this server before: then none is given up as hopeless.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        tls: str | Path | None,
+        hello: Hello,
+        limit: int,
+        keepalive: float = KEEPALIVE,
+        back_off: tuple[float, float] = (0.1, 10.0),
+        known: bool = False,
+    ) -> None:
+        self.address, self.tls, self.hello, self.keepalive = address, tls, hello, keepalive
+        self.link = Link(limit)
+        self.welcome: Welcome | None = None
+        self.refusal: str | None = None
+        self.hopeless = False
+        self.known, self.connections = known, 0
+        self._attempts = Attempts(address, tls)
+        self._back_off = back_off
+        self._welcomed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_connected, name="cutlayer-session", daemon=True)
+        self._thread.start()
+
+    @property
+    def last_error(self) -> str:
+        """Why the last attempt to connect failed, or the last connection ended."""
+        return self._attempts.last
+
+    def wait_welcome(self, timeout: float) -> Welcome | None:
+        """The server's Welcome, or None if there is none yet.
+
+        Raises RefusedError for a refusal, ConfigError if there can be no connection until someone mends something.
+        """
+        self._welcomed.wait(timeout)
+        if self.hopeless:
+            raise ConfigError(f"no connection to {self.address}: {self.last_error}")
+        if self.refusal is not None:
+            raise RefusedError(f"{self.address} refused: {self.refusal}")
+        return self.welcome
+
+    def close(self) -> None:
+        """End the session."""
+        self.link.close("this client ended the session")
+        self._thread.join(5.0)
+
+    def _keep_connected(self) -> None:
+        wait = self._back_off[0]
+        while not self.link.closed:
+            before = self.connections
+            try:
+                with open_channel(self.address, self.tls, self.keepalive) as channel:
+                    self._connect(channel)
+            # What came may be no frame, or break the rules; a certificate may be in the middle of being replaced.
+            except (grpc.RpcError, CutlayerError, OSError) as error:
+                if self._failed(error):
+                    self.hopeless = True
+                    self.link.close(self.last_error)
+            except Exception as error:
+                log.exception("the session ends")
+                self.link.close(f"{type(error).__name__}: {error}")
+            self.link.disconnect()
+            if self.link.leaving:
+                break
+            wait = self._back_off[0] if self.connections > before else min(2 * wait, self._back_off[1])
+            pause = wait * random.uniform(0.5, 1.0)  # so that a thousand devices do not come back at once
+            self.link.wait_closed(pause)
+        self._welcomed.set()
+
+    def _connect(self, channel: grpc.Channel) -> None:
+        opened: list[Connection] = []
+        ready = threading.Event()
+
+        def outgoing() -> Iterator[bytes]:
+            yield pack(Frame(hello))
+            ready.wait()
+            if opened:
+                yield from opened[0].outgoing()
+
+        session = self.welcome.session if self.welcome is not None else ""
+        hello = msgspec.structs.replace(self.hello, session=session, received=self.link.received)
+        call = channel.stream_stream(f"/{SERVICE}/Exchange")(outgoing())
+        try:
+            for message in call:
+                if opened:
+                    opened[0].take(message)
+                    if not opened[0].up:
+                        return
+                    continue
+                answer = unpack(message).message
+                if isinstance(answer, Refusal):
+                    return self._refused(answer)
+                if not isinstance(answer, Welcome):
+                    raise RefusedError(f"expected a Welcome, got {type(answer).__name__}")
+                opened.append(self.link.attach(answer.received))
+                self.connections += 1
+                self.welcome = self.welcome or answer
+                self._welcomed.set()
+                ready.set()
+                threading.Thread(target=self._end_with, args=(opened[0], call), daemon=True).start()
+            self._failed(RefusedError("the server ended the stream"))
+        finally:
+            if opened:
+                opened[0].close()
+            ready.set()
+            call.cancel()
+
+    def _failed(self, error: Exception) -> bool:
+        known = self.known or self.connections > 0
+        return not (self.link.closed or self.link.leaving) and self._attempts.failed(error, known=known)
+
+    def _end_with(self, connection: Connection, call: Any) -> None:
+        connection.wait_down()
+        call.cancel()
+
+    def _refused(self, refusal: Refusal) -> None:
+        if refusal.retry:
+            self.link.close(refusal.reason)
+        else:
+            self.refusal = refusal.reason
+            self.link.close(f"{self.address} refused: {refusal.reason}")

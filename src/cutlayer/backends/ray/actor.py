@@ -1,0 +1,118 @@
+"""What runs in an actor: some of the clients, in one process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.backends.base import ClientData, ClientDescription, build_clients
+from cutlayer.method import Method, Training
+from cutlayer.records.ledger import Ledger
+
+
+class ClientActor:
+    """Clients by number. It does what it is called for, one call at a time, and no call waits for another."""
+
+    def build(
+        self, holdings: dict[int, ClientData], half: nn.Module, method: Method, training: Training, threads: int
+    ) -> dict[int, ClientDescription]:
+        """Build the clients; what can be said of them, by number.
+
+        Args:
+            threads: PyTorch's on the CPU, which the bits of a result depend on.
+        """
+        torch.set_num_threads(threads)
+        folder = method.store.folder  # of the server's machine, which need not be this one
+        folder = folder if folder is not None and Path(folder).is_dir() else None
+        self.ledger, self.microbatches = Ledger(), training.microbatches
+        built = build_clients(half, holdings, method, training, self.ledger, folder)
+        self.pool, self.clients = built.pool, built.by_number
+        self._answers: dict[int, deque[Iterator[Callable[[], bytes]]]] = {number: deque() for number in holdings}
+        self._staged = tempfile.TemporaryDirectory(prefix="cutlayer-staged-")
+        return {number: ClientDescription.of(client) for number, client in self.clients.items()}
+
+    def answer(self, number: int, lost: bool, frame: bytes) -> tuple[bytes, bool]:
+        """Give a client a frame; then as `go_on`."""
+        self._answers[number].append(self.clients[number].answers(frame))
+        return self.go_on(number, lost)
+
+    def go_on(self, number: int, lost: bool) -> tuple[bytes, bool]:
+        """A client's next frame, empty where it waits for one; and whether there may be more, so that asking pays.
+
+        Where it is `lost` on purpose, the frame is not made: the client ends where it would end in one process.
+        """
+        client, answers = self.clients[number], self._answers[number]
+        while answers:
+            make = next(answers[0], None)
+            if make is not None:
+                return b"lost" if lost else make(), not client.waits or self.microbatches > 1
+            answers.popleft()
+        return b"", False
+
+    def forget(self, number: int) -> None:
+        """Have a client leave the epoch, and drop what it has not sent yet: the server has given it up."""
+        self._answers[number].clear()
+        self.clients[number].leave()
+
+    def costs(self) -> dict[str, Any]:
+        """FLOPs and seconds since the last call."""
+        return self.ledger.take()
+
+    def ping(self) -> None:
+        """Show that this process lives."""
+
+    def end(self) -> None:
+        """Remove what was written to the disk: the process is about to be killed."""
+        self.pool.close()
+        self._staged.cleanup()
+
+    # --- halves and optimizers, as files ---
+
+    def about(self, number: int, name: str) -> dict[str, Any]:
+        """As `about` of a client's own store of this name."""
+        return self.clients[number].stores()[name].about()
+
+    def saved_store(self, number: int, name: str) -> Iterator[tuple[str, bytes]]:
+        """All files of a checkpoint of that store, by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.clients[number].stores()[name].save(Path(folder))
+            for file in sorted(Path(folder).iterdir()):
+                yield file.name, file.read_bytes()
+
+    def load_store(self, number: int, name: str, about: dict[str, Any]) -> None:
+        """Bring that store to the files that were staged."""
+        self.clients[number].stores()[name].load(Path(self._staged.name), about)
+        self._unstage()
+
+    def weights(self, number: int) -> dict[str, Tensor]:
+        """A client's half."""
+        return {name: value.cpu() for name, value in self.clients[number].half.state_dict().items()}
+
+    def saved(self) -> Iterator[tuple[str, bytes]]:
+        """All files of a checkpoint of the clients here, by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.pool.save(Path(folder))
+            for file in sorted(Path(folder).iterdir()):
+                yield file.name, file.read_bytes()
+
+    def stage(self, name: str, content: bytes) -> None:
+        """Take a file for `load`."""
+        (Path(self._staged.name) / name).write_bytes(content)
+
+    def load(self) -> None:
+        """Bring the clients to the files that were staged; to their beginning where there is none for them."""
+        for answers in self._answers.values():
+            answers.clear()
+        self.pool.load(Path(self._staged.name), {"version": 0})
+        self._unstage()
+        self.ledger.take()
+
+    def _unstage(self) -> None:
+        for file in Path(self._staged.name).iterdir():
+            file.unlink()

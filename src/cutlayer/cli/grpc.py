@@ -1,0 +1,264 @@
+"""The command line between machines: `cutlayer certs`, `serve`, `join`, `health`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import grpc
+import torch
+import tyro
+from rich.console import Console
+
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.backends.grpc.corelog import log_refusals
+from cutlayer.backends.grpc.rpc import KEEPALIVE, check_address
+from cutlayer.backends.grpc.session import check_health, fetch_config, own_name
+from cutlayer.backends.grpc.stop import Stop, Stopped
+from cutlayer.backends.grpc.trouble import Attempts
+from cutlayer.cli.arguments import parse_recipe
+from cutlayer.data import images as data
+from cutlayer.data.partition import Partition
+from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.records.folder import Run
+from cutlayer.report import ProgressView
+from cutlayer.runs.config import Config
+from cutlayer.runs.join import join
+from cutlayer.runs.recipes import RECIPES
+from cutlayer.runs.serve import serve
+
+
+@dataclasses.dataclass(frozen=True)
+class CertsArguments:
+    """Make a private authority, a server certificate and one for each client; what is there already stays."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder to write to. Copy its folder `server` to the server and each client's folder to that client."""
+    client: tuple[str, ...] = ("client",)
+    """Names of the clients."""
+    days: float = 825
+    """Days that the certificates are valid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeArguments:
+    """A recipe, with whatever is changed in it, and where to serve it."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    listen: str = "127.0.0.1:7070"
+    """HOST:PORT to take connections on."""
+    tls: str | None = None
+    """This machine's folder of certificates."""
+    insecure_plaintext: bool = False
+    """Allow addresses beyond this machine without TLS."""
+    client: tuple[str, ...] = ("client",)
+    """Names of the clients, as in their certificates."""
+    run_dir: str | None = None
+    """Folder of the run, to begin or to go on with; by default runs/RECIPE's data set-served."""
+    deadline: float = 300.0
+    """Seconds after which a client that is connected and sends nothing is disconnected."""
+    patience: float | None = None
+    """Seconds after which an epoch goes on without a client of which nothing comes; by default all are waited for."""
+    keepalive: float = KEEPALIVE
+    """Seconds within which a connection whose other end has vanished without a word is given up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinArguments:
+    """Take part in a run with this machine's data. Model, cut and method are the server's."""
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT of the server."""
+    tls: str | None = None
+    """This machine's folder of certificates."""
+    insecure_plaintext: bool = False
+    """Allow addresses beyond this machine without TLS."""
+    data: str | None = None
+    """Data set; by default the one that the server names."""
+    data_dir: str | None = None
+    """Folder with the data set's files."""
+    partition: str | None = None
+    """Partition file, to take part with one client's share of the data set; see `cutlayer partition`."""
+    part: int = 0
+    """With a partition file: whose share, from 0. The test data come with the first."""
+    run_dir: str = "runs/joined"
+    """Folder for this client's checkpoints, to begin with or to go on."""
+    name: str | None = None
+    """This client's name, for a connection without TLS."""
+    device: str = "cpu"
+    """Device of the client half."""
+    give_up_after: float | None = None
+    """Seconds without a server after which to end; by default never."""
+    keepalive: float = KEEPALIVE
+    """Seconds within which a connection whose other end has vanished without a word is given up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthArguments:
+    """Ask a server's health service; the exit status is 0 if it serves."""
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT of the server."""
+    tls: str | None = None
+    """A folder of certificates: a client's, or the server's own."""
+
+
+def certs(arguments: Sequence[str], console: Console) -> None:
+    """Make certificates for a server and its clients."""
+    chosen = tyro.cli(CertsArguments, prog="cutlayer certs", args=arguments)
+    written = make_certificates(chosen.folder, chosen.client, chosen.days)
+    for file in written:
+        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    if not written:
+        console.print(f"all there already in {chosen.folder}; to renew one, remove its folder", highlight=False)
+
+
+def serve_command(arguments: Sequence[str], console: Console) -> None:
+    """Hold the server half of a run for clients on other machines."""
+    chosen: ServeArguments = parse_recipe(
+        {name: ServeArguments(recipe()) for name, recipe in RECIPES.items()},
+        {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
+        "cutlayer serve",
+        arguments,
+    )
+    log_refusals()
+    config: Config = dataclasses.replace(chosen.config, clients=len(chosen.client))
+    _prepare(config.threads)
+    folder = Run(chosen.run_dir or f"runs/{config.data}-served")
+    method, training = config.method(), config.training()
+    outline = data.outline(config.data)
+    halves = config.halves(outline)
+    with torch.no_grad():
+        cut_shape = tuple(halves.client.eval()(outline.inputs.new_zeros((1, *outline.inputs.shape[1:]))).shape[1:])
+
+    def listening(port: int) -> None:
+        how = "mutual TLS" if chosen.tls else "plain text"
+        console.print(f"listening on port {port} ({how}) for {', '.join(chosen.client)}", highlight=False)
+
+    done = folder.records() if folder.exists() else []
+    stop = Stop()
+    with stop.on_signals(), ProgressView(config.schedule, config.epochs, console, done) as view:
+        try:
+            served = serve(
+                halves.server,
+                cut_shape,
+                listen=chosen.listen,
+                run=folder.folder,
+                clients=chosen.client,
+                tls=chosen.tls,
+                insecure_plaintext=chosen.insecure_plaintext,
+                client_half=halves.client,
+                method=method,
+                training=training,
+                config=config.as_dict(),
+                on_epoch=view,
+                on_listening=listening,
+                on_wait=view.note,
+                deadline=chosen.deadline,
+                patience=chosen.patience,
+                keepalive=chosen.keepalive,
+                stop=stop,
+            )
+        except Stopped as stopped:
+            console.print(f"{stopped}; the same command goes on with {folder.folder}", highlight=False, soft_wrap=True)
+            return
+    if served.refusals:
+        console.print(f"refused: {served.refusals}", highlight=False)
+    if len(chosen.client) > 1:
+        folder.save_model(folder.model())
+    else:
+        console.print(
+            f"the client half is with the client; for the uncut network, where both folders are: "
+            f"cutlayer merge {folder.folder} --client CLIENT_RUN",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"run folder: {folder.folder}")
+
+
+def join_command(arguments: Sequence[str], console: Console) -> None:
+    """Take part in a run that another machine serves."""
+    chosen = tyro.cli(JoinArguments, prog="cutlayer join", args=arguments)
+    check_address(chosen.address, chosen.tls, chosen.insecure_plaintext)
+    _prepare(None)
+    name = own_name(chosen.tls) if chosen.tls else chosen.name
+    stop = Stop()
+    with stop.on_signals():
+        try:
+            config = _config(chosen, stop)
+            if chosen.data not in (None, config.data):
+                raise ConfigError(f"data: the server's run is on {config.data!r}, not on {chosen.data!r}")
+            config = dataclasses.replace(config, data_dir=chosen.data_dir, device=chosen.device)
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            console.print(
+                f"{name or 'client'}: {config.model} on {config.data}, cut after {config.cut}", highlight=False
+            )
+            train, test = config.datasets()
+            half, share = config.halves(train).client, train
+            if chosen.partition is not None:
+                partition = Partition.load(chosen.partition)
+                partition.check(train.labels, config.data)
+                share = partition.subset(train, chosen.part)
+            join(
+                chosen.address,
+                half,
+                share,
+                test if chosen.part == 0 else None,
+                folder=chosen.run_dir,
+                name=name,
+                tls=chosen.tls,
+                insecure_plaintext=chosen.insecure_plaintext,
+                method=config.method(),
+                training=config.training(),
+                on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
+                give_up_after=chosen.give_up_after,
+                keepalive=chosen.keepalive,
+                stop=stop,
+            )
+        except Stopped as stopped:
+            console.print(f"{stopped}; the same command goes on with {chosen.run_dir}", highlight=False, soft_wrap=True)
+            return
+    console.print(f"finished: {chosen.run_dir}/client.safetensors", highlight=False, soft_wrap=True)
+
+
+def health(arguments: Sequence[str], console: Console) -> None:
+    """Ask whether a server is up."""
+    chosen = tyro.cli(HealthArguments, prog="cutlayer health", args=arguments)
+    status = check_health(chosen.address, chosen.tls)
+    if status != "SERVING":
+        raise RefusedError(f"{chosen.address}: {status}")
+    console.print(status)
+
+
+def _config(chosen: JoinArguments, stop: Stop) -> Config:
+    """The server's config, once it can be reached."""
+    started, wait, attempts = time.monotonic(), 0.2, Attempts(chosen.address, chosen.tls)
+    while True:
+        stop.check()
+        try:
+            return Config.from_dict(json.loads(fetch_config(chosen.address, chosen.tls)))
+        except grpc.RpcError as error:
+            reason = f"no connection to {chosen.address}: "
+            if attempts.failed(error):
+                raise ConfigError(reason + attempts.last) from None
+            if chosen.give_up_after is not None and time.monotonic() - started > chosen.give_up_after:
+                raise RefusedError(reason + attempts.last) from None
+            stop.check()
+            time.sleep(wait)
+            wait = min(2 * wait, 5.0)
+
+
+def _prepare(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    level = os.environ.get("CUTLAYER_LOG", "WARNING")
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
+
+
+COMMANDS = {"certs": certs, "serve": serve_command, "join": join_command, "health": health}

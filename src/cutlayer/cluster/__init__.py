@@ -1,5 +1,0 @@
-"""Clients, and workers of the server, on a Ray cluster. For one trust domain: Ray pickles. See docs/ray.md."""
-
-from cutlayer.cluster.backend import Ray
-
-__all__ = ["Ray"]

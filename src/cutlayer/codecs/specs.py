@@ -1,0 +1,224 @@
+"""The names of codecs: a short spec, in configs and in frames, that says how codecs are composed.
+
+    transfer = [ memory ">" ] spec
+    memory   = "delta" [ tolerance ] | "ef"
+    spec     = [ sparsity ">" ] format { ":" option } [ "+" lossless ]
+    sparsity = "topk" fraction | "randtopk" fraction [ "," chance ]
+    format   = name [ "@" version ]
+    option   = "channel" | "stochastic" | "tensor" | "nearest"
+    lossless = "zstd" [ "@" version ]
+
+Examples: `mxfp4+zstd`, `fp8_e4m3:channel:stochastic`, `topk0.1>fp16`, `randtopk0.05,0.1>fp8_e4m3+zstd`,
+`delta0.02>mxfp4+zstd`. A memory is held by the sender (of `delta` by the receiver, too), outside the codec; it stands
+in configs only, frames name the codec of their bytes. A version is written only where it is not 1, so that a release
+that does not know it refuses the frame. A codec's `name` is its spec in canonical form: defaults left out, options in
+order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from cutlayer.codecs import elements, integers
+from cutlayer.codecs.affine import AffineInteger
+from cutlayer.codecs.base import Codec
+from cutlayer.codecs.blocks import MX, NVFP4
+from cutlayer.codecs.floats import FixedFloat8, PlainFloat, ScaledFloat8
+from cutlayer.codecs.lossless import Lossless
+from cutlayer.codecs.sparse import TopK
+from cutlayer.errors import ConfigError, unknown
+
+DEFAULTS = ("tensor", "nearest")
+OPTIONS = ("channel", "stochastic")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format that a spec can name: how to make its codec, and what can be asked of it."""
+
+    make: Callable[[str, frozenset[str]], Codec]
+    options: tuple[str, ...] = ()
+    version: int = 1
+
+
+def _scaled(element: elements.Element) -> Format:
+    return Format(
+        lambda name, chosen: ScaledFloat8(name, element, "channel" in chosen, "stochastic" in chosen), OPTIONS
+    )
+
+
+def _fixed(element: elements.Element, gain: float = 1.0) -> Format:
+    return Format(lambda name, chosen: FixedFloat8(name, element, gain, "stochastic" in chosen), ("stochastic",))
+
+
+def _mx(element: elements.Element) -> Format:
+    return Format(lambda name, chosen: MX(name, element, 32, "stochastic" in chosen), ("stochastic",))
+
+
+def _affine(bits: int) -> Format:
+    return Format(lambda name, chosen: AffineInteger(name, bits, "stochastic" in chosen), ("stochastic",))
+
+
+FLOAT_FORMATS: dict[str, Format] = {
+    "fp32": Format(lambda name, chosen: PlainFloat(name, torch.float32)),
+    "fp16": Format(lambda name, chosen: PlainFloat(name, torch.float16)),
+    "bf16": Format(lambda name, chosen: PlainFloat(name, torch.bfloat16)),
+    "fp8_e4m3": _scaled(elements.E4M3),
+    "fp8_e5m2": _scaled(elements.E5M2),
+    "hfp8_e4m3": _fixed(elements.E4M3_HFP8),
+    # Backward 1-5-2 with loss scaling: gradients at the cut are of the order of 1 / batch size and smaller, which would
+    # fall below the smallest subnormal, 2^-16. With 2^12 magnitudes from 2^-28 to 14 are kept.
+    "hfp8_e5m2": _fixed(elements.E5M2, 2.0**12),
+    "mxfp8_e4m3": _mx(elements.E4M3),
+    "mxfp8_e5m2": _mx(elements.E5M2),
+    "mxfp6_e2m3": _mx(elements.E2M3),
+    "mxfp6_e3m2": _mx(elements.E3M2),
+    "mxfp4": _mx(elements.E2M1),
+    "nvfp4": Format(lambda name, chosen: NVFP4(name, elements.E2M1, 16, "stochastic" in chosen), ("stochastic",)),
+    "int8": _affine(8),
+    "int4": _affine(4),
+}
+INTEGER_CODECS: dict[str, Codec] = {c.name: c for c in (integers.U8, integers.U16, integers.U32, integers.I64)}
+SPARSITIES = ("topk", "randtopk")
+LOSSLESS: dict[str, int] = {"zstd": 1}
+
+# Names for both directions at once: (activations, gradients).
+PAIRS: dict[str, tuple[str, str]] = {
+    **{name: (name, name) for name in FLOAT_FORMATS},
+    "fp8": ("fp8_e4m3", "fp8_e5m2"),
+    "hfp8": ("hfp8_e4m3", "hfp8_e5m2"),
+    "mxfp8": ("mxfp8_e4m3", "mxfp8_e5m2"),
+    "mxfp6": ("mxfp6_e2m3", "mxfp6_e3m2"),
+}
+
+NUMBER = r"(\d*\.?\d+(?:e-?\d+)?)"
+MAX_SPEC = 128  # characters; specs come from the network too
+
+
+def get_codec(spec: str) -> Codec:
+    """The codec of this spec, as it stands in configs and in frames. Raises ConfigError with the known names."""
+    return INTEGER_CODECS.get(spec) or get_float_codec(spec)
+
+
+@lru_cache(maxsize=256)
+def get_float_codec(spec: str) -> Codec:
+    """The codec of this spec for activations or gradients. Raises ConfigError with the known names."""
+    if len(spec) > MAX_SPEC:
+        raise ConfigError(f"codec: expected a spec of at most {MAX_SPEC} characters, got {len(spec)}")
+    body, plus, stage = spec.partition("+")
+    sparsity, arrow, written = body.rpartition(">")
+    codec = _format(written, spec)
+    if arrow:
+        codec = _sparse(sparsity, codec, spec)
+    if plus:
+        name, _ = _versioned("lossless stage", stage, LOSSLESS, spec)
+        codec = Lossless(f"{codec.name}+{name}", codec)
+    return codec
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a config asks for in one direction.
+
+    Attributes:
+        name: its spec in canonical form.
+        codec: of the bytes that cross.
+        delta: None, or the tolerance of `delta`: the relative change below which a sample is not sent (`delta`).
+        feedback: whether what the codec loses is remembered and added the next time (`feedback`).
+    """
+
+    name: str
+    codec: Codec
+    delta: float | None = None
+    feedback: bool = False
+
+
+@lru_cache(maxsize=256)
+def get_transfer(spec: str) -> Transfer:
+    """The transfer of this spec. Raises ConfigError with the known names."""
+    match = re.fullmatch(rf"(?:(ef)|(delta){NUMBER}?)>(.*)", spec[:MAX_SPEC])
+    if not match:
+        codec = get_float_codec(spec)
+        return Transfer(codec.name, codec)
+    codec = get_float_codec(spec.partition(">")[2])
+    if match[1]:
+        return Transfer(f"ef>{codec.name}", codec, feedback=True)
+    tolerance = float(f"{float(match[3] or 0):g}")
+    if tolerance >= 1:
+        raise ConfigError(f"{spec!r}: expected a tolerance below 1, relative to a sample's norm, got {tolerance}")
+    return Transfer(f"delta{tolerance:g}>{codec.name}" if tolerance else f"delta>{codec.name}", codec, tolerance)
+
+
+def get_pair(spec: str) -> tuple[Transfer, Transfer]:
+    """Transfers of (activations, gradients) from one spec, from two with a slash between, or from a name of `PAIRS`.
+
+    A pair's name can stand where a format's does: `mxfp8+zstd` is `mxfp8_e4m3+zstd/mxfp8_e5m2+zstd`.
+    """
+    up, slash, down = spec.partition("/")
+    if not slash:
+        head = re.match(r"(?:.*>)?([^:+@]*)", spec)
+        start, stop = head.span(1) if head else (0, 0)
+        both = PAIRS.get(spec[start:stop], (spec[start:stop],) * 2)
+        up, down = (spec[:start] + name + spec[stop:] for name in both)
+    return get_transfer(up), get_transfer(down)
+
+
+def evaluation_codec(transfer: Transfer) -> Codec:
+    """The codec for evaluation: without draws (`topk` for `randtopk`, rounding to nearest) and without memory.
+
+    With `delta` the receiver learns from references in fp16, which are more than the codec says in one sending.
+    """
+    name = transfer.codec.name.replace(":stochastic", "")
+    if transfer.delta is not None:
+        name = "".join(["fp16", *name.partition("+")[1:]])
+    return get_float_codec(re.sub(r"^rand(topk[^,>]*),[^>]*", r"\1", name))
+
+
+def _format(written: str, spec: str) -> Codec:
+    """The codec of `name[@version][:option]...`."""
+    head, *asked = written.split(":")
+    versions = {name: known.version for name, known in FLOAT_FORMATS.items()}
+    head, name = _versioned("codec", head, versions, spec)
+    known = FLOAT_FORMATS[name]
+    for option in asked:
+        if option not in known.options and option not in DEFAULTS:
+            raise ConfigError(f"{unknown(f'option of {name}', option, [*DEFAULTS, *known.options])}; in {spec!r}")
+    chosen = [option for option in OPTIONS if option in asked]
+    return known.make(":".join([head, *chosen]), frozenset(chosen))
+
+
+def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> tuple[str, str]:
+    """(canonical form, name) of `name[@version]`."""
+    name, at, version = written.partition("@")
+    if name not in known and name in PAIRS:
+        raise ConfigError(f"{name!r} stands for two codecs; for one direction write {' or '.join(PAIRS[name])}")
+    if name not in known:
+        raise ConfigError(f"{unknown(what, name, known)}" + (f"; in {spec!r}" if spec != name else ""))
+    if at and version != str(known[name]):
+        raise ConfigError(
+            f"{what} {name!r} in version {version!r}: this release knows version {known[name]}; both sides need the "
+            "same release"
+        )
+    return name if known[name] == 1 else f"{name}@{known[name]}", name
+
+
+def _sparse(written: str, inner: Codec, spec: str) -> Codec:
+    """The codec of `topk<fraction>` or `randtopk<fraction>[,<chance>]` around another."""
+    match = re.fullmatch(rf"(rand)?topk{NUMBER}(?:,{NUMBER})?", written)
+    if not match or (match[3] and not match[1]):
+        examples = ["topk0.1>", "randtopk0.1>", "randtopk0.1,0.2>"]
+        raise ConfigError(f"{unknown('sparsification', written, examples)}; in {spec!r}")
+    fraction, chance = float(match[2]), float(match[3] or 0.1) if match[1] else 0.0
+    if not (0 < fraction <= 1 and 0 <= chance < 1):
+        raise ConfigError(
+            f"sparsification {written!r}: expected a fraction above 0 and up to 1, and a chance from 0 to below 1"
+        )
+    if ":channel" in inner.name:
+        raise ConfigError(f"{spec!r}: values kept by {written!r} have no channels; leave ':channel' out")
+    head = f"randtopk{fraction:g},{chance:g}" if match[1] else f"topk{fraction:g}"
+    return TopK(f"{head}>{inner.name}", inner, float(f"{fraction:g}"), float(f"{chance:g}"))

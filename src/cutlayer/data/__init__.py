@@ -1,0 +1,1 @@
+"""Data sets, augmentation, batches, and the division of a data set among clients."""

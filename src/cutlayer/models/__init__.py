@@ -1,0 +1,1 @@
+"""Networks, the cut that makes two halves of one, FLOPs and optimizers."""

@@ -1,0 +1,1 @@
+"""What a run writes: costs, history, checkpoints, its folder."""

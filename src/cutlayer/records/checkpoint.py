@@ -1,0 +1,280 @@
+"""Checkpoints: safetensors, .npy and JSON in a folder that is there as a whole or not at all. No pickle.
+
+state.json has the checksums of all the other files, and one of itself. A checkpoint is used only if all of them fit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.errors import ConfigError, CutlayerError, DamagedError, DiskError
+from cutlayer.files import link, load_tensors, replace, save_tensors, sealed
+from cutlayer.models.optim import load_optimizer, optimizer_state
+from cutlayer.records import manifest
+
+log = logging.getLogger("cutlayer.records.checkpoint")
+
+
+class Store(Protocol):
+    """Something large that a checkpoint keeps in a folder of its own."""
+
+    def about(self) -> dict[str, Any]:
+        """What `load` must know beside the folder; equal only where nothing has changed."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write it into a new folder."""
+        ...
+
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
+        """Read back what `save` wrote."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints in a folder, one subfolder for each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        epochs = self.epochs()
+        return self.place(epochs[-1]) if epochs else None
+
+    def epochs(self) -> list[int]:
+        """The epochs after which there is a checkpoint, in order."""
+        return sorted(int(place.name.removeprefix("epoch-")) for place in self.folder.glob("epoch-*"))
+
+    def prune(self, wanted: Container[int]) -> None:
+        """Delete all checkpoints but those of the `wanted` epochs."""
+        for epoch in self.epochs():
+            if epoch not in wanted:
+                self._delete(epoch)
+
+    def place(self, epoch: int) -> Path:
+        """The folder of the checkpoint after this many epochs."""
+        return self.folder / f"epoch-{epoch:06d}"
+
+    def _delete(self, epoch: int) -> None:
+        gone = self.folder / f"deleting-{epoch:06d}"  # out of sight at once: a kill may leave half of it
+        shutil.rmtree(gone, ignore_errors=True)
+        self.place(epoch).rename(gone)
+        shutil.rmtree(gone)
+
+    # --- writing ---
+
+    def save(
+        self,
+        epoch: int,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: Mapping[str, Store],
+        state: dict[str, Any],
+        *,
+        keep: int | None = None,
+        also: Collection[int] = (),
+    ) -> None:
+        """Write a checkpoint after this many epochs.
+
+        Args:
+            epoch: epochs done.
+            modules: each half and its optimizer, by name.
+            stores: by name. One that has not changed since the last checkpoint is linked, not copied.
+            state: whatever else there is to know, as JSON values.
+            keep: how many checkpoints stay, with this one; None leaves all of them, for `prune`.
+            also: epochs whose checkpoints stay beside those.
+
+        Raises:
+            DiskError: the disk does not take it, because it is full or otherwise. Earlier checkpoints stay as they are.
+        """
+        new = self.folder / f"writing-{epoch:06d}"
+        try:
+            self._write(new, epoch, modules, stores, state)
+        except OSError as error:  # not all of them have a number: NumPy counts what it could write
+            shutil.rmtree(new, ignore_errors=True)
+            before = self.epochs()
+            rest = f"the one after {before[-1]} epochs is whole" if before else "there is none before it"
+            free = shutil.disk_usage(self.folder.parent).free / (1 << 20)
+            raise DiskError(
+                f"the checkpoint after {epoch} epochs cannot be written to {self.folder}: {error.strerror or error} "
+                f"({free:.1f} MiB are free there); {rest}. Free some space and resume the run"
+            ) from error
+        if keep is not None:
+            self.prune({*self.epochs()[-keep:], *also})
+
+    def _write(
+        self,
+        new: Path,
+        epoch: int,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: Mapping[str, Store],
+        state: dict[str, Any],
+    ) -> None:
+        previous, before = self._previous()
+        known = before["stores"]
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        optimizers = {}
+        for name, (module, optimizer) in modules.items():
+            tensors, optimizers[name] = optimizer_state(optimizer)
+            tensors |= {f"model.{key}": value for key, value in module.state_dict().items()}
+            save_tensors(tensors, new / f"{name}.safetensors")
+        written, unchanged = {}, set()
+        for name, store in stores.items():
+            written[name] = store.about()
+            if written[name] == known.get(name):
+                shutil.copytree(previous / name, new / name, copy_function=link)
+                unchanged.add(name)
+            else:
+                store.save(new / name)
+        content = {
+            "format": manifest.FORMAT,
+            "epoch": epoch,
+            "optimizers": optimizers,
+            "stores": written,
+            "state": state,
+            "files": manifest.digests(new, previous, before["files"], unchanged),
+        }
+        try:
+            replace(new / "state.json", json.dumps(sealed(content)))
+        except TypeError as error:
+            raise ConfigError(
+                f"an optimizer's state cannot be written as tensors and JSON values ({error}); "
+                "use one with a plain state"
+            ) from error
+        for file in [*new.rglob("*"), new]:
+            _flush(file)
+        if self.place(epoch).exists():  # one that was gone back behind
+            self._delete(epoch)
+        new.rename(self.place(epoch))
+        _flush(self.folder)
+        for unfinished in [*self.folder.glob("writing-*"), *self.folder.glob("deleting-*")]:
+            shutil.rmtree(unfinished)
+
+    def _previous(self) -> tuple[Path, dict[str, Any]]:
+        """The newest checkpoint and what its state.json holds, to link from; without any, nothing."""
+        nothing = {"stores": {}, "files": {}}
+        latest = self.latest()
+        if latest is None:
+            return self.folder, nothing
+        try:
+            content = manifest.content(latest)
+        except ConfigError:  # damaged meanwhile, or of an older release
+            return latest, nothing
+        return latest, content if content["files"] else nothing
+
+    # --- reading ---
+
+    def state(self) -> dict[str, Any] | None:
+        """The state in the newest checkpoint that is whole, or None."""
+        for _, content in self._whole(self.epochs(), []):
+            return content["state"]
+        return None
+
+    def load(
+        self,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: Mapping[str, Store],
+        epoch: int | None = None,
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Bring modules, optimizers and stores to the newest checkpoint that is whole.
+
+        What is damaged is logged, and set aside as `damaged-epoch-N`. With `epoch`, only the checkpoint after this many
+        epochs will do.
+
+        Returns (epochs done, state), or None if there is no checkpoint.
+
+        Raises DamagedError if there are some and none is whole, and ConfigError for one that is not of these halves.
+        """
+        damage: list[tuple[int, str]] = []
+        for place, content in self._whole(self.epochs() if epoch is None else [epoch], damage):
+            self._set_aside(damage)
+            if not content["files"]:
+                log.warning("%s has no checksums, it was written by an older release: its files are not checked", place)
+            try:
+                self._restore(place, content, modules, stores)
+            except CutlayerError:  # among them what was lost while it was loaded
+                raise
+            except Exception as error:
+                why = "of other halves or data" if content["files"] else "damaged, or of other halves or data"
+                raise ConfigError(f"{place} cannot be loaded: {error}. It is {why}") from error
+            return content["epoch"], content["state"]
+        return None
+
+    def read(self, epoch: int | None = None) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, or the one after this many epochs: its folder and its content."""
+        return next(self._whole(self.epochs() if epoch is None else [epoch], []), None)
+
+    def set_aside_damaged(self) -> None:
+        """Log which checkpoints are damaged, and set them aside as `damaged-epoch-N`."""
+        damage: list[tuple[int, str]] = []
+        for epoch in self.epochs():
+            with suppress(DamagedError):
+                list(self._whole([epoch], damage))
+        self._set_aside(damage)
+
+    def _whole(self, epochs: Sequence[int], damage: list[tuple[int, str]]) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The checkpoints that are whole, newest first, each with its content; others are added to `damage`.
+
+        Raises DamagedError if none is, and there are some.
+        """
+        whole = False
+        for epoch in reversed(epochs):
+            place = self.place(epoch)
+            try:
+                content = manifest.verified(place)
+            except DamagedError as error:
+                damage.append((epoch, f"{place}: {error}"))
+                continue
+            whole = True
+            yield place, content
+        if damage and not whole:
+            raise DamagedError(
+                f"no checkpoint in {self.folder} is whole: {'; '.join(text for _, text in damage)}. Restore one, or "
+                "delete the folder: the run then begins anew"
+            )
+
+    def _set_aside(self, damage: Sequence[tuple[int, str]]) -> None:
+        for epoch, text in damage:
+            aside = self.folder / f"damaged-epoch-{epoch:06d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            self.place(epoch).rename(aside)
+            log.warning("%s; set aside as %s, which can be deleted", text, aside.name)
+
+    @staticmethod
+    def _restore(
+        latest: Path,
+        content: dict[str, Any],
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: Mapping[str, Store],
+    ) -> None:
+        for name, (module, optimizer) in modules.items():
+            tensors = load_tensors(latest / f"{name}.safetensors")[0]
+            load_optimizer(optimizer, tensors, content["optimizers"][name])
+            module.load_state_dict(model_tensors(tensors))
+        for name, store in stores.items():
+            store.load(latest / name, content["stores"][name])
+
+
+def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the tensors in a checkpoint's file those of the half, by the half's names for them."""
+    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk, so that a loss of power leaves it whole."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,311 @@
+"""A run is a folder: config.json, metrics.jsonl (a line per epoch), checkpoints, and the merged model at its end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cutlayer.describe import differences
+from cutlayer.errors import ConfigError, DamagedError
+from cutlayer.files import load_tensors, replace, save_sealed, sealed, unsealed
+from cutlayer.method import Training
+from cutlayer.models.cut import Halves
+from cutlayer.records.checkpoint import Checkpoints, Store
+from cutlayer.records.environment import environment
+from cutlayer.records.history import Baseline, EpochRecord, History, crossed
+from cutlayer.records.lines import Lines
+from cutlayer.runs.weights import Initial, final_halves, halves_of, loaded, merged, network_of
+from cutlayer.stopping import Best
+
+# Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
+LOCK_PATIENCE = 6.0
+# What may change when a run is resumed: its end, and what has no influence on the bits.
+FREE = ("epochs", "checkpoint_every", "keep_checkpoints", "keep_best", "data_dir", "live_clients", "live")
+FREE_STORE = ("placement", "memory_budget_mib", "disk_budget_mib", "folder")
+# What config.json holds.
+ENTRIES = ("config", "facts", "baseline", "environment", "init", "changes")
+NO_MODEL_YET = "Run(folder).model() gives that of the newest checkpoint, and puts a served run's halves together"
+
+log = logging.getLogger("cutlayer.records.folder")
+
+
+class Run:
+    """A run's folder.
+
+    Args:
+        folder: where it is, or will be.
+        config: what to write to config.json, and to compare with when the run is resumed, in place of a description of
+            `fit`'s arguments.
+    """
+
+    def __init__(self, folder: str | Path, config: dict[str, Any] | None = None) -> None:
+        self.folder, self.config = Path(folder), config
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.config_file = self.folder / "config.json"
+        self.model_file = self.folder / "model.safetensors"
+        self.merged_file = self.folder / "merged.json"
+        self.given_up_file = self.folder / "given_up.json"
+        self.metrics = Lines(self.metrics_file)
+        self.initial_file = self.folder / "initial.safetensors"
+        self.initial: Initial | None = None
+
+    def __repr__(self) -> str:
+        """Short: where, and how far it is."""
+        done = self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
+        return f"Run({str(self.folder)!r}, {f'{done} epochs' if self.exists() else 'not begun'})"
+
+    def exists(self) -> bool:
+        """Whether a run has been begun here."""
+        return self.config_file.exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the run. Raises ConfigError where one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ConfigError(f"{self.folder}: another process is at work on this run") from None
+                    time.sleep(0.1)
+            yield
+
+    def open(
+        self,
+        arguments: dict[str, Any],
+        facts: dict[str, Any],
+        baseline: Baseline,
+        resume: bool,
+        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+        stores: Mapping[str, Store],
+    ) -> tuple[list[EpochRecord], dict[str, Any] | None]:
+        """Begin the run, or bring everything to the newest checkpoint of one that is to be resumed.
+
+        Returns the epochs done, and the state in the checkpoint if there is one. Raises ConfigError where there is a
+        run and it is not to be resumed, or was begun with other arguments or facts.
+        """
+        config = self.config if self.config is not None else arguments
+        if not (resume and self.exists()):
+            self.create(config, baseline, facts)
+            return [], None
+        self.check(config, facts)
+        found = self.checkpoints.load(modules, stores)
+        epochs, state = found if found is not None else (0, None)
+        records = self.rewind(epochs)
+        self.adopt(config, epochs)
+        return records, state
+
+    def create(self, config: dict[str, Any], baseline: Baseline, facts: dict[str, Any] | None = None) -> None:
+        """Begin the run. Raises ConfigError where there is one already."""
+        if self.exists():
+            raise ConfigError(f"{self.folder} holds a run already; resume it, or choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"config": config, "facts": facts or {}, "baseline": vars(baseline), "environment": environment()}
+        if self.initial is not None:
+            save_sealed(self.initial.weights, self.initial_file)
+            content["init"] = {"run": self.initial.run, "epochs": self.initial.epochs}
+        self._write_config(content)
+
+    def _write_config(self, content: dict[str, Any]) -> None:
+        replace(self.config_file, json.dumps(sealed(content), indent=2) + "\n")
+
+    def check(self, config: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
+        """Raise ConfigError that names what differs from what the run was begun with, and may not (see FREE)."""
+        before = self.read_config()
+        changed = differences(before["config"], config)
+        different = {path: how for path, how in changed.items() if not _free(path)}
+        different |= differences(before.get("facts", {}), facts or {})
+        if different:
+            named = "; ".join(f"{path}: {how}" for path, how in different.items())
+            raise ConfigError(f"{self.folder} was begun with something else and cannot be resumed with this: {named}")
+
+    def adopt(self, config: dict[str, Any], epochs: int) -> None:
+        """Write down choices that were changed, after so many epochs, when the run was resumed."""
+        content = self.read_config()
+        changes = differences(content["config"], config)
+        if not changes:
+            return
+        length = config.get("epochs") or config.get("training", {}).get("epochs") or epochs
+        if length < epochs:
+            raise ConfigError(f"{self.folder} has {epochs} epochs already, and cannot end after {length}")
+        named = [f"after {epochs} epochs: {path} {how}" for path, how in changes.items()]
+        self._write_config({**content, "config": config, "changes": [*content.get("changes", []), *named]})
+        if lengths := [how for path, how in changes.items() if path.split(".")[-1] == "epochs"]:
+            log.warning(
+                "%s goes on after %d epochs with another length: it %s. From here on learning rates follow the new "
+                "length, so the result is that of an undisturbed run of this length only if they are constant",
+                self.folder,
+                epochs,
+                lengths[0],
+            )
+
+    def forget_models(self, records: Sequence[EpochRecord], training: Training) -> None:
+        """Before training goes on after these epochs: delete the models of a shorter run."""
+        if not training.ending.reached(records):
+            for file in (self.model_file, self.folder / "server.safetensors", self.folder / "client.safetensors"):
+                file.unlink(missing_ok=True)
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of config.json: what ENTRIES names, "init" and "changes" if there are any."""
+        if not self.exists():
+            raise ConfigError(f"{self.folder} holds no run: expected {self.config_file}")
+        try:
+            content, checked = unsealed(self.config_file.read_bytes())
+            if not checked and (strange := [name for name in content if name not in ENTRIES]):
+                raise DamagedError(f"it is damaged (unexpected entries {', '.join(strange)})")
+        except DamagedError as error:
+            raise DamagedError(f"{self.config_file}: {error}; restore it, or begin anew elsewhere") from None
+        return content
+
+    def append(self, record: EpochRecord) -> None:
+        """Add an epoch to the metrics."""
+        self.metrics.append(record.as_dict())
+
+    def records(self, epochs: int | None = None) -> list[EpochRecord]:
+        """The epochs so far, or the first so many. A last line that a kill cut short is left out.
+
+        Raises DamagedError that names a line that is not what was written.
+        """
+        records = []
+        for number, values in enumerate(self.metrics.read(epochs)):
+            try:
+                records.append(EpochRecord(**values))
+            except TypeError as error:
+                raise DamagedError(f"{self.metrics_file}, line {number + 1} is damaged: {error}; restore it") from None
+            if records[-1].epoch != number:
+                found = f"expected epoch {number}, got {records[-1].epoch}"
+                raise DamagedError(f"{self.metrics_file}, line {number + 1} is damaged: {found}; restore it")
+        return records
+
+    def checkpointed(self) -> list[EpochRecord]:
+        """The epochs up to the newest checkpoint, which a resumed run goes on from."""
+        epochs = self.checkpoints.epochs()
+        return self.records(epochs[-1] if epochs else 0)
+
+    def rewind(self, epochs: int) -> list[EpochRecord]:
+        """Drop the epochs after the first `epochs`, which a resumed run trains again; return those that stay."""
+        records = self.records(epochs)
+        if len(records) < epochs:
+            raise DamagedError(
+                f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}"
+            )
+        with suppress(ConfigError):  # a line that is damaged says nothing any more
+            self.give_up(crossed(*(record.bytes for record in self.records()[epochs:])))
+        self.metrics.rewrite(record.as_dict() for record in records)
+        return records
+
+    def history(self) -> History:
+        """What the run measured so far."""
+        records = self.records()
+        final = _read(self.merged_file)
+        # A run that was extended is not at its end again yet.
+        merged = final.get("scores", {}) if final.get("epochs") == len(records) else {}
+        return History(records, Baseline(**self.read_config()["baseline"]), self.given_up(), merged)
+
+    def save_model(self, model: nn.Module) -> None:
+        """Write the merged model's weights."""
+        save_sealed(model.state_dict(), self.model_file)
+
+    def save_merged(self, scores: Mapping[str, float], epochs: int) -> None:
+        """Write what the merged model's evaluation after so many epochs gave."""
+        content = sealed({"epochs": epochs, "scores": dict(scores)})
+        replace(self.merged_file, json.dumps(content, indent=2) + "\n")
+
+    def give_up(self, size: Mapping[str, int]) -> None:
+        """Count bytes, by direction, of epochs that are trained again."""
+        if any(size.values()):
+            before = self.given_up()
+            total = {way: before.get(way, 0) + count for way, count in size.items()}
+            replace(self.given_up_file, json.dumps(sealed(total)) + "\n")
+
+    def given_up(self) -> dict[str, int]:
+        """All bytes that `give_up` counted, by direction; empty if there are none."""
+        return _read(self.given_up_file)
+
+    def load_weights(self, model: nn.Module) -> nn.Module:
+        """Load the finished run's merged weights into a network of the same structure; return it."""
+        if not self.model_file.exists():
+            done = len(self.records())
+            raise ConfigError(
+                f"{self.folder} has no model.safetensors: it is written at the end of a run in one place, {done} "
+                f"epochs are done. {NO_MODEL_YET}"
+            )
+        try:
+            model.load_state_dict(load_tensors(self.model_file)[0])
+        except RuntimeError as error:
+            raise ConfigError(f"{self.model_file} is not of a network such as this: {error}") from None
+        return model
+
+    def model(
+        self,
+        network: nn.Module | Halves | None = None,
+        *,
+        best: bool | Best = False,
+        client: str | Path | None = None,
+    ) -> nn.Module:
+        """The uncut network with the weights of the finished run, or of its newest whole checkpoint; in eval mode.
+
+        Args:
+            network: for its structure, the uncut network or its halves. A run of a recipe knows it.
+            best: the best epoch's in place of the last one's: by what the run's `keep_best` says, or as given, if that
+                epoch's checkpoint is still there.
+            client: folder of the client (`join`), for a run that was served to one client, whose half the server never
+                sees.
+
+        Raises:
+            ConfigError: there are no weights yet, or they are not of this network; the message says what to do.
+            DamagedError: they are not what was written.
+        """
+        config = self.read_config()["config"]
+        structure = network if network is not None else network_of(config, self.folder)
+        if not best and self.model_file.exists():
+            return loaded(structure, load_tensors(self.model_file)[0], self.model_file)
+        found = final_halves(self.folder, client) if not best else None
+        if found is None:
+            found = halves_of(self.folder, self.checkpoints, self._best(config, best) if best else None, client)
+        return merged(structure, *found, self.folder)
+
+    def _best(self, config: dict[str, Any], best: bool | Best) -> int:
+        """After how many epochs the best is."""
+        if not isinstance(best, Best):
+            chosen = config.get("keep_best") or config.get("training", {}).get("keep_best")
+            if chosen is None:
+                raise ConfigError(
+                    f'{self.folder}: which epoch is the best was not asked for; give best=Best("accuracy")'
+                )
+            best = Best(chosen) if isinstance(chosen, str) else Best(chosen["metric"], chosen["goal"])
+        epoch = best.epoch(self.records())
+        if epoch is None:
+            raise ConfigError(f"{self.folder}: no epoch has a test {best.metric}")
+        return epoch + 1
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The JSON values of a file that may not be there."""
+    try:
+        return unsealed(file.read_bytes())[0] if file.exists() else {}
+    except DamagedError as error:
+        reason = str(error).removeprefix("it ")
+        raise DamagedError(f"{file} {reason}; remove the file to go on without what it says") from None
+
+
+def _free(path: str) -> bool:
+    """Whether this choice may be another one when the run is resumed."""
+    *parents, name = path.split(".")
+    if parents[-1:] == ["store"]:
+        return name in FREE_STORE
+    return parents[:1] != ["task"] and (name in FREE or "early_stopping" in (*parents[-1:], name))

@@ -1,0 +1,1 @@
+"""What client and server do with a batch, a step and an epoch."""

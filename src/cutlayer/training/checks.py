@@ -1,0 +1,207 @@
+"""6. What comes in from clients: checked against the run before any of it is used. Each refusal says what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cutlayer.codecs import INTEGER_CODECS, Codec, Encoded, get_codec, isfinite
+from cutlayer.errors import ConfigError, RefusedError, some
+from cutlayer.method import Task
+from cutlayer.schedule import Exchange
+from cutlayer.wire.frames import Frame, Step
+
+OTHER_TASK = "If this is regression, give Task(loss=torch.nn.functional.mse_loss, metrics={})"
+NAMES = ["ids", "labels", "activations"]
+NAMES_OF_CHANGES = [*NAMES, "sent"]
+
+
+@dataclass(frozen=True)
+class ClientSummary:
+    """What the server knows of a client.
+
+    Attributes:
+        samples, test_samples: numbers of training and test samples; ids stay below them.
+        batch_size: samples in the largest batch it trains on, and in the batches of a C epoch.
+        drop_last: whether a last, smaller batch is left out, in a C epoch as well.
+        test_batch_size: samples in the largest batch it evaluates; 0 for as many as it trains on.
+        epoch_samples: samples in its first epoch, which a sampler may make more or fewer than `samples`.
+        frozen: whether nothing of its half is trained, so that it needs no gradients.
+    """
+
+    samples: int
+    test_samples: int
+    batch_size: int
+    drop_last: bool = False
+    test_batch_size: int = 0
+    epoch_samples: int = 0
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What labels may be in a classification.
+
+    Attributes:
+        count: labels are whole numbers below it, or probabilities of so many.
+        shape: of a label that is a whole number; None for any.
+        ignored: a label that the loss leaves out, if there is one; a whole batch of it is refused.
+    """
+
+    count: int
+    shape: tuple[int, ...] | None = None
+    ignored: int | None = None
+
+
+def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
+    """From `Task.classes`, or from cross-entropy on outputs [B, classes]; None for other tasks."""
+    if task.loss is cross_entropy:
+        ignored: int | None = -100  # its default
+    elif isinstance(task.loss, nn.CrossEntropyLoss):
+        ignored = task.loss.ignore_index
+    else:
+        return Classes(task.classes) if task.classes is not None else None
+    if len(output_shape) == 1:
+        if output_shape[0] == 1:
+            raise ConfigError(
+                f"cross-entropy, the loss of classification, cannot learn from outputs of one number. {OTHER_TASK}"
+            )
+        return Classes(task.classes or output_shape[0], (), ignored)
+    return Classes(task.classes, None, ignored) if task.classes is not None else None
+
+
+def decoded(codec: Codec, encoded: Encoded, device: torch.device, message: object) -> Tensor:
+    """The activations of a message, on a device. Raises RefusedError where one is not finite."""
+    activations = codec.decode(encoded.to(device))
+    if not isfinite(activations):
+        raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
+    return activations
+
+
+class FrameChecks:
+    """The checks of a run.
+
+    Args:
+        clients: what is known of each client, by number.
+        cut_shape: shape of one sample's activations.
+        codec, test_codec: names of the codecs of the activations, in training and in evaluation.
+        classes: what labels may be; None for other tasks, whose labels all have the type and shape of the first.
+        delta: whether training sends changes (`delta`).
+    """
+
+    def __init__(
+        self,
+        clients: list[ClientSummary],
+        cut_shape: tuple[int, ...],
+        codec: str,
+        test_codec: str,
+        classes: Classes | None,
+        delta: bool = False,
+    ) -> None:
+        self.clients, self.cut_shape, self.classes, self.delta = clients, cut_shape, classes, delta
+        self.codecs = {False: codec, True: test_codec}
+        # Training and test labels may differ in kind: probabilities of a mixture there, classes here.
+        self._label_kinds: dict[bool, tuple[bool, tuple[int, ...]]] = {}
+
+    def check_client(self, client: int) -> None:
+        """Raise RefusedError for a client that there is not."""
+        if not 0 <= client < len(self.clients):
+            raise RefusedError(f"client: expected a number from 0 to {len(self.clients) - 1}, got {client}")
+
+    def check_order(self, last: Step | None, message: Step, exchange: Exchange) -> None:
+        """A step follows its predecessor's last part, a part the one before it; `last` is of the same epoch."""
+        if last is not None and last.part + 1 < last.parts:
+            expected = msgspec.structs.replace(last, part=last.part + 1)
+            if message != expected:
+                raise RefusedError(f"client {message.client}: step: expected {expected}, got {message}")
+            return
+        step = 0 if last is None else last.step + 1
+        if (message.step, message.part) != (step, 0):
+            got = f"{message.step}, part {message.part}"
+            raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
+        if message.anew and not (self.delta and step == 0):
+            raise RefusedError(
+                f"client {message.client}: anew: expected in the first step and with delta, got {message}"
+            )
+        most = self.clients[message.client].batch_size
+        both = exchange is Exchange.BOTH
+        if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
+            raise RefusedError(
+                f"client {message.client}: parts: expected 1, or in an A epoch up to the step's samples, at most "
+                f"{most}; got {message}"
+            )
+
+    def batch(self, frame: Frame, client: int, *, test: bool = False) -> tuple[Encoded, Tensor, Tensor, Tensor | None]:
+        """Activations (encoded), ids int64 [B] and labels [B, ...] of a client's training or test batch.
+
+        With delta, the activations are the changes of those samples that the last item, bool [B], says were sent.
+        """
+        self.check_client(client)
+        info = self.clients[client]
+        samples = info.test_samples if test else info.samples
+        largest = info.test_batch_size or info.batch_size if test else info.batch_size
+
+        def require(ok: bool, field: str, expected: object, got: object) -> None:
+            if not ok:
+                raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
+
+        names = NAMES_OF_CHANGES if self.delta and not test else NAMES
+        require(list(frame.tensors) == names, "fields", names, list(frame.tensors))
+        activations = frame.tensors["activations"]
+        require(activations.codec == self.codecs[test], "codec", self.codecs[test], activations.codec)
+        require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
+        count = len(frame.tensors[names[-1]])
+        require(0 < count <= largest, "batch size", f"1 to {largest}", count)
+        for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
+            encoded = frame.tensors[name]
+            require(encoded.codec in known, f"codec of {name}", known, encoded.codec)
+            require(len(encoded) == count, name, f"{count} {name}", len(encoded))
+        ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in NAMES[:2])
+        require(ids.shape == (count,), "ids", f"{count} ids", list(ids.shape))
+        outside = (ids < 0) | (ids >= samples)
+        require(not bool(outside.any()), "ids", f"0 to {samples - 1}", some(ids[outside].tolist()))
+        sent = None
+        if names is NAMES_OF_CHANGES:
+            encoded = frame.tensors["sent"]
+            require((encoded.codec, encoded.shape) == ("u8", ()), "sent", "a byte for each sample", encoded.codec)
+            codes = get_codec(encoded.codec).decode(encoded)
+            require(bool((codes <= 1).all()), "sent", "0 or 1 for each sample", codes.tolist())
+            sent = codes.bool()
+            require(len(activations) == int(sent.sum()), "changes", f"{int(sent.sum())}", len(activations))
+        self._label_kinds[test] = self._check_labels(labels, ids, self._label_kinds.get(test), require)
+        return activations, ids, labels, sent
+
+    def _check_labels(
+        self, labels: Tensor, ids: Tensor, first: tuple[bool, tuple[int, ...]] | None, require: Callable[..., None]
+    ) -> tuple[bool, tuple[int, ...]]:
+        floats, shape = labels.is_floating_point(), tuple(labels.shape[1:])
+        floats_first, shape_first = first or (floats, shape)
+        got = f"{'floats' if floats else 'integers'} {list(shape)}"
+        expected = f"{'floats' if floats_first else 'integers'} {list(shape_first)}"
+        require((floats, shape) == (floats_first, shape_first), "labels", expected, got)
+        if floats and not isfinite(labels):
+            wrong = ~torch.isfinite(labels).reshape(len(labels), -1).all(1)
+            require(False, "labels", "finite values", f"infinities or NaN in samples {some(ids[wrong].tolist())}")
+        classes = self.classes
+        if classes is None:
+            return floats, shape
+        one_each = classes.shape in (None, shape)
+        expected = f"classes from 0 to {classes.count - 1}" + ("" if classes.shape is None else ", one a sample")
+        if floats:
+            advice = f"{expected} (integers), or their probabilities (floats {[classes.count]})"
+            require(shape == (classes.count,), "labels", advice, f"{got}. {OTHER_TASK}")
+            return floats, shape
+        require(one_each, "labels", expected, got)
+        ignored = labels == classes.ignored if classes.ignored is not None else torch.zeros_like(labels).bool()
+        wrong = ~ignored & ((labels < 0) | (labels >= classes.count))
+        if bool(wrong.any()):
+            of = ids.reshape(-1, *(1,) * len(shape)).expand_as(labels)
+            pairs = zip(labels[wrong].tolist(), of[wrong].tolist(), strict=True)
+            require(False, "labels", expected, some([f"{label} (sample {sample})" for label, sample in pairs]))
+        require(not bool(ignored.all()), "labels", expected, f"only {classes.ignored}, which the loss leaves out")
+        return floats, shape

@@ -1,0 +1,332 @@
+"""3, 9. The client half: forward, and in an A epoch backward and update. Holds the data; never sees the server half."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
+from cutlayer.data.batches import Batch, Batches, not_finite
+from cutlayer.errors import ConfigError, DivergedError, RefusedError
+from cutlayer.memory.delta import DeltaSender
+from cutlayer.memory.store import ReplayStore
+from cutlayer.method import Method, Training
+from cutlayer.models.cut import is_frozen
+from cutlayer.models.flops import FlopTable
+from cutlayer.records.ledger import Ledger
+from cutlayer.schedule import Exchange
+from cutlayer.seeds import derive, seeded
+from cutlayer.training.averaging import load_statistics, load_weights, weights_frame
+from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, statistics
+from cutlayer.training.halves import TrainedHalf
+from cutlayer.wire.frames import (
+    Calibrate,
+    Done,
+    Evaluate,
+    EvaluationRequest,
+    Frame,
+    Plan,
+    Step,
+    Update,
+    Weights,
+    pack,
+    unpack,
+)
+
+
+def _part(message: Step | Evaluate) -> tuple[int, ...]:
+    """What a part adds to the name of a random draw; nothing where a batch is whole."""
+    return (message.part,) if isinstance(message, Step) and message.parts > 1 else ()
+
+
+class Client:
+    """One client: its half, its data, its optimizer. It does what the server's frames say: see `answers`.
+
+    Args:
+        number: the client's number, from 0.
+        body: its half, from a batch of inputs to the activations at the cut, and its optimizer; asked for at every use.
+        train, test: its batches for training and, if it has any, for evaluation.
+        flops: of such a half, where another client has the table already.
+        on_done: called when all of an epoch or an evaluation is done, before the server hears of it; returns the
+            FLOPs to tell it of.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        body: Callable[[], TrainedHalf],
+        train: Batches,
+        test: Batches | None,
+        method: Method,
+        training: Training,
+        ledger: Ledger,
+        flops: FlopTable | None = None,
+        on_done: Callable[[Plan | EvaluationRequest], dict[str, int]] = lambda message: {},
+    ) -> None:
+        self.number, self.train, self.test = number, train, test
+        self.device = torch.device(training.device)
+        self._body, self.on_done = body, on_done
+        sample = train.sample()
+        self.first_labels = sample.labels
+        self.flops = flops or flop_table(body().half, sample)
+        shape, dtype = tuple(sample.inputs.shape[1:]), sample.inputs.dtype
+        if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):
+            expected = f"{self.flops.dtype} {list(self.flops.sample_shape)}"
+            raise ConfigError(
+                f"client {number}: expected samples {expected}, as the others', got {dtype} {list(shape)}"
+            )
+        self.method, self.seed, self.ledger = method, training.seed, ledger
+        self.microbatches = training.microbatches
+        transfer = get_transfer(method.activations)
+        self.codec, self.test_codec = transfer.codec, evaluation_codec(transfer)
+        self.gradient_codec = get_transfer(method.gradients).codec
+        self.cut_shape = self.flops.output_shape
+        self.deltas = None
+        if transfer.delta is not None:
+            self.deltas = DeltaSender(self.codec, transfer.delta, len(train), self.cut_shape, method.store)
+        self.anew = False
+        self.plan = Plan(number, -1, "")
+        self.pending: deque[tuple[Step, Tensor]] = deque()
+        self._ahead: Batch | None = None
+        self._source: Iterator[Batch] = iter(())
+        self._steps = 0
+        self._shares = False
+
+    @property
+    def half(self) -> nn.Module:
+        """The client half."""
+        return self._body().half
+
+    def stores(self) -> dict[str, ReplayStore]:
+        """What a checkpoint of this client holds beside its half and optimizer."""
+        return {} if self.deltas is None else {"references": self.deltas.store}
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the epoch under way exchanges."""
+        return Exchange(self.plan.exchange)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the midst of an A epoch and waits for the server."""
+        return bool(self.pending) or self._shares
+
+    # --- an epoch, in the order of its frames ---
+
+    def answers(self, data: bytes) -> Iterator[Callable[[], bytes]]:
+        """Take a frame from the server; what is to be sent in answer, as calls that make the frames.
+
+        A batch goes through the half when the iterator is asked for the next call; the call encodes it. Calls are made
+        in their order, but another thread may make them, while the next batch is in the half.
+
+        A plan is answered with the batches of the epoch: all of them where no gradients come back, otherwise the first,
+        and each update with the next one. New weights are taken over.
+
+        Raises RefusedError for a frame that does not fit.
+        """
+        frame = unpack(data)
+        message = frame.message
+        if isinstance(message, Plan):
+            self.begin(message)
+            return self._go_on()
+        if isinstance(message, Update):
+            return self._after_update() if self.backward(frame) else iter(())
+        if isinstance(message, Calibrate):
+            return self._calibrate(message)
+        if isinstance(message, Weights) and message.statistics:
+            load_statistics(self.half, frame.tensors, f"client {self.number}")
+            return iter(())
+        if isinstance(message, Weights):
+            load_weights(self.half, frame.tensors, f"client {self.number}")
+            return self._go_on() if message.step > 0 and self._shares else iter(())
+        if isinstance(message, EvaluationRequest):
+            return self._evaluation(message)
+        raise RefusedError(f"client {self.number}: expected a plan, an update, weights or a question, got {message}")
+
+    def begin(self, plan: Plan) -> None:
+        """Begin the epoch of the server's plan."""
+        if plan.client != self.number or plan.exchange not in ("A", "B"):
+            raise RefusedError(f"client {self.number}: expected its plan for an A or a B epoch, got {plan}")
+        if plan.exchange == "A" and is_frozen(self.half):
+            raise RefusedError(f"client {self.number}: its half is frozen: expected a plan for a B epoch, got {plan}")
+        self.leave()
+        self.plan, self._steps = plan, 0
+        self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
+        self._body().optimizer.begin(plan.epoch)
+        self._source = self._timed(self.train.epoch(plan.epoch))
+        self._ahead = next(self._source, None)
+
+    def _calibrate(self, message: Calibrate) -> Iterator[Callable[[], bytes]]:
+        """Measure the statistics of batch norm on the first batches of the epoch to come; send them if asked to."""
+        half = self.half
+        if calibrates := bool(norm_layers(half)) and not is_frozen(half):
+            calibrate(half.train(), partial(self._measure, message.epoch))
+        if message.share:
+            answer = Weights(self.number, message.epoch, statistics=True)
+            yield partial(weights_frame, answer, statistics(half) if calibrates else {})
+
+    def _measure(self, epoch: int) -> None:
+        for step, batch in enumerate(islice(self._timed(self.train.epoch(epoch)), CALIBRATION_BATCHES)):
+            with (
+                self.ledger.phase("client forward"),
+                seeded(self.seed, "calibrate", self.number, epoch, step, device=self.device),
+            ):
+                self.half(batch.inputs.to(self.device, non_blocking=True))
+            self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
+
+    def leave(self) -> None:
+        """Leave the epoch under way, if there is one, unfinished."""
+        self._source, self._ahead, self._shares = iter(()), None, False
+        self.pending.clear()
+        self._body().held = False
+
+    def _go_on(self) -> Iterator[Callable[[], bytes]]:
+        """From here to the next frame that the client waits for, or to the end of the epoch."""
+        self._shares = False
+        while self._ahead is not None:
+            batch, self._ahead = self._ahead, next(self._source, None)
+            self._steps += 1
+            yield from self.forward(self._steps - 1, batch)
+            if self.exchange is Exchange.BOTH:
+                return
+        yield partial(self._done, self.plan, self._steps)
+
+    def _after_update(self) -> Iterator[Callable[[], bytes]]:
+        share, last = self.plan.share, self._ahead is None
+        if share is not None and (last or (share > 0 and self._steps % share == 0)):
+            self._shares = not last
+            message = Weights(self.number, self.plan.epoch, self._steps, last)
+            yield partial(weights_frame, message, self.half.state_dict())
+            if not last:
+                return
+        yield from self._go_on()
+
+    def _evaluation(self, ask: EvaluationRequest) -> Iterator[Callable[[], bytes]]:
+        """The activations of the test data with the half as it is now, batch by batch."""
+        steps = 0
+        for batch in self._timed(self.test.epoch(0)) if self.test is not None else ():
+            half = self.half.eval()
+            with self.ledger.phase("evaluation"), torch.no_grad():
+                activations = half(batch.inputs.to(self.device))
+            self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
+            yield partial(self._frame, Evaluate(self.number, ask.epoch, steps), batch, activations)
+            steps += 1
+        yield partial(self._done, ask, steps)
+
+    def _done(self, message: Plan | EvaluationRequest, steps: int) -> bytes:
+        return pack(Frame(Done(self.number, message.epoch, steps, self.on_done(message))))
+
+    # --- a step ---
+
+    def forward(self, step: int, batch: Batch) -> Iterator[Callable[[], bytes]]:
+        """The activations of a batch, with ids and labels, in one frame, or in as many as the batch has parts.
+
+        Only an A epoch builds a graph; there `backward` takes the replies. The updates of parts equal those of the
+        whole batch up to the order of float additions, except that batch norm normalizes each part by itself.
+        """
+        size, anew = -(-len(batch.ids) // self.microbatches), self.anew and step == 0
+        self.pending.clear()
+        if size == len(batch.ids) or self.exchange is not Exchange.BOTH:
+            yield self._forward(Step(self.number, self.plan.epoch, step, anew=anew), batch)
+            return
+        pieces = list(zip(*(tensor.split(size) for tensor in (batch.ids, batch.inputs, batch.labels)), strict=True))
+        for part, piece in enumerate(pieces):
+            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids), anew)
+            yield self._forward(message, Batch(*piece))
+
+    def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
+        learns = self.exchange is Exchange.BOTH
+        body = self._body()
+        self._set_mode(body.half)
+        with self.ledger.phase("client forward"):
+            name = ("client", self.number, message.epoch, message.step, *_part(message))
+            with torch.set_grad_enabled(learns), seeded(self.seed, *name, device=self.device):
+                activations = body.half(batch.inputs.to(self.device, non_blocking=True))
+        if learns:
+            body.held = True
+            self.pending.append((message, activations))
+        self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
+        return partial(self._frame, message, batch, activations)
+
+    def _set_mode(self, half: nn.Module) -> None:
+        half.train()
+        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b != "train":
+            for module in half.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def backward(self, frame: Frame) -> bool:
+        """Finish the step, or the part of one, that waits for these gradients: backward, and after all parts update.
+
+        Returns whether the step is finished.
+        """
+        nothing = Step(self.number, self.plan.epoch, -1), torch.empty(0)
+        message, activations = self.pending[0] if self.pending else nothing
+        expected = Update(self.number, message.epoch, message.step, message.part)
+        if frame.message != expected or list(frame.tensors) != ["gradients"]:
+            raise RefusedError(
+                f"client {self.number}: expected the gradients of epoch {message.epoch}, step {message.step}, "
+                f"part {message.part}, got {frame.message}"
+            )
+        encoded = frame.tensors["gradients"]
+        if (encoded.codec, len(encoded), encoded.shape) != (
+            self.gradient_codec.name,
+            len(activations),
+            self.cut_shape,
+        ):
+            raise RefusedError(
+                f"client {self.number}: expected gradients in {self.gradient_codec.name} of shape "
+                f"{list(activations.shape)}, got {encoded.codec} of shape {[len(encoded), *encoded.shape]}"
+            )
+        with self.ledger.phase("decode"):
+            gradients = self.gradient_codec.decode(encoded.to(self.device))
+            if not isfinite(gradients):
+                raise RefusedError(f"client {self.number}: gradients: expected finite values, got infinities or NaN")
+        body = self._body()
+        with self.ledger.phase("client backward"):
+            if message.part == 0:
+                body.optimizer.zero_grad()
+            activations.backward(gradients)
+            if message.part + 1 == message.parts:
+                body.optimizer.step()
+        self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
+        self.pending.popleft()
+        body.held = message.part + 1 < message.parts
+        return not body.held
+
+    def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
+        with self.ledger.phase("encode"):
+            if not isfinite(activations):
+                what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
+                where = f"client {self.number}, {what} {message.epoch}, step {message.step}"
+                raise DivergedError(f"{where}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
+            name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
+            seed = derive(self.seed, *name)
+            tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}
+            if isinstance(message, Evaluate):
+                tensors["activations"] = self.test_codec.encode(activations)
+            elif self.deltas is None:
+                tensors["activations"] = self.codec.encode(activations, seed)
+            else:
+                sent, tensors["activations"] = self.deltas.encode(batch.ids, activations, seed)
+                tensors["sent"] = encode_exactly(sent.to(torch.uint8))
+            return pack(Frame(message, tensors))
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            with self.ledger.phase("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def flop_table(half: nn.Module, sample: Batch) -> FlopTable:
+    """The FLOPs of a client half. It copies the half: before its first pass."""
+    return FlopTable(half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)

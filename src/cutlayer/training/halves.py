@@ -1,0 +1,176 @@
+"""A half and its optimizer, for each of many owners, of which only a few are in memory at a time.
+
+The others lie encoded in a file each, so a thousand simulated clients take the memory of those that are at work.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.errors import ConfigError
+from cutlayer.files import link, load_tensors, save_tensors
+from cutlayer.models.cut import copied
+from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer, load_optimizer, optimizer_state
+
+
+class TrainedHalf:
+    """A half and its optimizer.
+
+    Attributes:
+        held: set while it must stay in memory: a graph of its parameters waits for gradients.
+    """
+
+    def __init__(self, half: nn.Module, spec: OptimizerSpec, epochs: int, device: str) -> None:
+        if next(half.parameters(), None) is None:
+            raise ConfigError(
+                f"{type(half).__name__} has no parameters: as a client half it would send raw data, as a server half "
+                "it could not learn. Parameters of a client half may be frozen"
+            )
+        self.half = half.to(torch.device(device))
+        self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), epochs)
+        self.held = False
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that it holds: tensors by name, and the rest as JSON values."""
+        tensors, about = optimizer_state(self.optimizer.optimizer)
+        return {**tensors, **{f"model.{name}": value for name, value in self.half.state_dict().items()}}, about
+
+    def load(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Inverse of `tensors`."""
+        load_optimizer(self.optimizer.optimizer, tensors, about)
+        self.half.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+
+
+class HalfPool:
+    """Bodies by owner. All begin as the one that is given.
+
+    Args:
+        half: the initial half; it becomes the body of the first owner that asks.
+        spec, epochs, device: what a body needs.
+        owners: how many there are.
+        live: bodies in memory; there are more only while more are held.
+        folder: where the folder for the others is made; by default the system's temporary folder.
+    """
+
+    def __init__(
+        self,
+        half: nn.Module,
+        spec: OptimizerSpec,
+        epochs: int,
+        device: str = "cpu",
+        *,
+        owners: int = 1,
+        live: int = 16,
+        folder: str | Path | None = None,
+    ) -> None:
+        # Before any has run: a module that keeps what it computed cannot be copied later.
+        blank = copied(half) if owners > 1 else half
+        self._make = lambda: TrainedHalf(copied(blank), spec, epochs, device)
+        self._first: TrainedHalf | None = TrainedHalf(half, spec, epochs, device)
+        tensors, about = self._first.tensors()
+        self._initial = {name: value.clone() for name, value in tensors.items()} if owners > 1 else {}, about
+        self._live, self._bodies = live, OrderedDict[int, TrainedHalf]()
+        self._parent: str | Path | None = folder
+        self._own: tempfile.TemporaryDirectory | None = None
+        self.version = 0
+        """Counts the uses, so that a checkpoint knows whether it must be written again."""
+
+    def take(self, owner: int) -> TrainedHalf:
+        """The body of this owner, in memory until others push it out."""
+        self.version += 1
+        if owner in self._bodies:
+            self._bodies.move_to_end(owner)
+            return self._bodies[owner]
+        body = self._room()
+        file = self._file(owner) if self._own is not None else None
+        if file is not None and file.exists():
+            body.load(*_read(file))
+        elif body is not self._first:
+            body.load(*self._initial)
+        self._first = None
+        self._bodies[owner] = body
+        return body
+
+    def _room(self) -> TrainedHalf:
+        """A body that is no one's."""
+        if self._first is not None:
+            return self._first
+        free: list[TrainedHalf] = []
+        for owner in list(self._bodies):
+            if len(self._bodies) < self._live:
+                break
+            if not self._bodies[owner].held:
+                free.append(self._bodies.pop(owner))
+                self._write(owner, free[-1])
+        return free[0] if free else self._make()
+
+    @property
+    def in_memory(self) -> int:
+        """Bodies that are in memory."""
+        return len(self._bodies)
+
+    def close(self) -> None:
+        """Remove the files, for a process that is to be killed."""
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
+    # --- files ---
+
+    @property
+    def _folder(self) -> Path:
+        if self._own is None:
+            self._own = tempfile.TemporaryDirectory(dir=self._parent, prefix="cutlayer-halves-")
+        return Path(self._own.name)
+
+    def _file(self, owner: int) -> Path:
+        return self._folder / f"{owner}.safetensors"
+
+    def _write(self, owner: int, body: TrainedHalf) -> None:
+        tensors, about = body.tensors()
+        try:
+            written = json.dumps(about)
+        except TypeError as error:
+            raise ConfigError(
+                f"an optimizer's state cannot be written as tensors and JSON values ({error}); "
+                "use one with a plain state"
+            ) from error
+        # A new file each time: a checkpoint may share the old one.
+        save_tensors(tensors, self._file(owner), {"about": written}, flush=False)
+
+    # --- checkpoints ---
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint must know beside the files."""
+        return {"version": self.version}
+
+    def save(self, folder: Path) -> None:
+        """Write what every owner holds into a folder, a file each; those at the beginning have none."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for owner, body in self._bodies.items():
+            self._write(owner, body)
+        for file in self._folder.glob("*.safetensors"):
+            link(file, folder / file.name)
+
+    def load(self, folder: Path, about: dict[str, Any]) -> None:
+        """Read back what `save` wrote."""
+        for file in self._folder.glob("*.safetensors"):
+            file.unlink()
+        for file in folder.glob("*.safetensors"):
+            link(file, self._folder / file.name)
+        for owner, body in self._bodies.items():
+            body.held = False
+            body.load(*(_read(file) if (file := self._file(owner)).exists() else self._initial))
+        self.version = about["version"]
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, about = load_tensors(file)
+    return tensors, json.loads(about["about"])

@@ -1,0 +1,299 @@
+"""The clients of an epoch as the server deals with them: those that are there, and the store in place of the absent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from cutlayer.errors import ClientUnavailableError, RefusedError
+from cutlayer.schedule import Exchange
+from cutlayer.wire.frames import (
+    Calibrate,
+    Done,
+    Evaluate,
+    EvaluationRequest,
+    Frame,
+    Step,
+    Weights,
+    pack,
+    read_header,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from cutlayer.training.server import Server, StepBatch
+
+
+class Peer(Protocol):
+    """A connection to one client, wherever it is."""
+
+    number: int
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame. Raises ClientUnavailableError."""
+        ...
+
+    def receive(self) -> bytes:
+        """The client's next frame. Raises ClientUnavailableError."""
+        ...
+
+    def refuse(self, error: RefusedError) -> None:
+        """Deal with a frame that was refused; where this returns, the next frame is read."""
+        ...
+
+
+class Participant(ABC):
+    """What takes part in an epoch for one client."""
+
+    finished = False
+    """Whether nothing more comes from it in this epoch."""
+
+    def __init__(self, server: Server, client: int) -> None:
+        self.server, self.client = server, client
+
+    def calibrate(self) -> None:  # noqa: B027
+        """Before a B epoch: have the client measure the statistics of batch norm anew."""
+
+    def take_statistics(self) -> None:  # noqa: B027
+        """Have what it measured pooled with the others'."""
+
+    def begin(self) -> None:  # noqa: B027
+        """Begin the epoch."""
+
+    @abstractmethod
+    def part(self) -> StepBatch | None:
+        """Its next part of a step; None where it has no more."""
+
+    def answer(self, reply: bytes | None) -> None:  # noqa: B027
+        """Take the answer to the last part, which was trained on."""
+
+    def refuse(self, error: RefusedError) -> None:
+        """Hear that the last part could not be trained on."""
+        raise error
+
+    def collect_weights(self) -> None:  # noqa: B027
+        """Have its half added to the average, if it trains one."""
+
+    def deliver_weights(self) -> None:  # noqa: B027
+        """Give it the new average."""
+
+
+class ReplayedParticipant(Participant):
+    """What the store keeps of a client."""
+
+    def __init__(self, server: Server, client: int) -> None:
+        super().__init__(server, client)
+        self._parts: Iterator[StepBatch] = server.stored(client)
+
+    def part(self) -> StepBatch | None:
+        """A batch of its samples, freshly shuffled."""
+        part = next(self._parts, None)
+        self.finished = part is None
+        return part
+
+
+class LiveParticipant(Participant):
+    """A client that is there.
+
+    Attributes:
+        lost: whether it went away before its end.
+    """
+
+    def __init__(self, server: Server, peer: Peer) -> None:
+        super().__init__(server, peer.number)
+        self.peer, self.lost = peer, False
+        self._steps = self._samples = 0
+        # A sampler may make some epochs longer than the first; a client that never ends holds up the others.
+        info = server.clients[peer.number]
+        self._left = 2 * max(info.samples, info.epoch_samples)
+        self._over = False  # its last weights have come
+        self._taken: tuple[bytes, StepBatch] | None = None
+        self._trains = server.states.of(peer.number) is Exchange.BOTH
+        self._pools = self._has_half = False
+
+    def calibrate(self) -> None:
+        """In a B epoch, send the newest shared half, if there is one, and have its statistics measured."""
+        if self._trains:
+            return
+        epoch, shared = self.server.states.epoch, self.server.shared.frames
+        frames = shared(Weights(self.client, epoch))
+        self._pools = self._has_half = bool(frames)
+        for frame in (*frames, pack(Frame(Calibrate(self.client, epoch, share=self._pools)))):
+            self._send(frame)
+
+    def take_statistics(self) -> None:
+        """Take the statistics that the client measured, if it is to share them."""
+        while self._pools and not self.finished and (data := self._receive()) is not None:
+            try:
+                frame, expected = unpack(data), Weights(self.client, self.server.states.epoch, statistics=True)
+                if frame.message != expected:
+                    raise RefusedError(f"client {self.client}: expected {expected}, got {frame.message}")
+                samples = self.server.clients[self.client].samples
+                self.server.shared.add_statistics(self.client, frame.tensors, samples)
+                self.server.ledger.frame("up", data)
+                return
+            except RefusedError as error:
+                self.refuse(error)
+
+    def begin(self) -> None:
+        """Send the newest shared half, if there is one, and the plan; of a half that it has, what was pooled since."""
+        shared, message = self.server.shared, Weights(self.client, self.server.states.epoch)
+        frames = self.server.statistics_frames(self.client) if self._has_half else shared.frames(message)
+        for frame in (*frames, self.server.plan(self.client)):
+            self._send(frame)
+
+    def part(self) -> StepBatch | None:
+        """Its next part of a step."""
+        while not self.finished and (data := self._receive()) is not None:
+            try:
+                if isinstance(read_header(data)[0].message, Step):
+                    return self._take(data)
+                if not self._end(data):
+                    raise RefusedError(f"client {self.client}: expected a step, or its weights at its end")
+            except RefusedError as error:
+                self.refuse(error)
+        return None
+
+    def answer(self, reply: bytes | None) -> None:
+        """Count the part, and send the gradients."""
+        assert self._taken is not None
+        data, part = self._taken
+        self.server.ledger.frame("up", data)
+        self._steps += part.ends_step
+        self._samples += len(part.labels)
+        self._left -= len(part.labels)
+        if reply is not None:
+            self._send(reply)
+
+    def refuse(self, error: RefusedError) -> None:
+        """Tell it that what it sent is refused; it may send another."""
+        try:
+            self.peer.refuse(error)
+        except ClientUnavailableError:
+            self._lose()
+
+    def collect_weights(self) -> None:
+        """Take its weights, which it sends of its own accord, and where they are its last its word that it is done."""
+        while self._trains and not self.finished and (data := self._receive()) is not None:
+            try:
+                if not self._end(data):
+                    return
+            except RefusedError as error:
+                self.refuse(error)
+
+    def deliver_weights(self) -> None:
+        """Send it the new average."""
+        if self._trains:
+            self._send(self.server.shared.frame(Weights(self.client, self.server.states.epoch, self._steps)))
+
+    def _take(self, data: bytes) -> StepBatch:
+        part = self.server.take(data, self.client)
+        if self._over or len(part.labels) > self._left:
+            raise RefusedError(f"client {self.client}: expected the end of its epoch, got another step")
+        self._taken = data, part
+        return part
+
+    def _end(self, data: bytes) -> bool:
+        """Its weights, or its word that it is done; whether its epoch is at its end."""
+        frame = unpack(data)
+        epoch, message = self.server.states.epoch, frame.message
+        if not isinstance(message, Weights):
+            check_done(self.server, data, Done(self.client, epoch, self._steps, {}))
+            self.finished = True
+            return True
+        expected = Weights(self.client, epoch, self._steps, message.last)
+        if not self._trains or self.server.share is None or self._over or not self._samples or message != expected:
+            raise RefusedError(f"client {self.client}: expected {expected} in an A epoch, once, got {message}")
+        self.server.shared.add(self.client, frame.tensors, self._samples)
+        self.server.ledger.frame("up", data)
+        self._samples, self._over = 0, message.last
+        return message.last
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            if not self.lost:
+                self.peer.send(frame)
+                self.server.ledger.frame("down", frame)
+        except ClientUnavailableError:
+            self._lose()
+
+    def _receive(self) -> bytes | None:
+        try:
+            return self.peer.receive()
+        except ClientUnavailableError:
+            self._lose()
+            return None
+
+    def _lose(self) -> None:
+        self.lost = self.finished = True
+        self.server.absent.add(self.client)
+
+
+def testers(server: Server, trained: Sequence[Exchange], due: bool) -> list[int]:
+    """Which clients are to send their test activations at the end of an epoch.
+
+    Those that hold test data and did not rest, if an evaluation is due or they rest from now on: a client that rests is
+    evaluated on what it sent before, and does nothing.
+
+    Args:
+        trained: what the epoch exchanged with each client.
+        due: whether it ends in an evaluation.
+    """
+    return [
+        client
+        for client, info in enumerate(server.clients)
+        if info.test_samples
+        and trained[client] is not Exchange.NONE
+        and (due or server.states.of(client) is Exchange.NONE)
+    ]
+
+
+def calibrate(server: Server, participants: Sequence[Participant]) -> None:
+    """Have the clients of a B epoch measure the statistics of batch norm anew, all at the same time, and pool them."""
+    for party in participants:
+        party.calibrate()
+    for party in participants:
+        party.take_statistics()
+    server.pool_statistics()
+
+
+def evaluate(server: Server, peer: Peer, epoch: int) -> None:
+    """Have a client send its test activations, with the shared half if there is one. Raises ClientUnavailableError."""
+    shared = server.shared.frames(Weights(peer.number, epoch, evaluation=True))
+    for frame in (*shared, pack(Frame(EvaluationRequest(peer.number, epoch)))):
+        peer.send(frame)
+        server.ledger.frame("down", frame)
+    steps, left = 0, 2 * server.clients[peer.number].test_samples
+    while True:
+        data = peer.receive()
+        try:
+            frame = unpack(data)
+            if not isinstance(frame.message, Evaluate):
+                check_done(server, data, Done(peer.number, epoch, steps, {}))
+                return
+            left -= server.evaluation.keep(frame, Evaluate(peer.number, epoch, steps), left)
+            server.ledger.frame("up", data)
+            steps += 1
+        except RefusedError as error:
+            peer.refuse(error)
+
+
+def check_done(server: Server, data: bytes, expected: Done) -> None:
+    """Check a client's word that it is at its end, and count it and the FLOPs that it tells of."""
+    message = unpack(data).message
+    if not isinstance(message, Done) or (message.client, message.epoch, message.steps) != (
+        expected.client,
+        expected.epoch,
+        expected.steps,
+    ):
+        raise RefusedError(
+            f"expected client {expected.client} to be done after {expected.steps} steps of epoch {expected.epoch}, "
+            f"got {message}"
+        )
+    known = {"forward", "backward", "evaluation"}
+    if not set(message.flops) <= known or any(not 0 <= count < 1 << 62 for count in message.flops.values()):
+        raise RefusedError(f"flops: expected counts of {sorted(known)}, got {message.flops}")
+    server.ledger.frame("up", data)
+    for what, count in message.flops.items():
+        server.ledger.flops("client", what, count)
