@@ -34,6 +34,7 @@ from cutlayer.schedule import Exchange, State
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
+from cutlayer.training.job import ClientJob, Job
 from cutlayer.training.server import Server
 
 WIDTH, CUT, BATCH, SAMPLES = 0.5, "layer4", 128, 512
@@ -74,9 +75,10 @@ def cut(data: Images, method: Method) -> tuple[Callable[[], None], Server]:
     training, ledger = Training(epochs=10**6, batch_size=BATCH, client=OPTIMIZER, server=OPTIMIZER), Ledger()
     halves = split(network(), CUT)
     body = TrainedHalf(halves.client, OPTIMIZER, training.epochs, training.device)
-    client = Client(0, lambda: body, Batches(data, batch_size=BATCH), None, method, training, ledger)
+    job = ClientJob(0, Batches(data, batch_size=BATCH), None, method, training)
+    client = Client(job, lambda: body, ledger)
     info = ClientSummary(SAMPLES, 0, BATCH)
-    server = Server(halves.server, [info], client.cut_shape, method, training, Task(), ledger)
+    server = Server(Job(halves.server, client.cut_shape, method, training, Task()), [info], ledger)
     peer = LocalPeer(0, client.answers)
     return lambda: void(train_epoch(server, [peer])), server
 
@@ -171,9 +173,9 @@ def frame_overhead(data: Images) -> list[str]:
             training = Training(epochs=1, batch_size=BATCH)
             body = TrainedHalf(halves.client, OPTIMIZER, training.epochs, training.device)
             feed = Batches(data.first(BATCH), batch_size=BATCH)
-            client = Client(0, lambda body=body: body, feed, None, method, training, ledger)
+            client = Client(ClientJob(0, feed, None, method, training), lambda body=body: body, ledger)
             info = ClientSummary(BATCH, 0, BATCH)
-            server = Server(halves.server, [info], client.cut_shape, method, training, Task(), ledger)
+            server = Server(Job(halves.server, client.cut_shape, method, training, Task()), [info], ledger)
             train_epoch(server, [LocalPeer(0, client.answers)])
             sizes: dict[str, int] = {}
             for kinds in ledger.take()["bytes"].values():

@@ -9,6 +9,7 @@ from cutlayer.codecs import Encoded, encode_exactly, get_float_codec
 from cutlayer.memory.delta import REFERENCE
 from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Plan, Step, pack, sizes, unpack
 from tests.unit.test_server import receive
@@ -19,7 +20,8 @@ CUT, BATCH, SAMPLES = 6, 4, 10
 def make_server(spec: str = "delta0.1>fp16") -> Server:
     torch.manual_seed(0)
     method = Method(Periodic(period=3), spec)
-    server = Server(nn.Linear(CUT, 3), [ClientSummary(SAMPLES, 4, BATCH)], (CUT,), method, Training(), Task(), Ledger())
+    job = Job(nn.Linear(CUT, 3), (CUT,), method, Training(), Task())
+    server = Server(job, [ClientSummary(SAMPLES, 4, BATCH)], Ledger())
     server.begin()
     return server
 
@@ -125,16 +127,10 @@ def test_references_saturate_and_stay_finite() -> None:
 def test_the_servers_memory_has_a_budget_whatever_the_schedule() -> None:
     options = StoreOptions("memory", memory_budget_mib=0)
     for spec, gradients, name in (("delta>mxfp4", "fp32", "replay store"), ("fp32", "ef>mxfp4", "error feedback")):
+        method = Method(Always(), spec, gradients, store=options)
+        job = Job(nn.Linear(CUT, 3), (CUT,), method, Training(), Task())
         with pytest.raises(StoreFullError, match=f"{name} of 10 samples"):
-            Server(
-                nn.Linear(CUT, 3),
-                [ClientSummary(SAMPLES, 0, BATCH)],
-                (CUT,),
-                Method(Always(), spec, gradients, store=options),
-                Training(),
-                Task(),
-                Ledger(),
-            )
+            Server(job, [ClientSummary(SAMPLES, 0, BATCH)], Ledger())
 
 
 def test_a_c_epoch_needs_references() -> None:

@@ -13,6 +13,7 @@ from cutlayer.schedule import Drop, Exchange
 from cutlayer.strategies import STRATEGIES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, make_strategy
 from cutlayer.training.averaging import Average, SharedHalf, load_weights, weights_frame
 from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
 from cutlayer.training.participants import LiveParticipant
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Done, Frame, Step, Weights, pack, unpack
@@ -264,7 +265,8 @@ class Scripted:
 
 def server_of_two(schedule=None) -> Server:
     infos = [ClientSummary(8, 0, 8), ClientSummary(8, 0, 8)]
-    server = Server(nn.Linear(8, 3), infos, (8,), Method(schedule or Always()), Training(), Task(), Ledger())
+    job = Job(nn.Linear(8, 3), (8,), Method(schedule or Always()), Training(), Task())
+    server = Server(job, infos, Ledger())
     server.begin()
     return server
 
@@ -325,7 +327,7 @@ def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -
     infos = [ClientSummary(8, 0, 8), ClientSummary(8, 0, 8)]
     chosen = Method(Always(), fleet=Fleet(mode=ParallelSplit()))
     task = Task(lambda outputs, labels: nn.functional.nll_loss(outputs.log_softmax(1), labels), {})
-    server = Server(nn.Linear(8, 3), infos, (8,), chosen, Training(), task, Ledger())
+    server = Server(Job(nn.Linear(8, 3), (8,), chosen, Training(), task), infos, Ledger())
     server.begin()
     with pytest.raises(RefusedError, match="parts: expected 1"):
         server.take(step(0, 0, parts=2, samples=8))

@@ -12,6 +12,7 @@ from cutlayer.method import Task
 from cutlayer.records.ledger import Ledger
 from cutlayer.seeds import seeded
 from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Step, pack
 from tests.conftest import noise_images
@@ -59,8 +60,8 @@ def test_batch_norm_normalizes_each_part_by_itself() -> None:
 
 
 def test_parts_out_of_order_or_of_another_step_are_refused() -> None:
-    task, ledger = Task(), Ledger()
-    server = Server(halves().server, [ClientSummary(60, 0, 24)], (4, 8, 8), Method(), TRAINING, task, ledger)
+    job = Job(halves().server, (4, 8, 8), Method(), TRAINING, Task())
+    server = Server(job, [ClientSummary(60, 0, 24)], Ledger())
     server.begin()
 
     def frame(*numbers: int, size: int = 8) -> bytes:

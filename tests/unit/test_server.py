@@ -11,6 +11,7 @@ from cutlayer import ConfigError, Method, Periodic, RefusedError, Task, Training
 from cutlayer.codecs import Encoded, encode_exactly, get_float_codec
 from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
 
@@ -22,7 +23,8 @@ def make_server(codec: str = "fp32") -> Server:
     torch.manual_seed(0)
     half = nn.Sequential(nn.Linear(CUT, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     method = Method(Periodic(period=3), codec, codec)
-    server = Server(half, [ClientSummary(SAMPLES, 4, BATCH)], (CUT,), method, Training(epochs=9), Task(), Ledger())
+    job = Job(half, (CUT,), method, Training(epochs=9), Task())
+    server = Server(job, [ClientSummary(SAMPLES, 4, BATCH)], Ledger())
     server.begin()
     return server
 
@@ -169,7 +171,7 @@ def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
 def test_labels_of_another_kind_than_before_are_refused_whole() -> None:
     clients, method = [ClientSummary(SAMPLES, 0, BATCH)], Method(Periodic(period=3))
     task = Task(nn.functional.mse_loss, {})
-    server = Server(nn.Linear(CUT, 2), clients, (CUT,), method, Training(), task, Ledger())
+    server = Server(Job(nn.Linear(CUT, 2), (CUT,), method, Training(), task), clients, Ledger())
     server.begin()
     receive(server, frame(labels=torch.zeros(4, 2)))
     server.finish()

@@ -19,13 +19,14 @@ from cutlayer.backends.local import LocalPeer
 from cutlayer.data.batches import Batches
 from cutlayer.describe import describe, fingerprint
 from cutlayer.errors import ClientUnavailableError, ConfigError, StateLostError
-from cutlayer.method import Method, Task, Training
+from cutlayer.method import Method, Training
 from cutlayer.models.cut import is_frozen
 from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.client import Client
 from cutlayer.training.halves import HalfPool
+from cutlayer.training.job import ClientJob, Job
 from cutlayer.training.participants import Peer
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.server import Server
@@ -179,17 +180,9 @@ class Clients(ABC):
     stores: dict[str, Store]
     mortal: ClassVar[bool] = False
 
-    def server(
-        self,
-        half: nn.Module,
-        cut_shape: tuple[int, ...],
-        method: Method,
-        training: Training,
-        task: Task,
-        ledger: Ledger,
-    ) -> Server:
+    def server(self, job: Job, ledger: Ledger) -> Server:
         """The server for these clients."""
-        return Server(half, [facts.info for facts in self.facts], cut_shape, method, training, task, ledger)
+        return Server(job, [facts.info for facts in self.facts], ledger)
 
     def begin(self) -> None:  # noqa: B027
         """Before an epoch that exchanges something: have all there that can be."""
@@ -289,6 +282,7 @@ def build_clients(
     clients: dict[int, Client] = {}
     table = None
     for number, (train, test) in feeds.items():
-        clients[number] = Client(number, partial(pool.take, number), train, test, method, training, ledger, table)
+        job = ClientJob(number, train, test, method, training)
+        clients[number] = Client(job, partial(pool.take, number), ledger, table)
         table = clients[number].flops
     return ClientGroup(pool, clients)

@@ -41,6 +41,7 @@ from cutlayer.runs.watch import Watch
 from cutlayer.schedule import Exchange
 from cutlayer.training.averaging import weights_frame
 from cutlayer.training.evaluation import scores_of
+from cutlayer.training.job import Job
 from cutlayer.training.participants import (
     LiveParticipant,
     Participant,
@@ -156,8 +157,8 @@ def fit(
     holdings = client_data_of(train, test)
     with ExitStack() as stack:
         clients = stack.enter_context(closing(backend.open(halves.client, holdings, method, training, ledger)))
-        shape = clients.facts[0].cut_shape
-        server = clients.server(halves.server, shape, method, training, task, ledger)
+        job = Job(halves.server, clients.facts[0].cut_shape, method, training, task)
+        server = clients.server(job, ledger)
         training.ending.check({"loss", *task.metrics}, any(facts.info.test_samples for facts in clients.facts))
         fitting = _Fitting(clients, server, training, folder, _baseline(clients.facts, server, halves.client))
         if folder is not None:

@@ -28,6 +28,7 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.averaging import largest_weights, weights_frame
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
+from cutlayer.training.job import ClientJob
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.wire.frames import (
     Calibrate,
@@ -133,9 +134,8 @@ class _Joining:
 
     def _client(self, number: int) -> Client:
         feed, test = ClientData(self.train, self.test).feeds(number, self.training)
-        return Client(
-            number, lambda: self.body, feed, test, self.method, self.training, self.ledger, on_done=self._done
-        )
+        job = ClientJob(number, feed, test, self.method, self.training)
+        return Client(job, lambda: self.body, self.ledger, on_done=self._done)
 
     def take_part(
         self, address: str, tls: str | Path | None, give_up_after: float | None, keepalive: float = KEEPALIVE

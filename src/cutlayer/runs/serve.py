@@ -37,6 +37,7 @@ from cutlayer.runs.weights import save_halves
 from cutlayer.schedule import Exchange
 from cutlayer.training.averaging import SharedHalf
 from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
 from cutlayer.training.participants import evaluate, testers
 from cutlayer.training.plain import PlainEpoch, baseline_of
 from cutlayer.training.server import Server
@@ -111,9 +112,8 @@ def serve(
     require_choices(method, training, task)
     if method.fleet.dropout:
         raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
-    serving = _Serving(
-        half, cut_shape, Run(run), clients, client_half, method, training, task, config, deadline, patience
-    )
+    job = Job(half, cut_shape, method, training, task)
+    serving = _Serving(job, Run(run), clients, client_half, config, deadline, patience)
     serving.stop, serving.on_wait = stop or Stop(), on_wait
     refusals, offered = Refusals(), json.dumps(config or {})
     listener = Listener(listen, tls, serving.admission.admit, offered, refusals, 2 * len(clients) + 8, keepalive)
@@ -135,21 +135,18 @@ class _Serving:
 
     def __init__(
         self,
-        half: nn.Module,
-        cut_shape: tuple[int, ...],
+        job: Job,
         run: Run,
         names: Sequence[str],
         client_half: nn.Module | None,
-        method: Method,
-        training: Training,
-        task: Task,
         config: dict[str, Any] | None,
         deadline: float,
         patience: float | None,
     ) -> None:
         self.patience = patience
-        self.half, self.cut_shape, self.run, self.names = half, cut_shape, run, list(names)
-        self.method, self.training, self.task, self.deadline = method, training, task, deadline
+        method, training, task, cut_shape = job.method, job.training, job.task, job.cut_shape
+        self.job, self.half, self.run, self.names, self.deadline = job, job.half, run, list(names), deadline
+        self.method, self.training, self.task = method, training, task
         described = {"method": describe(method), "training": describe(training), "task": describe(task)}
         self.config = {**(config or described), "clients": self.names}
         self.ledger = Ledger()
@@ -207,7 +204,7 @@ class _Serving:
         hellos = [self.admission.hellos[number] for number in range(len(self.names))]
         fields = [field.name for field in dataclasses.fields(ClientSummary)]
         infos = [ClientSummary(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
-        self.server = Server(self.half, infos, self.cut_shape, self.method, self.training, self.task, self.ledger)
+        self.server = Server(self.job, infos, self.ledger)
         if self.client_half is not None:
             self.server.shared = SharedHalf(self.client_half.state_dict())
         self.modules, self.stores = self.server.modules(), self.server.stores()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cutlayer.codecs import INTEGER_CODECS, Codec, Encoded, get_codec, isfinite
+from cutlayer.codecs import INTEGER_CODECS, Codec, Encoded, evaluation_codec, get_codec, get_transfer, isfinite
 from cutlayer.errors import ConfigError, RefusedError, some
 from cutlayer.method import Task
 from cutlayer.schedule import Exchange
+from cutlayer.training.job import Job
 from cutlayer.wire.frames import Frame, Step
 
 OTHER_TASK = "If this is regression, give Task(loss=torch.nn.functional.mse_loss, metrics={})"
@@ -88,23 +89,15 @@ class FrameChecks:
 
     Args:
         clients: what is known of each client, by number.
-        cut_shape: shape of one sample's activations.
-        codec, test_codec: names of the codecs of the activations, in training and in evaluation.
-        classes: what labels may be; None for other tasks, whose labels all have the type and shape of the first.
-        delta: whether training sends changes (`delta`).
+        output_shape: shape of one sample's outputs, which tells what labels of a classification may be; labels of other
+            tasks all have the type and shape of the first.
     """
 
-    def __init__(
-        self,
-        clients: list[ClientSummary],
-        cut_shape: tuple[int, ...],
-        codec: str,
-        test_codec: str,
-        classes: Classes | None,
-        delta: bool = False,
-    ) -> None:
-        self.clients, self.cut_shape, self.classes, self.delta = clients, cut_shape, classes, delta
-        self.codecs = {False: codec, True: test_codec}
+    def __init__(self, job: Job, clients: list[ClientSummary], output_shape: tuple[int, ...]) -> None:
+        transfer = get_transfer(job.method.activations)
+        self.clients, self.cut_shape, self.delta = clients, job.cut_shape, transfer.delta is not None
+        self.classes = classes_of(job.task, output_shape)
+        self.codecs = {False: transfer.codec.name, True: evaluation_codec(transfer).name}
         # Training and test labels may differ in kind: probabilities of a mixture there, classes here.
         self._label_kinds: dict[bool, tuple[bool, tuple[int, ...]]] = {}
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
-from cutlayer.data.batches import Batch, Batches, not_finite
+from cutlayer.data.batches import Batch, not_finite
 from cutlayer.errors import ConfigError, DivergedError, RefusedError
 from cutlayer.memory.delta import DeltaSender
 from cutlayer.memory.store import ReplayStore
-from cutlayer.method import Method, Training
 from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.ledger import Ledger
@@ -25,6 +24,7 @@ from cutlayer.seeds import derive, seeded
 from cutlayer.training.averaging import load_statistics, load_weights, weights_frame
 from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, statistics
 from cutlayer.training.halves import TrainedHalf
+from cutlayer.training.job import ClientJob
 from cutlayer.wire.frames import (
     Calibrate,
     Done,
@@ -49,9 +49,8 @@ class Client:
     """One client: its half, its data, its optimizer. It does what the server's frames say: see `answers`.
 
     Args:
-        number: the client's number, from 0.
+        job: its number, its batches and the choices of the run.
         body: its half, from a batch of inputs to the activations at the cut, and its optimizer; asked for at every use.
-        train, test: its batches for training and, if it has any, for evaluation.
         flops: of such a half, where another client has the table already.
         on_done: called when all of an epoch or an evaluation is done, before the server hears of it; returns the
             FLOPs to tell it of.
@@ -59,18 +58,15 @@ class Client:
 
     def __init__(
         self,
-        number: int,
+        job: ClientJob,
         body: Callable[[], TrainedHalf],
-        train: Batches,
-        test: Batches | None,
-        method: Method,
-        training: Training,
         ledger: Ledger,
         flops: FlopTable | None = None,
         on_done: Callable[[Plan | EvaluationRequest], dict[str, int]] = lambda message: {},
     ) -> None:
-        self.number, self.train, self.test = number, train, test
-        self.device = torch.device(training.device)
+        number, train, method = job.number, job.train, job.method
+        self.number, self.train, self.test = number, train, job.test
+        self.device = torch.device(job.training.device)
         self._body, self.on_done = body, on_done
         sample = train.sample()
         self.first_labels = sample.labels
@@ -81,8 +77,8 @@ class Client:
             raise ConfigError(
                 f"client {number}: expected samples {expected}, as the others', got {dtype} {list(shape)}"
             )
-        self.method, self.seed, self.ledger = method, training.seed, ledger
-        self.microbatches = training.microbatches
+        self.method, self.seed, self.ledger = method, job.training.seed, ledger
+        self.microbatches = job.training.microbatches
         transfer = get_transfer(method.activations)
         self.codec, self.test_codec = transfer.codec, evaluation_codec(transfer)
         self.gradient_codec = get_transfer(method.gradients).codec

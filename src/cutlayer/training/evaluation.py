@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from cutlayer.codecs import Codec
+from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.data.batches import Batches
 from cutlayer.errors import RefusedError
 from cutlayer.memory.store import ReplayStore
-from cutlayer.method import Metric, StoreOptions, Task, Training
+from cutlayer.method import Metric, Task
 from cutlayer.models.flops import FlopTable
 from cutlayer.models.trace import output_tensor
 from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import FrameChecks, decoded
+from cutlayer.training.job import Job
 from cutlayer.training.losses import blaming
 from cutlayer.wire.frames import Evaluate, Frame
 
@@ -23,14 +24,13 @@ from cutlayer.wire.frames import Evaluate, Frame
 class Evaluation:
     """What is evaluated: each client's newest test activations, whose samples lie one client's after the other's."""
 
-    def __init__(
-        self, checks: FrameChecks, codec: Codec, store: StoreOptions, task: Task, training: Training, ledger: Ledger
-    ) -> None:
-        self.checks, self.codec, self.task, self.training, self.ledger = checks, codec, task, training, ledger
-        self.device = torch.device(training.device)
+    def __init__(self, job: Job, checks: FrameChecks, ledger: Ledger) -> None:
+        self.checks, self.task, self.training, self.ledger = checks, job.task, job.training, ledger
+        self.codec = evaluation_codec(get_transfer(job.method.activations))
+        self.device = torch.device(job.training.device)
         counts = [info.test_samples for info in checks.clients]
         self.offsets = [sum(counts[:client]) for client in range(len(counts))]
-        self.store = ReplayStore(sum(counts), store)
+        self.store = ReplayStore(sum(counts), job.method.store)
 
     def keep(self, frame: Frame, expected: Evaluate, most: int) -> int:
         """Keep test activations; return of how many samples. Raises RefusedError for a frame that is not expected."""

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutlayer.codecs import Encoded, evaluation_codec, get_transfer, isfinite
+from cutlayer.codecs import Encoded, get_transfer, isfinite
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, RefusedBatchError, RefusedError
 from cutlayer.memory.delta import REFERENCE, moved, references
 from cutlayer.memory.error_feedback import ErrorFeedback
 from cutlayer.memory.store import ReplayStore
-from cutlayer.method import Method, Task, Training
 from cutlayer.models.cut import copied
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.checkpoint import Store
@@ -22,9 +21,10 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Always, Exchange
 from cutlayer.seeds import derive, generator, seeded
 from cutlayer.training.averaging import Average, SharedHalf, weights_frame
-from cutlayer.training.checks import ClientSummary, FrameChecks, classes_of, decoded
+from cutlayer.training.checks import ClientSummary, FrameChecks, decoded
 from cutlayer.training.evaluation import Evaluation
 from cutlayer.training.halves import HalfPool, TrainedHalf
+from cutlayer.training.job import Job
 from cutlayer.training.losses import require_mean, shapes
 from cutlayer.training.states import States
 from cutlayer.wire.frames import Frame, Plan, Step, Update, Weights, pack, unpack
@@ -61,9 +61,7 @@ class Server:
     """The server: its half, its optimizer, the schedule's states and the activations it keeps.
 
     Args:
-        half: from the activations at the cut to the outputs.
         clients: what is known of each client, by number.
-        cut_shape: shape of one sample's activations.
 
     Attributes:
         shared: the client half that clients share, where there are several.
@@ -71,16 +69,8 @@ class Server:
         evaluation: the test activations.
     """
 
-    def __init__(
-        self,
-        half: nn.Module,
-        clients: list[ClientSummary],
-        cut_shape: tuple[int, ...],
-        method: Method,
-        training: Training,
-        task: Task,
-        ledger: Ledger,
-    ) -> None:
+    def __init__(self, job: Job, clients: list[ClientSummary], ledger: Ledger) -> None:
+        half, cut_shape, method, training, task = job.half, job.cut_shape, job.method, job.training, job.task
         self.device = torch.device(training.device)
         self._loss_tried = False
         # The table copies the half, so it comes before the half's first pass.
@@ -107,10 +97,8 @@ class Server:
         self.codec, self.gradient_codec = up.codec, down.codec
         self.delta = up.delta is not None
         self.store_codec = REFERENCE if self.delta else self.codec
-        classes = classes_of(task, self.flops.output_shape)
-        test_codec = evaluation_codec(up)
-        self.checks = FrameChecks(clients, cut_shape, self.codec.name, test_codec.name, classes, self.delta)
-        self.evaluation = Evaluation(self.checks, test_codec, method.store, task, training, ledger)
+        self.checks = FrameChecks(job, clients, self.flops.output_shape)
+        self.evaluation = Evaluation(job, self.checks, ledger)
         owners = len(clients) if several and method.fleet.state == "own" else 0
         self.states = States(method.schedule, owners, frozen=all(info.frozen for info in clients))
         # Clients' samples lie one after the other: sample i of client c is row offsets[c] + i.

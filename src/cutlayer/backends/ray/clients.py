@@ -22,9 +22,10 @@ from cutlayer.backends.ray.server import ParallelServer, check_one_half
 from cutlayer.backends.ray.stores import ClusterHalves, ClusterStore
 from cutlayer.data.batches import Batches
 from cutlayer.errors import ClientUnavailableError, ConfigError, CutlayerError, StateLostError
-from cutlayer.method import Method, Task, Training
+from cutlayer.method import Method, Training
 from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 
 log = logging.getLogger("cutlayer.backends.ray")
@@ -105,24 +106,17 @@ class RayClients(Clients):
             )
         return references
 
-    def server(
-        self,
-        half: nn.Module,
-        cut_shape: tuple[int, ...],
-        method: Method,
-        training: Training,
-        task: Task,
-        ledger: Ledger,
-    ) -> Server:
+    def server(self, job: Job, ledger: Ledger) -> Server:
         """A server that trains by itself, or with workers."""
         if self.chosen.workers == 1:
-            return super().server(half, cut_shape, method, training, task, ledger)
+            return super().server(job, ledger)
         samples = sum(facts.info.samples for facts in self.facts)
-        common = [ray.put(half), method, training, task, torch.get_num_threads()]
         options = {"num_cpus": self.chosen.cpus_per_worker, "num_gpus": self.chosen.gpus_per_worker}
         infos = [facts.info for facts in self.facts]
-        self.group = Group(self.chosen.workers, options, [samples, *common], self.chosen.start_timeout)
-        return ParallelServer(half, infos, cut_shape, method, training, task, ledger, self.group)
+        self.group = Group(
+            self.chosen.workers, options, [samples, ray.put(job), torch.get_num_threads()], self.chosen.start_timeout
+        )
+        return ParallelServer(job, infos, ledger, self.group)
 
     def begin(self) -> None:
         """With patience: make anew the actors that died, their clients as in the last checkpoint."""

@@ -7,17 +7,17 @@ from typing import Any
 
 import ray
 import torch
-from torch import nn
 
 from cutlayer.backends.ray.group import Group
 from cutlayer.backends.ray.shards import ShardedStore
 from cutlayer.backends.ray.worker import Samples
 from cutlayer.codecs import Encoded, get_transfer
 from cutlayer.errors import ConfigError
-from cutlayer.method import Method, Task, Training
+from cutlayer.method import Method
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Exchange
 from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
 from cutlayer.training.server import Server, StepBatch
 
 
@@ -40,20 +40,10 @@ class ParallelServer(Server):
     A B epoch sends each worker what came in of its samples; a C epoch sends the order of the samples and nothing else.
     """
 
-    def __init__(
-        self,
-        half: nn.Module,
-        clients: list[ClientSummary],
-        cut_shape: tuple[int, ...],
-        method: Method,
-        training: Training,
-        task: Task,
-        ledger: Ledger,
-        group: Group,
-    ) -> None:
-        super().__init__(half, clients, cut_shape, method, training, task, ledger)
+    def __init__(self, job: Job, clients: list[ClientSummary], ledger: Ledger, group: Group) -> None:
+        super().__init__(job, clients, ledger)
         self.group = group
-        self._shards = ShardedStore(self.offsets[-1], method.store, group)
+        self._shards = ShardedStore(self.offsets[-1], job.method.store, group)
         self.store = self._shards
         self._ahead = True
         """Whether the half here is newer than the workers'."""

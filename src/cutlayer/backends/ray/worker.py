@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cutlayer.codecs import Encoded, get_transfer
 from cutlayer.errors import StateLostError
 from cutlayer.memory.store import ReplayStore
-from cutlayer.method import Method, Task, Training
 from cutlayer.seeds import seeded
 from cutlayer.training.halves import TrainedHalf
+from cutlayer.training.job import Job
 
 Samples = tuple[Tensor, Encoded, Tensor]
 """Ids int64 [B], encoded activations, and labels [B, ...]."""
@@ -32,22 +32,13 @@ class Worker:
     2020, arXiv 2006.15704).
     """
 
-    def build(
-        self,
-        rank: int,
-        world: int,
-        samples: int,
-        half: nn.Module,
-        method: Method,
-        training: Training,
-        task: Task,
-        threads: int,
-    ) -> None:
+    def build(self, rank: int, world: int, samples: int, job: Job, threads: int) -> None:
         """Build the copy of the half, and an empty shard of a store of so many samples."""
+        training, method = job.training, job.method
         torch.set_num_threads(threads)
-        self.rank, self.world, self.task = rank, world, task
+        self.rank, self.world, self.task = rank, world, job.task
         self.training, self.seed, self.device = training, training.seed, torch.device(training.device)
-        self.body = TrainedHalf(half, training.server, training.epochs, training.device)
+        self.body = TrainedHalf(job.half, training.server, training.epochs, training.device)
         self.codec = get_transfer(method.activations).codec
         self.store = ReplayStore(math.ceil(samples / world), method.store)
         self.epoch = 0
