@@ -32,7 +32,7 @@ from cutlayer import Always, EpochRecord, Fleet, Method, Training, fit, split
 from cutlayer.data.images import Images
 from cutlayer.models.cut import Halves
 from cutlayer.models.networks import make_model
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 from cutlayer.seeds import seeded
 
 SAMPLES, BATCH, EPOCHS = 32, 8, 3

@@ -27,7 +27,7 @@ from cutlayer.data.images import Images
 from cutlayer.memory.store import ReplayStore
 from cutlayer.method import Task
 from cutlayer.models.networks import make_model
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 from cutlayer.records.ledger import Ledger
 from cutlayer.runs.fit import train_epoch
 from cutlayer.schedule import Exchange, State

@@ -27,7 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cutlayer.backends.grpc.certs import make_certificates
-from cutlayer.records.folder import Run, environment
+from cutlayer.records.environment import environment
+from cutlayer.runs.run import Run
 
 CLIENT, SERVER = "cutlayer-client", "cutlayer-server"
 PORT, DELAYED = 7070, 7071

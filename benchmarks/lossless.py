@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from cutlayer.codecs import get_codec
 from cutlayer.codecs.lossless import compression_parameters
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 
 Coder = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, compress, decompress
 

@@ -26,7 +26,7 @@ import link
 import torch
 
 from cutlayer.models.optim import Optimizer
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import fit

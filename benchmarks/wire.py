@@ -35,7 +35,8 @@ from cutlayer.backends.grpc.listener import Listener, Refusals
 from cutlayer.backends.grpc.session import Session
 from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.errors import CutlayerError
-from cutlayer.records.folder import Run, environment
+from cutlayer.records.environment import environment
+from cutlayer.runs.run import Run
 from cutlayer.wire.frames import Frame, Hello, Step, Update, Welcome, pack
 
 LIMIT = 64 << 20

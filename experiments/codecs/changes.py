@@ -19,7 +19,7 @@ from cutlayer import fit
 from cutlayer.codecs import Encoded
 from cutlayer.codecs.base import numel
 from cutlayer.memory.delta import DeltaSender, references
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import client

@@ -24,7 +24,7 @@ import torch
 
 from cutlayer.codecs import get_pair
 from cutlayer.codecs.base import numel
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import fit
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from cutlayer.records.folder import environment
+from cutlayer.records.environment import environment
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import fit
 from cutlayer.runs.recipes import cifar10_small, digits

@@ -14,9 +14,9 @@ from cutlayer.memory.store import StoreOptions
 from cutlayer.method import Method, Metric, Task, Training, accuracy
 from cutlayer.models.cut import Halves, cut_points, impossible_cuts, split
 from cutlayer.models.optim import CustomOptimizer, Optimizer
-from cutlayer.records.folder import Run
 from cutlayer.records.history import EpochRecord, History
 from cutlayer.runs.fit import Result, fit
+from cutlayer.runs.run import Run
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Once, Periodic, Plateau, Schedule
 from cutlayer.stopping import Best, EarlyStopping
 

@@ -6,12 +6,25 @@ clients are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.records.history import EpochRecord
+
+
+class Epoch(Protocol):
+    """What this module asks of the record of an epoch."""
+
+    @property
+    def epoch(self) -> int:
+        """Its number, from 0."""
+        ...
+
+    @property
+    def test(self) -> Mapping[str, float]:
+        """Loss and metrics on the test data; empty if it was not evaluated."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Best:
         if self.goal not in ("auto", "highest", "lowest"):
             raise ConfigError(unknown("goal", self.goal, ("auto", "highest", "lowest")))
 
-    def epoch(self, records: Sequence[EpochRecord]) -> int | None:
+    def epoch(self, records: Sequence[Epoch]) -> int | None:
         """The best epoch, from 0; None if none was evaluated, or to NaN only."""
         lowest = self.goal == "lowest" or (self.goal == "auto" and self.metric == "loss")
         best, found = 0.0, None
@@ -50,7 +63,7 @@ class EarlyStopping(Best):
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"early_stopping: expected a patience of at least 1 epoch, or None, got {self.patience}")
 
-    def stops(self, records: Sequence[EpochRecord]) -> bool:
+    def stops(self, records: Sequence[Epoch]) -> bool:
         """Whether the run ends after these epochs."""
         if self.patience is None or not records or not records[-1].test:
             return False
@@ -80,15 +93,15 @@ class Ending:
             if choice.metric not in metrics:
                 raise ConfigError(f"{name}: {unknown('metric', choice.metric, sorted(metrics))}")
 
-    def reached(self, records: Sequence[EpochRecord]) -> bool:
+    def reached(self, records: Sequence[Epoch]) -> bool:
         """Whether the run is at its end after these epochs."""
         return len(records) >= self.epochs or self.early.stops(records)
 
-    def saves(self, records: Sequence[EpochRecord]) -> bool:
+    def saves(self, records: Sequence[Epoch]) -> bool:
         """Whether the last of these epochs has a checkpoint, whatever `checkpoint_every` says."""
         return self.reached(records) or records[-1].epoch + 1 in self.kept(records)
 
-    def kept(self, records: Sequence[EpochRecord]) -> set[int]:
+    def kept(self, records: Sequence[Epoch]) -> set[int]:
         """After how many epochs the checkpoints are that stay, beside the newest."""
         epoch = self.best.epoch(records) if self.best is not None else None
         return set() if epoch is None else {epoch + 1}

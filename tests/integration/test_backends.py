@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from cutlayer.backends.base import LOCAL, Backend
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.ray import Ray
-from cutlayer.records.folder import Run
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import fit
+from cutlayer.runs.run import Run
 from tests.integration import processes
 from tests.integration.processes import CONFIG, join, port_of, serve
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, Fleet, Halves, Method, Optimizer, Periodic, Training, fit
-from cutlayer.records.folder import Run
+from cutlayer.runs.run import Run
 from tests.integration.processes import join, port_of, records, serve, weights
 
 ADAM = Optimizer("adam", lr=0.01, schedule="constant")

@@ -24,7 +24,7 @@ from cutlayer import (
     fit,
 )
 from cutlayer.backends.ray import Ray
-from cutlayer.records.folder import Run
+from cutlayer.runs.run import Run
 from cutlayer.strategies import STRATEGIES
 from tests.parity.test_together import data, equal, halves, training
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, CustomOptimizer, Drop, Halves, Method, Periodic, Training, fit
-from cutlayer.records.folder import Run
+from cutlayer.runs.run import Run
 from tests.integration.killed_run import BATCHES, EPOCHS
 
 ROOT = Path(__file__).parents[2]

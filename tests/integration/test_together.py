@@ -13,11 +13,11 @@ import torch
 
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import Images, outline
-from cutlayer.records.folder import Run
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.join import join
+from cutlayer.runs.run import Run
 from cutlayer.runs.serve import Served, serve
 
 CUT = (16, 4, 4)

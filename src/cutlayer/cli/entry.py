@@ -22,12 +22,12 @@ from cutlayer.cli.arguments import parse_recipe
 from cutlayer.cli.merge import merge
 from cutlayer.cli.resume import ResumeArguments, changed
 from cutlayer.errors import ConfigError, CutlayerError, unknown
-from cutlayer.records.folder import Run
 from cutlayer.records.history import History
 from cutlayer.report import ProgressView, comparison, comparisons, figures, write_figures
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.recipes import RECIPES
+from cutlayer.runs.run import Run
 
 
 @dataclasses.dataclass(frozen=True)

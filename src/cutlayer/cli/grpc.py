@@ -25,11 +25,11 @@ from cutlayer.cli.arguments import parse_recipe
 from cutlayer.data import images as data
 from cutlayer.data.partition import Partition
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.records.folder import Run
 from cutlayer.report import ProgressView
 from cutlayer.runs.config import Config
 from cutlayer.runs.join import join
 from cutlayer.runs.recipes import RECIPES
+from cutlayer.runs.run import Run
 from cutlayer.runs.serve import serve
 
 

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from cutlayer.files import save_sealed
-from cutlayer.records.folder import Run
+from cutlayer.runs.run import Run
 
 
 @dataclasses.dataclass(frozen=True)

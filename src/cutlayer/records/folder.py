@@ -8,23 +8,21 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cutlayer.describe import differences
 from cutlayer.errors import ConfigError, DamagedError
 from cutlayer.files import load_tensors, replace, save_sealed, sealed, unsealed
 from cutlayer.method import Training
-from cutlayer.models.cut import Halves
 from cutlayer.records.checkpoint import Checkpoints, Store
 from cutlayer.records.environment import environment
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines
-from cutlayer.runs.weights import Initial, final_halves, halves_of, loaded, merged, network_of
-from cutlayer.stopping import Best
 
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
@@ -38,7 +36,22 @@ NO_MODEL_YET = "Run(folder).model() gives that of the newest checkpoint, and put
 log = logging.getLogger("cutlayer.records.folder")
 
 
-class Run:
+@dataclass(frozen=True, eq=False)
+class Initial:
+    """What a run begins with in place of weights from its seed.
+
+    Attributes:
+        weights: of the uncut network.
+        run: the run that they are from.
+        epochs: that run's epochs.
+    """
+
+    weights: Mapping[str, Tensor]
+    run: str
+    epochs: int
+
+
+class RunFolder:
     """A run's folder.
 
     Args:
@@ -62,7 +75,7 @@ class Run:
     def __repr__(self) -> str:
         """Short: where, and how far it is."""
         done = self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
-        return f"Run({str(self.folder)!r}, {f'{done} epochs' if self.exists() else 'not begun'})"
+        return f"{type(self).__name__}({str(self.folder)!r}, {f'{done} epochs' if self.exists() else 'not begun'})"
 
     def exists(self) -> bool:
         """Whether a run has been begun here."""
@@ -249,49 +262,6 @@ class Run:
         except RuntimeError as error:
             raise ConfigError(f"{self.model_file} is not of a network such as this: {error}") from None
         return model
-
-    def model(
-        self,
-        network: nn.Module | Halves | None = None,
-        *,
-        best: bool | Best = False,
-        client: str | Path | None = None,
-    ) -> nn.Module:
-        """The uncut network with the weights of the finished run, or of its newest whole checkpoint; in eval mode.
-
-        Args:
-            network: for its structure, the uncut network or its halves. A run of a recipe knows it.
-            best: the best epoch's in place of the last one's: by what the run's `keep_best` says, or as given, if that
-                epoch's checkpoint is still there.
-            client: folder of the client (`join`), for a run that was served to one client, whose half the server never
-                sees.
-
-        Raises:
-            ConfigError: there are no weights yet, or they are not of this network; the message says what to do.
-            DamagedError: they are not what was written.
-        """
-        config = self.read_config()["config"]
-        structure = network if network is not None else network_of(config, self.folder)
-        if not best and self.model_file.exists():
-            return loaded(structure, load_tensors(self.model_file)[0], self.model_file)
-        found = final_halves(self.folder, client) if not best else None
-        if found is None:
-            found = halves_of(self.folder, self.checkpoints, self._best(config, best) if best else None, client)
-        return merged(structure, *found, self.folder)
-
-    def _best(self, config: dict[str, Any], best: bool | Best) -> int:
-        """After how many epochs the best is."""
-        if not isinstance(best, Best):
-            chosen = config.get("keep_best") or config.get("training", {}).get("keep_best")
-            if chosen is None:
-                raise ConfigError(
-                    f'{self.folder}: which epoch is the best was not asked for; give best=Best("accuracy")'
-                )
-            best = Best(chosen) if isinstance(chosen, str) else Best(chosen["metric"], chosen["goal"])
-        epoch = best.epoch(self.records())
-        if epoch is None:
-            raise ConfigError(f"{self.folder}: no epoch has a test {best.metric}")
-        return epoch + 1
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -32,11 +32,11 @@ from cutlayer.errors import ClientUnavailableError, ConfigError, StateLostError
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.models.cut import Halves, copied
 from cutlayer.records.checkpoint import Checkpoints
-from cutlayer.records.folder import Run
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.ledger import Ledger
 from cutlayer.report import shown
 from cutlayer.runs.initial import initialize
+from cutlayer.runs.run import Run
 from cutlayer.runs.watch import Watch
 from cutlayer.schedule import Exchange
 from cutlayer.training.averaging import weights_frame

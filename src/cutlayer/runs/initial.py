@@ -7,8 +7,9 @@ from pathlib import Path
 from cutlayer.errors import ConfigError
 from cutlayer.files import load_tensors
 from cutlayer.models.cut import Halves
-from cutlayer.records.folder import Run
-from cutlayer.runs.weights import Initial, load_into
+from cutlayer.records.folder import Initial
+from cutlayer.runs.run import Run
+from cutlayer.runs.weights import load_into
 
 
 def initialize(halves: Halves, init: str | Path | Run | None, folder: Run | None, resume: bool) -> None:

@@ -28,10 +28,10 @@ from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.describe import describe
 from cutlayer.errors import ClientUnavailableError, ConfigError
 from cutlayer.method import Method, Task, Training, require_choices
-from cutlayer.records.folder import Run
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.ledger import Ledger
 from cutlayer.runs.fit import train_epoch
+from cutlayer.runs.run import Run
 from cutlayer.runs.watch import Watch
 from cutlayer.runs.weights import save_halves
 from cutlayer.schedule import Exchange

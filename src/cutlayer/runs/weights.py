@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +147,3 @@ def _of_client(folder: str | Path | None, state: dict[str, Any]) -> Weights | No
 def _require_same_run(expected: str | None, got: str | None, where: Path) -> None:
     if expected and got and expected != got:
         raise ConfigError(f"{where} is of another run: expected {expected}, got {got}")
-
-
-@dataclass(frozen=True, eq=False)
-class Initial:
-    """What a run begins with in place of weights from its seed.
-
-    Attributes:
-        weights: of the uncut network.
-        run: the run that they are from.
-        epochs: that run's epochs.
-    """
-
-    weights: Weights
-    run: str
-    epochs: int
