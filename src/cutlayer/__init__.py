@@ -6,7 +6,7 @@ result = cutlayer.fit(halves, train_data, test_data, method=method)
 result.history, result.model
 """
 
-from cutlayer.data.images import CropFlip
+from cutlayer.data.augment import CropFlip
 from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, CutlayerError, DivergedError, RefusedError, StoreFullError
 from cutlayer.fleet import Fleet

@@ -1,4 +1,4 @@
-"""How several clients train one network together: the choices. `modes` holds the ways of working themselves."""
+"""How several clients train one network together: the choices. `strategies` holds the ways of working themselves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cutlayer.strategies import SplitFedV2, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """How several clients work together. With one client every mode is plain split learning with that client.
+    """How several clients work together. With one client every strategy is plain split learning with that client.
 
     Attributes:
-        mode: the way of working; see `modes` and docs/many-clients.md.
+        strategy: the way of working together; see `strategies` and docs/many-clients.md.
         state: "shared" for one state of the schedule, from the mean loss over all clients; "own" for a state of each
             client, from the loss over its own samples.
         fraction: part of the clients, drawn anew for each epoch that exchanges something, that take part in it.
@@ -28,7 +28,7 @@ class Fleet:
         live: client halves in memory in a simulation; the others lie on the disk.
     """
 
-    mode: Strategy = field(default_factory=SplitFedV2)
+    strategy: Strategy = field(default_factory=SplitFedV2)
     state: Literal["shared", "own"] = "shared"
     fraction: float = 1.0
     dropout: float = 0.0
@@ -36,9 +36,9 @@ class Fleet:
     live: int = 16
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mode, Strategy):
+        if not isinstance(self.strategy, Strategy):
             raise ConfigError(
-                f"expected a mode: Sequential(), SplitFedV1(), SplitFedV2() or ParallelSplit(), got {self.mode!r}"
+                f"strategy: expected Sequential(), SplitFedV1(), SplitFedV2() or ParallelSplit(), got {self.strategy!r}"
             )
         if self.state not in ("shared", "own"):
             raise ConfigError(unknown("state", self.state, ("shared", "own")))

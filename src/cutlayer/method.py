@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cutlayer.codecs import get_pair, get_transfer
-from cutlayer.data.images import Augment
+from cutlayer.data.augment import Augment
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.fleet import Fleet
 from cutlayer.memory.store import StoreOptions
@@ -89,7 +89,7 @@ class Training:
         epochs: length of the run.
         batch_size: samples in a batch (of a `Dataset`; a `DataLoader` brings its own).
         client, server: optimizer of each half.
-        augment: applied by the client to each training batch; see `data.CropFlip`.
+        augment: applied by the client to each training batch; see `CropFlip`.
         shuffle, drop_last: as in `DataLoader`, for a `Dataset`.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: epochs between checkpoints, where there is a run folder; the last epoch always has one.

@@ -76,7 +76,7 @@ def over_grpc(method: Method, clients: int, folder: Path) -> tuple[History, nn.M
 @pytest.mark.parametrize("clients", [1, 2])
 @pytest.mark.parametrize("backend", ["grpc", "ray", "ray, two workers"])
 def test_as_in_process(backend: str, clients: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    method = Method(Once(), fleet=Fleet(mode=STRATEGIES["splitfed_v2"]()))
+    method = Method(Once(), fleet=Fleet(strategy=STRATEGIES["splitfed_v2"]()))
     data = sets()[:clients]
     expected = fit(halves(), data, data, method=method, training=TRAINING)
     assert expected.history.exchanges == "BCCC"

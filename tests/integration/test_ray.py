@@ -58,7 +58,7 @@ def expected() -> Result:
 @pytest.mark.parametrize(("mode", "actors"), [*zip(STRATEGIES, (1, 1, 2, 2), strict=True)])
 def test_several_clients_as_in_process(mode: str, actors: int) -> None:
     """Four clients in one or two actors; some are left out and some lost on the way."""
-    fleet = Fleet(mode=STRATEGIES[mode](), state="own", fraction=0.7, dropout=0.3, live=1)
+    fleet = Fleet(strategy=STRATEGIES[mode](), state="own", fraction=0.7, dropout=0.3, live=1)
     method = Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2", fleet=fleet)
     assert same(run(method, backend=Ray(actors=actors)), run(method))
 

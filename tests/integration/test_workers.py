@@ -21,7 +21,7 @@ SHARE = {"cpus_per_actor": 0.5, "cpus_per_worker": 0.5, "actors": 1}
 
 def run(mode: str, codec: str, epochs: int, **more: object) -> Result:
     """A B C C A B C C; some clients are left out, so that the store takes their place in A and B epochs."""
-    fleet = Fleet(mode=STRATEGIES[mode](), fraction=0.6)
+    fleet = Fleet(strategy=STRATEGIES[mode](), fraction=0.6)
     method = Method(Periodic(period=4), codec, "fp32", fleet=fleet)
     sets = data(SIZES)
     return fit(halves(), sets, sets, method=method, training=training(epochs), **more)

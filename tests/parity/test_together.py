@@ -38,7 +38,7 @@ def training(epochs: int = 2, batch_size: int = 8, **more: object) -> Training:
 def train(
     mode: Strategy, sets: list[TensorDataset], chosen: Training, *, norm: bool = False, **fleet: object
 ) -> Halves:
-    return fit(halves(norm), sets, method=Method(Always(), fleet=Fleet(mode=mode, **fleet)), training=chosen).halves
+    return fit(halves(norm), sets, method=Method(Always(), fleet=Fleet(strategy=mode, **fleet)), training=chosen).halves
 
 
 def close(got: nn.Module, expected: nn.Module) -> None:
@@ -90,7 +90,7 @@ def batches(part: TensorDataset, size: int = 8) -> list[tuple[torch.Tensor, torc
 @pytest.mark.parametrize("state", ["shared", "own"])
 def test_with_one_client_every_mode_is_plain_split_learning_bit_for_bit(name: str, state: str) -> None:
     results = []
-    for sets, fleet in ((data((40,))[0], Fleet()), (data((40,)), Fleet(mode=STRATEGIES[name](), state=state))):
+    for sets, fleet in ((data((40,))[0], Fleet()), (data((40,)), Fleet(strategy=STRATEGIES[name](), state=state))):
         method = Method.of(Periodic(period=4), "fp8")
         method = Method(method.schedule, method.activations, method.gradients, fleet=fleet)
         results.append(fit(halves(norm=True), sets, sets, method=method, training=training(6)))
@@ -194,7 +194,7 @@ def test_halves_on_the_disk_give_the_same_bits_as_halves_in_memory(mode: Strateg
     chosen = dataclasses.replace(training(6), client=adagrad, server=adagrad)
     results = []
     for live in (1, 16):
-        fleet = Fleet(mode=mode, live=live, fraction=0.7, dropout=0.3, state=state)
+        fleet = Fleet(strategy=mode, live=live, fraction=0.7, dropout=0.3, state=state)
         store = StoreOptions(folder=str(tmp_path))
         method = Method(Periodic(period=4), "fp8_e4m3", "fp8_e5m2", store=store, fleet=fleet)
         results.append(fit(halves(norm=True), data((16, 16, 8, 8)), method=method, training=chosen))
@@ -207,7 +207,7 @@ def test_splitfed_v1_averages_its_server_halves_at_the_same_steps_in_every_epoch
     """A, B, C by hand: client halves are averaged in A, server halves in B and C, too."""
     sizes = (32, 32)
     sets = data(sizes)
-    method = Method(Periodic(period=3), fleet=Fleet(mode=SplitFedV1(average_every=every)))
+    method = Method(Periodic(period=3), fleet=Fleet(strategy=SplitFedV1(average_every=every)))
     got = fit(halves(), sets, method=method, training=training(3)).halves
     clients, servers = ([Learner(half) for _ in sets] for half in (halves().client, halves().server))
     stored: list[TensorDataset] = []

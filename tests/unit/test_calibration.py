@@ -42,7 +42,7 @@ def training(epochs: int) -> Training:
 @pytest.mark.parametrize("sizes", [(40,), (40, 16, 24)])
 def test_after_a_b_epoch_the_statistics_are_those_of_all_clients_data(mode, sizes: tuple[int, ...]) -> None:
     sets = data(sizes)
-    method = Method(Periodic(period=4), fleet=Fleet(mode=mode))
+    method = Method(Periodic(period=4), fleet=Fleet(strategy=mode))
     client = fit(halves(), sets, method=method, training=training(3)).halves.client
     with torch.no_grad():
         inputs = torch.cat([part.tensors[0] for part in sets])

@@ -35,7 +35,7 @@ def test_a_run_that_is_resumed_ends_in_the_bits_of_one_that_was_not_interrupted(
         if record.epoch == 3:
             raise InterruptionError
 
-    chosen = method(mode=mode, fraction=0.7, dropout=0.2, live=2, state="own")
+    chosen = method(strategy=mode, fraction=0.7, dropout=0.2, live=2, state="own")
     sets, options = data((16, 16, 8, 8)), training(6, drop_last=True)
     whole = fit(halves(norm=True), sets, sets[0], method=chosen, training=options)
     with pytest.raises(InterruptionError):
@@ -49,7 +49,7 @@ def test_a_run_that_is_resumed_ends_in_the_bits_of_one_that_was_not_interrupted(
             halves(norm=True),
             sets,
             sets[0],
-            method=method(mode=mode, dropout=0.2, live=2, state="own"),
+            method=method(strategy=mode, dropout=0.2, live=2, state="own"),
             training=options,
             run=tmp_path,
             resume=True,
@@ -83,13 +83,13 @@ def test_a_client_lost_in_an_epoch_leaves_what_it_taught_and_takes_its_weights_a
     """SplitFed V2, one epoch: client 1 of 2 is lost after its first batch of two."""
     sets = data((16, 16))
     monkeypatch.setattr(Fleet, "lost_after", lambda self, seed, epoch, client, steps: 1 if client == 1 else None)
-    result = fit(halves(), sets, method=method(Always(), mode=SplitFedV2()), training=training(1))
+    result = fit(halves(), sets, method=method(Always(), strategy=SplitFedV2()), training=training(1))
     assert result.history.epochs[0].samples == 24  # two batches of client 0, one of client 1
     monkeypatch.undo()
     # The half that is shared is that of client 0 alone, whose server was taught by client 1 between its two batches.
     inputs, labels = sets[1].tensors
     first_only = torch.utils.data.TensorDataset(inputs[:8], labels[:8])
-    both = fit(halves(), [sets[0], first_only], method=method(Always(), mode=SplitFedV2()), training=training(1))
+    both = fit(halves(), [sets[0], first_only], method=method(Always(), strategy=SplitFedV2()), training=training(1))
     assert equal(result.halves.server, both.halves.server)
     assert not equal(result.halves.client, both.halves.client)  # there client 1 has its say in the average
 
@@ -98,9 +98,9 @@ def test_a_client_that_was_away_comes_back_with_the_newest_half(monkeypatch) -> 
     """Client 1 is absent in epoch 0: in epoch 1 it trains on from what client 0 made."""
     sets = data((16, 16))
     monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, clients: [0] if epoch == 0 else [1])
-    result = fit(halves(), sets, method=method(Always(), mode=SplitFedV2()), training=training(2))
+    result = fit(halves(), sets, method=method(Always(), strategy=SplitFedV2()), training=training(2))
     monkeypatch.undo()
-    handed_on = fit(halves(), sets, method=method(Always(), mode=Sequential()), training=training(1))
+    handed_on = fit(halves(), sets, method=method(Always(), strategy=Sequential()), training=training(1))
     close(result.halves.client, handed_on.halves.client)
     close(result.halves.server, handed_on.halves.server)
 
@@ -120,7 +120,7 @@ def test_clients_with_states_of_their_own() -> None:
     sets = data((64, 64, 64))
     draw = torch.Generator().manual_seed(5)
     sets[1] = torch.utils.data.TensorDataset(sets[1].tensors[0], torch.randint(0, 3, (64,), generator=draw))
-    chosen = method(Drop(threshold=0.06), state="own", mode=SplitFedV2())
+    chosen = method(Drop(threshold=0.06), state="own", strategy=SplitFedV2())
     history = fit(halves(), sets, method=chosen, training=training(12)).history
     states = [record.states for record in history.epochs]
     assert all(len(state) == 3 for state in states)
@@ -153,7 +153,7 @@ def test_a_client_that_rests_under_a_state_of_its_own_is_left_alone(evaluate_eve
         seen.append((record.states, train.reads, test.reads, other.reads, bool(record.test)))
         train.reads = test.reads = other.reads = 0
 
-    chosen = method(Drop(threshold=0.06), state="own", mode=SplitFedV2())
+    chosen = method(Drop(threshold=0.06), state="own", strategy=SplitFedV2())
     options = training(10, evaluate_every=evaluate_every)
     fit(halves(), [sets[0], train, sets[2]], [other, test], method=chosen, training=options, on_epoch=look)
     resting = [reads for states, *reads, _ in seen if states[1] == "C"]
@@ -193,7 +193,7 @@ def test_a_thousand_clients_take_the_memory_of_a_few(monkeypatch) -> None:
         return body
 
     monkeypatch.setattr(HalfPool, "take", watched)
-    chosen = method(Always(), mode=SplitFedV2(), live=4)
+    chosen = method(Always(), strategy=SplitFedV2(), live=4)
     history = fit(halves(), data((2,) * 1000), method=chosen, training=training(1, batch_size=2)).history
     assert history.epochs[0].samples == 2000
     assert max(most) == 4
@@ -325,7 +325,7 @@ def test_a_client_that_never_ends_is_refused() -> None:
 def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -> None:
     """Labels that the loss does not take; and parts of a step, which would keep the server from its update."""
     infos = [ClientSummary(8, 0, 8), ClientSummary(8, 0, 8)]
-    chosen = Method(Always(), fleet=Fleet(mode=ParallelSplit()))
+    chosen = Method(Always(), fleet=Fleet(strategy=ParallelSplit()))
     task = Task(lambda outputs, labels: nn.functional.nll_loss(outputs.log_softmax(1), labels), {})
     server = Server(Job(nn.Linear(8, 3), (8,), chosen, Training(), task), infos, Ledger())
     server.begin()
@@ -358,7 +358,7 @@ def test_choices_that_cannot_be_are_named() -> None:
         lambda: Fleet(dropout=1.0),
         lambda: Fleet(state="both"),  # type: ignore[arg-type]
         lambda: Fleet(live=0),
-        lambda: Fleet(mode="parallel"),  # type: ignore[arg-type]
+        lambda: Fleet(strategy="parallel"),  # type: ignore[arg-type]
         lambda: SplitFedV1(average_every=0),
         lambda: make_strategy("federated"),
         lambda: make_strategy("sequential", 3),
@@ -366,7 +366,7 @@ def test_choices_that_cannot_be_are_named() -> None:
         with pytest.raises(ConfigError):
             wrong()
     with pytest.raises(ConfigError, match="leave microbatches at 1"):
-        fit(halves(), data(), method=method(mode=ParallelSplit()), training=training(1, microbatches=2))
+        fit(halves(), data(), method=method(strategy=ParallelSplit()), training=training(1, microbatches=2))
     with pytest.raises(ConfigError, match="expected training data of at least one client"):
         fit(halves(), [])
     other = torch.utils.data.TensorDataset(torch.randn(8, 5), torch.zeros(8).long())

@@ -117,7 +117,7 @@ def test_a_half_that_is_frozen_in_part_is_trained() -> None:
 @pytest.mark.parametrize("mode", STRATEGIES)
 def test_several_clients_send_activations_once_and_no_weights(mode: str, state: str) -> None:
     sets = [data(1, 24), data(2, 16), data(3, 8)]
-    method = Method(Once(), fleet=Fleet(mode=STRATEGIES[mode](), state=state))
+    method = Method(Once(), fleet=Fleet(strategy=STRATEGIES[mode](), state=state))
     result = fit(split(model(NOTHING), "2"), sets, data(4), method=method, training=TRAINING)
     assert result.history.exchanges == "BCCC"
     assert total(result, "activations") == 48 * WIDTH * 4

@@ -31,7 +31,7 @@ def history(fleet: Fleet, sizes: tuple[int, ...] = (24, 16, 16, 12), epochs: int
 @pytest.mark.parametrize("mode", [*STRATEGIES])
 @pytest.mark.parametrize("more", [{}, {"fraction": 0.25}, {"fraction": 0.5}, {"dropout": 0.5}], ids=str)
 def test_plain_split_learning_saves_nothing_whoever_takes_part(mode: str, more: dict) -> None:
-    plain = history(Fleet(mode=STRATEGIES[mode](), **more))
+    plain = history(Fleet(strategy=STRATEGIES[mode](), **more))
     assert plain.traffic_reduction == pytest.approx(1)
     if "dropout" not in more:  # a client that is lost has worked on a batch, or not, that does not count
         assert plain.client_flops_reduction == pytest.approx(1)
@@ -43,7 +43,7 @@ def test_plain_split_learning_of_one_client_saves_nothing_and_averaging_within_e
     one = history(Fleet(), (50,))
     assert (one.traffic_reduction, one.client_flops_reduction) == (1, 1)
     assert one.all_bytes_reduction == pytest.approx(1, rel=0.005)
-    often = history(Fleet(mode=SplitFedV2(average_every=2)))
+    often = history(Fleet(strategy=SplitFedV2(average_every=2)))
     assert often.all_bytes_reduction == pytest.approx(1, rel=0.005)
 
 
@@ -54,10 +54,10 @@ def test_what_the_store_speaks_for_is_saved_and_weights_are_not() -> None:
     some = history(Fleet(fraction=0.5, replay_absent=False), schedule=Periodic(period=4))
     sent = sum(r.samples * {"A": 2, "B": 1, "C": 0}[r.exchange] for r in some.epochs)
     assert some.traffic_reduction == pytest.approx(2 * sum(r.samples for r in some.epochs) / sent)
-    parallel = history(Fleet(mode=ParallelSplit()), schedule=Periodic(period=4))
+    parallel = history(Fleet(strategy=ParallelSplit()), schedule=Periodic(period=4))
     assert parallel.traffic_reduction == pytest.approx(2)
     frames = sum(sum(way.values()) for record in parallel.epochs for way in record.bytes.values())
-    plain = history(Fleet(mode=ParallelSplit()))
+    plain = history(Fleet(strategy=ParallelSplit()))
     assert parallel.bytes() == frames
     assert parallel.all_bytes_reduction == pytest.approx(plain.bytes() / frames, rel=0.01)
 

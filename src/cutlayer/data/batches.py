@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import default_collate
 
-from cutlayer.data.images import Augment, Images
+from cutlayer.data.augment import Augment
+from cutlayer.data.images import Images
 from cutlayer.errors import ConfigError, some
 from cutlayer.seeds import derive, generator, seeded_everywhere
 

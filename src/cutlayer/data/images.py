@@ -1,4 +1,4 @@
-"""1. The data: three public data sets read from their own files, and the usual augmentation."""
+"""The data: three public data sets, read from their own files, in one registry."""
 
 from __future__ import annotations
 
@@ -195,61 +195,44 @@ def _require(files: list[Path], what: str, url: str) -> None:
         )
 
 
-DATASETS: dict[str, Callable[[Path], tuple[Images, Images]]] = {
-    "digits": lambda folder: digits(),
-    "cifar10": cifar10,
-    "fashion_mnist": fashion_mnist,
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set by its name.
+
+    Attributes:
+        read: from the folder with its files to the training and the test part.
+        shape: (C, H, W) of an image.
+        mean, std: as in `Images`.
+        classes: their number.
+    """
+
+    read: Callable[[Path], tuple[Images, Images]]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int = 10
+
+
+DATASETS: dict[str, DataSet] = {
+    "digits": DataSet(lambda folder: digits(), (1, 8, 8), *DIGITS_STATS),
+    "cifar10": DataSet(cifar10, (3, 32, 32), *CIFAR10_STATS),
+    "fashion_mnist": DataSet(fashion_mnist, (1, 32, 32), *FASHION_MNIST_STATS),
 }
 
 
 def outline(name: str) -> Images:
     """A data set without its samples: what a network is built from, on a server that never sees them."""
-    outlines = {
-        "digits": ((1, 8, 8), *DIGITS_STATS),
-        "cifar10": ((3, 32, 32), *CIFAR10_STATS),
-        "fashion_mnist": ((1, 32, 32), *FASHION_MNIST_STATS),
-    }
-    if name not in outlines:
-        raise ConfigError(unknown("data set", name, outlines))
-    shape, mean, std = outlines[name]
-    return Images(torch.empty((0, *shape), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), mean, std)
+    known = _known(name)
+    inputs, labels = torch.empty((0, *known.shape), dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    return Images(inputs, labels, known.mean, known.std, known.classes)
 
 
 def load(name: str, folder: str | None = None) -> tuple[Images, Images]:
     """Training and test part of a data set. `folder` defaults to the environment variable CUTLAYER_DATA, or `data`."""
+    return _known(name).read(Path(folder or os.environ.get("CUTLAYER_DATA") or "data").expanduser())
+
+
+def _known(name: str) -> DataSet:
     if name not in DATASETS:
         raise ConfigError(unknown("data set", name, DATASETS))
-    return DATASETS[name](Path(folder or os.environ.get("CUTLAYER_DATA") or "data").expanduser())
-
-
-# --- augmentation ------------------------------------------------------------------------------------------------
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class CropFlip:
-    """Random crop after zero padding, and horizontal flip: the usual augmentation for CIFAR-10, on a whole batch.
-
-    Attributes:
-        padding: pixels added on each side before the crop.
-        flip: whether half of the images are mirrored.
-    """
-
-    padding: int = 4
-    flip: bool = True
-
-    def __call__(self, inputs: Tensor, draw: torch.Generator) -> Tensor:
-        """Augment a batch [B, C, H, W] of any dtype."""
-        batch, _, height, width = inputs.shape
-        span = 2 * self.padding + 1
-        top = torch.randint(span, (batch, 1), generator=draw)
-        left = torch.randint(span, (batch, 1), generator=draw)
-        rows, columns = top + torch.arange(height), left + torch.arange(width)
-        if self.flip:
-            mirrored = torch.rand(batch, 1, generator=draw) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        padded = pad(inputs, (self.padding,) * 4)
-        sample = torch.arange(batch)[:, None, None]
-        crop = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
-        return crop.permute(0, 3, 1, 2).contiguous()
+    return DATASETS[name]

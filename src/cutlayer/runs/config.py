@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from cutlayer.codecs import get_pair
 from cutlayer.data import images as data
-from cutlayer.data.images import CropFlip, Images
+from cutlayer.data.augment import CropFlip
+from cutlayer.data.images import Images
 from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.fleet import Fleet
@@ -140,7 +141,7 @@ class Config:
     def fleet(self) -> Fleet:
         """How several clients work together."""
         return Fleet(
-            mode=make_strategy(self.mode, self.average_every),
+            strategy=make_strategy(self.mode, self.average_every),
             state=self.state,
             fraction=self.fraction,
             dropout=self.dropout,

@@ -203,12 +203,12 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def make_strategy(name: str, average_every: int | None = None) -> Strategy:
-    """The mode of this name; `average_every` where it has that, and None for its default."""
+    """The strategy of this name; `average_every` if it has that, and None for its default."""
     if name not in STRATEGIES:
-        raise ConfigError(unknown("mode", name, STRATEGIES))
+        raise ConfigError(unknown("strategy", name, STRATEGIES))
     kind = STRATEGIES[name]
     if average_every is None:
         return kind()
     if not issubclass(kind, Averaging):
-        raise ConfigError(f"mode {name!r} averages nothing; leave average_every out")
+        raise ConfigError(f"strategy {name!r} averages nothing; leave average_every out")
     return kind(average_every=average_every)

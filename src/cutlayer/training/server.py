@@ -76,7 +76,7 @@ class Server:
         # The table copies the half, so it comes before the half's first pass.
         self.flops = FlopTable(half, cut_shape, torch.float32)
         several = len(clients) > 1
-        self.mode, self.share = method.fleet.mode, method.fleet.mode.share if several else None
+        self.mode, self.share = method.fleet.strategy, method.fleet.strategy.share if several else None
         self.joint = several and self.mode.joint
         if self.joint and training.microbatches > 1:
             raise ConfigError(

@@ -27,9 +27,9 @@ def check_one_half(method: Method, clients: int) -> None:
         raise ConfigError(
             f"activations {method.activations!r}: 'delta>' needs the store in the server's process; choose workers=1"
         )
-    if clients > 1 and (method.fleet.mode.own_server_halves or method.fleet.state == "own"):
+    if clients > 1 and (method.fleet.strategy.own_server_halves or method.fleet.state == "own"):
         raise ConfigError(
-            f"workers train one server half in one state of the schedule; {type(method.fleet.mode).__name__} with "
+            f"workers train one server half in one state of the schedule; {type(method.fleet.strategy).__name__} with "
             f'state="{method.fleet.state}" has several. Choose workers=1, or another mode and state="shared"'
         )
 
