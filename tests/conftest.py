@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer.data.images import Images
-
 torch.set_num_threads(1)
 
 
@@ -35,11 +33,3 @@ def cluster() -> Iterator[None]:
                 raise
     yield
     ray.shutdown()
-
-
-def noise_images(count: int = 96, size: int = 32, channels: int = 3, seed: int = 0) -> Images:
-    """Random images of random classes: enough to compare two computations."""
-    draw = torch.Generator().manual_seed(seed)
-    inputs = torch.randint(0, 256, (count, channels, size, size), generator=draw, dtype=torch.uint8)
-    labels = torch.randint(0, 10, (count,), generator=draw)
-    return Images(inputs, labels, (0.5,) * channels, (0.25,) * channels)

@@ -26,7 +26,7 @@ from cutlayer import (
 from cutlayer.cli import main
 from cutlayer.files import load_tensors
 from cutlayer.runs.config import Config
-from tests.integration.processes import CONFIG, join, port_of, serve
+from tests.helpers.processes import CONFIG, join, port_of, serve
 
 SGD = Optimizer(lr=0.1, schedule="constant")
 TRAINING = Training(epochs=6, batch_size=8, client=SGD, server=SGD)

@@ -3,33 +3,15 @@
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from cutlayer.backends.base import LOCAL, Backend
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.ray import Ray
-from cutlayer.runs.config import Config
-from cutlayer.runs.fit import fit
 from cutlayer.runs.run import Run
-from tests.integration import processes
-from tests.integration.processes import CONFIG, join, port_of, serve
+from tests.helpers import processes
+from tests.helpers.processes import join, port_of, run_in_process, serve
 
 # Those on Ray share a cluster with the other tests of Ray, and so a process.
 pytestmark = pytest.mark.xdist_group("ray")
-
-
-def run_in_process(folder: Path, backend: Backend = LOCAL, **changes: object) -> tuple[dict, list[dict], str]:
-    config = Config(**{**CONFIG, **changes})
-    train, test = config.datasets()
-    method, training = config.method(), config.training()
-    fit(config.halves(train), train, test, method=method, training=training, run=folder, backend=backend)
-    tensors = load_file(folder / "model.safetensors")
-    weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    for record in (found := [record.as_dict() for record in Run(folder).records()]):
-        for way in ("up", "down"):
-            record["bytes"][way].pop("control", None)
-        del record["seconds"]
-    return weights, found, str(Run(folder).history().baseline)
 
 
 def run_over_grpc(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:

@@ -13,34 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
-from cutlayer import ConfigError, Fleet, Halves, Method, Optimizer, Periodic, Training, fit
+from cutlayer import ConfigError, Method
 from cutlayer.runs.run import Run
-from tests.integration.processes import join, port_of, records, serve, weights
-
-ADAM = Optimizer("adam", lr=0.01, schedule="constant")
-ONE_CLIENT = Method(Periodic(period=3))
-SEVERAL = Method.of(Periodic(period=3), "delta0.3>mxfp4/ef>topk0.5>fp8_e5m2", fleet=Fleet())
-
-
-def halves() -> Halves:
-    torch.manual_seed(0)
-    return Halves(nn.Sequential(nn.Linear(3, 32), nn.BatchNorm1d(32)), nn.Linear(32, 2))
-
-
-def data(seed: int = 0, count: int = 20) -> TensorDataset:
-    draw = torch.Generator().manual_seed(seed)
-    return TensorDataset(torch.randn(count, 3, generator=draw), torch.arange(count) % 2)
-
-
-def train(folder: Path, method: Method = ONE_CLIENT, epochs: int = 5) -> None:
-    """Begin, or go on."""
-    parts = data() if method is ONE_CLIENT else [data(), data(1), data(2)]
-    training = Training(epochs=epochs, batch_size=8, client=ADAM, server=ADAM)
-    fit(halves(), parts, data(9), method=method, training=training, run=folder, resume=True)
+from tests.helpers.processes import join, port_of, records, serve, weights
+from tests.helpers.resumable import ONE_CLIENT, SEVERAL, halves, train
 
 
 def outcome(folder: Path) -> tuple[dict, list[dict], Mapping[str, float]]:
@@ -194,22 +171,11 @@ def test_damage_on_either_side_of_two_machines(tmp_path: Path) -> None:
 
 # --- a full disk ---
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.integration.test_damage import train
-from cutlayer.errors import DiskError
-try:
-    train(Path(sys.argv[1]), epochs=int(sys.argv[2]))
-except DiskError as error:
-    sys.exit(f"error: {error}")
-"""
-
 
 def process(folder: Path, epochs: int, **options) -> subprocess.CompletedProcess:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(epochs)]
+    command = [sys.executable, "-m", "tests.helpers.resumable", str(folder), str(epochs)]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, **options)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cutlayer.backends.grpc.certs import make_certificates
-from tests.integration import faults
-from tests.integration.processes import join, port_of, records, serve, weights
+from tests.helpers import faults
+from tests.helpers.processes import join, port_of, records, serve, weights
 
 
 @pytest.fixture(scope="module")

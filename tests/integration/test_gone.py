@@ -14,8 +14,8 @@ from cutlayer.data.images import Images
 from cutlayer.errors import RefusedError
 from cutlayer.runs.config import Config
 from cutlayer.runs.join import join
-from tests.integration.processes import port_of, serve
-from tests.integration.test_together import Together, in_process, shares
+from tests.helpers.processes import port_of, serve
+from tests.helpers.threads import Together, in_process, shares
 
 
 class Cut(Exception):  # noqa: N818

@@ -26,7 +26,7 @@ from cutlayer import (
 from cutlayer.backends.ray import Ray
 from cutlayer.runs.run import Run
 from cutlayer.strategies import STRATEGIES
-from tests.parity.test_together import data, equal, halves, training
+from tests.helpers.small import data, equal, halves, training
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.xdist_group("ray")]
 

@@ -15,9 +15,8 @@ from cutlayer import Fleet, StoreOptions, fit
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.memory.store import Placement
 from cutlayer.runs.config import Config
-from tests.integration import faults
-from tests.integration.processes import CONFIG, join, port_of, serve
-from tests.integration.test_backends import run_in_process
+from tests.helpers import faults
+from tests.helpers.processes import CONFIG, join, port_of, run_in_process, serve
 
 CODEC = "delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2"
 SMALL = {**CONFIG, "codec": CODEC, "schedule": "always", "epochs": 5}

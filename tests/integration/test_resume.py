@@ -19,14 +19,14 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, CustomOptimizer, Drop, Halves, Method, Periodic, Training, fit
 from cutlayer.runs.run import Run
-from tests.integration.killed_run import BATCHES, EPOCHS
+from tests.helpers.killed_run import BATCHES, EPOCHS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(folder: Path, step: int, kind: str) -> int:
-    command = [sys.executable, "-m", "tests.integration.killed_run", str(folder), str(step), kind]
+    command = [sys.executable, "-m", "tests.helpers.killed_run", str(folder), str(step), kind]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=120).returncode
 
 
@@ -73,7 +73,7 @@ def test_killed_while_a_checkpoint_is_written(moment: str, undisturbed, tmp_path
 def test_killed_at_random_moments(undisturbed, tmp_path: Path) -> None:
     """Kills from outside, also while metrics and checkpoints are written; as a command with more of them: KILLS=100."""
     draw, kills = random.Random(1), 0
-    command = [sys.executable, "-m", "tests.integration.killed_run", str(tmp_path), "-1", "loader"]
+    command = [sys.executable, "-m", "tests.helpers.killed_run", str(tmp_path), "-1", "loader"]
     for _ in range(int(os.environ.get("KILLS", "3"))):
         before = len(Run(tmp_path).records())
         if before == EPOCHS:

@@ -27,8 +27,8 @@ from cutlayer.runs.config import Config
 from cutlayer.runs.join import _Joining, join
 from cutlayer.runs.serve import serve
 from cutlayer.wire.frames import Frame, Hello, Refusal, Welcome, pack, unpack
-from tests.integration import processes
-from tests.integration.faults import Proxy
+from tests.helpers import processes
+from tests.helpers.faults import Proxy
 
 CONFIG = Config(train_samples=128, test_samples=64, epochs=3, schedule="periodic", period=2, threads=1)
 CUT = (16, 4, 4)

@@ -19,8 +19,8 @@ from cutlayer import ConfigError
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.runs.config import Config
 from cutlayer.runs.join import join
-from tests.integration.processes import Process, port_of, serve
-from tests.integration.processes import join as join_command
+from tests.helpers.processes import Process, port_of, serve
+from tests.helpers.processes import join as join_command
 
 CONFIG = Config(train_samples=64, test_samples=8, threads=1)
 

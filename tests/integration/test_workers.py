@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from cutlayer import ConfigError, Fleet, Method, Periodic, Result, Task, fit
 from cutlayer.backends.ray import Ray
 from cutlayer.strategies import STRATEGIES
-from tests.parity.test_together import close, data, halves, training
+from tests.helpers.small import close, data, halves, training
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.xdist_group("ray")]
 

@@ -11,7 +11,7 @@ from cutlayer.data.batches import Batches
 from cutlayer.data.images import Images
 from cutlayer.models.networks import make_model
 from cutlayer.seeds import seeded
-from tests.conftest import noise_images
+from tests.helpers.small import noise_images
 
 EPOCHS = 3
 

@@ -12,7 +12,7 @@ from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Plan, Step, pack, sizes, unpack
-from tests.unit.test_server import receive
+from tests.helpers.server import receive
 
 CUT, BATCH, SAMPLES = 6, 4, 10
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cutlayer.backends.base import ClientData
 from cutlayer.backends.ray.compact import compact
-from tests.conftest import noise_images
+from tests.helpers.small import noise_images
 
 IMAGES = noise_images(1000)
 TENSORS = TensorDataset(IMAGES.inputs, IMAGES.labels)

@@ -17,7 +17,7 @@ from cutlayer.training.job import Job
 from cutlayer.training.participants import LiveParticipant
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Done, Frame, Step, Weights, pack, unpack
-from tests.parity.test_together import close, data, equal, halves, training
+from tests.helpers.small import close, data, equal, halves, training
 
 MODE_VALUES = [kind() for kind in STRATEGIES.values()]
 

@@ -15,7 +15,7 @@ from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Step, pack
-from tests.conftest import noise_images
+from tests.helpers.small import noise_images
 
 TRAINING = Training(
     epochs=2, batch_size=24, client=Optimizer(lr=0.05), server=Optimizer(lr=0.05), evaluate_every=2, seed=3

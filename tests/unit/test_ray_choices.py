@@ -6,7 +6,7 @@ import pytest
 
 from cutlayer import ConfigError, fit
 from cutlayer.backends.ray import Ray
-from tests.parity.test_together import data, halves, training
+from tests.helpers.small import data, halves, training
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
+from tests.helpers.server import receive
 
 CUT, BATCH, SAMPLES = 6, 4, 10
 F16 = get_float_codec("fp16").encode(torch.zeros(4))
@@ -45,14 +46,6 @@ def frame(
         "activations": get_float_codec(codec).encode(values),
     }
     return pack(Frame(message or Step(0, 0, 0), tensors(content)))
-
-
-def receive(server: Server, data: bytes) -> bytes | None:
-    """What the server does with a step that comes in, or with test activations after epoch -1."""
-    if data and isinstance(unpack(data).message, Evaluate):
-        return server.evaluation.keep(unpack(data), Evaluate(0, -1, 0), 4)
-    (reply,) = server.train([server.take(data)])
-    return reply
 
 
 def nan(count: int = BATCH) -> torch.Tensor:

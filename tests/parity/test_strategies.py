@@ -10,46 +10,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from cutlayer import Always, CustomOptimizer, Fleet, Halves, Method, Optimizer, Periodic, StoreOptions, Training, fit
+from cutlayer import Always, CustomOptimizer, Fleet, Halves, Method, Periodic, StoreOptions, Training, fit
 from cutlayer.seeds import generator
 from cutlayer.strategies import STRATEGIES, ParallelSplit, Sequential, SplitFedV1, SplitFedV2, Strategy
-
-SGD = Optimizer(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="constant")
-SIZES = (24, 16, 8)
-
-
-def halves(norm: bool = False) -> Halves:
-    torch.manual_seed(0)
-    client = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.Tanh())
-    return Halves(client, nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)))
-
-
-def data(sizes: tuple[int, ...] = SIZES) -> list[TensorDataset]:
-    draw = torch.Generator().manual_seed(1)
-    inputs = torch.randn(sum(sizes), 6, generator=draw)
-    labels = (inputs[:, :3] + 0.1 * torch.randn(sum(sizes), 3, generator=draw)).argmax(1)
-    return [TensorDataset(*part) for part in zip(inputs.split(sizes), labels.split(sizes), strict=True)]
-
-
-def training(epochs: int = 2, batch_size: int = 8, **more: object) -> Training:
-    return Training(epochs=epochs, batch_size=batch_size, client=SGD, server=SGD, shuffle=False, **more)
+from tests.helpers.small import SGD, close, data, equal, halves, training
 
 
 def train(
     mode: Strategy, sets: list[TensorDataset], chosen: Training, *, norm: bool = False, **fleet: object
 ) -> Halves:
     return fit(halves(norm), sets, method=Method(Always(), fleet=Fleet(strategy=mode, **fleet)), training=chosen).halves
-
-
-def close(got: nn.Module, expected: nn.Module) -> None:
-    state = expected.state_dict()
-    for name, value in got.state_dict().items():
-        torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-6)
-
-
-def equal(got: nn.Module, expected: nn.Module) -> bool:
-    state = expected.state_dict()
-    return all(torch.equal(value, state[name]) for name, value in got.state_dict().items())
 
 
 class Learner:

@@ -1,77 +1,20 @@
 """Several clients, and clients that are away in C epochs. Server and clients are threads here, connected over gRPC."""
 
 import contextlib
-import copy
-import itertools
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from cutlayer.backends.grpc.stop import Stop, Stopped
-from cutlayer.data.images import Images, outline
+from cutlayer.data.images import Images
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import Config
-from cutlayer.runs.fit import Result, fit
-from cutlayer.runs.join import join
+from cutlayer.runs.fit import fit
 from cutlayer.runs.run import Run
-from cutlayer.runs.serve import Served, serve
-
-CUT = (16, 4, 4)
-
-
-class Together:
-    """A server in a thread, without TLS, on this machine."""
-
-    def __init__(self, config: Config, folder: Path, clients: tuple[str, ...], on_epoch=None, **more: object) -> None:
-        self.config, self.folder = config, folder
-        self.served: Served | None = None
-        # Made here: while torch.fx cuts a network, no other thread can run one.
-        halves = config.halves(outline("digits"))
-        self.half = halves.client
-        listening = threading.Event()
-
-        def ready(port: int) -> None:
-            self.port = port
-            listening.set()
-
-        def run() -> None:
-            self.served = serve(
-                halves.server,
-                CUT,
-                listen="127.0.0.1:0",
-                run=folder / "server",
-                clients=clients,
-                method=config.method(),
-                training=config.training(),
-                on_epoch=on_epoch,
-                on_listening=ready,
-                **more,
-            )
-
-        self.thread = threading.Thread(target=run, daemon=True)
-        self.thread.start()
-        assert listening.wait(20)
-
-    def join(self, name: str, train: Any, test: Images | None, **more: object) -> torch.nn.Module:
-        return join(
-            f"127.0.0.1:{self.port}",
-            copy.deepcopy(self.half),
-            train,
-            test,
-            folder=self.folder / name,
-            name=name,
-            method=self.config.method(),
-            training=self.config.training(),
-            **more,
-        )
-
-
-def part(data: Images, start: int, end: int) -> Images:
-    return Images(data.inputs[start:end], data.labels[start:end], data.mean, data.std, data.classes)
+from tests.helpers.threads import Together, in_process, part, shares
 
 
 def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) -> None:
@@ -115,20 +58,6 @@ def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) ->
     assert expected.history.merged
     assert (history.merged, history.given_up) == ({}, {})
     assert [record.test for record in records] == [record.test for record in expected.history.epochs]
-
-
-def shares(config: Config, names: tuple[str, ...]) -> dict[str, tuple[Images, Images | None]]:
-    """The training data in unequal parts, the test data with the first client."""
-    train, test = config.datasets()
-    cuts = [*(0, 96, 160, 192)[: len(names)], 200]
-    parts = [part(train, start, end) for start, end in itertools.pairwise(cuts)]
-    return {name: (share, test if name == names[0] else None) for name, share in zip(names, parts, strict=True)}
-
-
-def in_process(config: Config, data: dict[str, tuple[Images, Images | None]]) -> Result:
-    sets, tests = ([pair[place] for pair in data.values()] for place in (0, 1))
-    halves = config.halves(sets[0])
-    return fit(halves, sets, tests[0], method=config.method(), training=config.training())
 
 
 SEVERAL = {

@@ -14,6 +14,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from cutlayer.backends.base import LOCAL, Backend
+from cutlayer.runs.config import Config
+from cutlayer.runs.fit import fit
+from cutlayer.runs.run import Run
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200"}
 CONFIG = {"train_samples": 250, "test_samples": 64, "epochs": 8, "schedule": "periodic", "period": 4, "threads": 1}
@@ -107,3 +112,18 @@ def records(run: Path) -> list[dict]:
         for way in ("up", "down"):
             record["bytes"][way].pop("control", None)
     return found
+
+
+def run_in_process(folder: Path, backend: Backend = LOCAL, **changes: object) -> tuple[dict, list[dict], str]:
+    """The weights, metrics and baseline of the same run in this process."""
+    config = Config(**{**CONFIG, **changes})
+    train, test = config.datasets()
+    method, training = config.method(), config.training()
+    fit(config.halves(train), train, test, method=method, training=training, run=folder, backend=backend)
+    tensors = load_file(folder / "model.safetensors")
+    weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    for record in (found := [record.as_dict() for record in Run(folder).records()]):
+        for way in ("up", "down"):
+            record["bytes"][way].pop("control", None)
+        del record["seconds"]
+    return weights, found, str(Run(folder).history().baseline)

@@ -1,6 +1,6 @@
 """Faults on purpose: a TCP proxy that breaks connections and keeps what passes, and kills at random moments.
 
-python -m tests.integration.faults --kills 20 --drops 100      # the full form of test_faults.py
+python -m tests.helpers.faults --kills 20 --drops 100      # the long form of test_faults.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from cutlayer.backends.grpc.certs import make_certificates
-from tests.integration.processes import join, port_of, records, serve, weights
+from tests.helpers.processes import join, port_of, records, serve, weights
 
 
 class Proxy:

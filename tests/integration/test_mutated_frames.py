@@ -1,10 +1,10 @@
-"""The short form of `fuzz`: mutants are refused and counted, the run ends in the same bits, memory stays flat."""
+"""The short form of fuzz_server.py: mutants are refused, counted and harmless, memory stays flat."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.integration.fuzz import fuzz
+from tests.helpers.fuzz_server import fuzz
 
 
 @pytest.mark.parametrize(("codec", "frames"), [("fp8", 3000), ("delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2", 1000)])

@@ -1,12 +1,12 @@
-"""Batches damaged payloads to the decoders and watch for anything but a tensor or a RefusedError.
+"""Feed damaged payloads to the decoders and watch for anything but a tensor or a RefusedError.
 
-    python benchmarks/fuzz_codecs.py [--count 1000000] [--seed 0]
+    python -m tests.helpers.fuzz_codecs [--count 1000000] [--seed 0]
 
 Every payload starts as a right one and is then, but for some of the frames, damaged: bits turned, bytes overwritten,
 cut short, lengthened, pieces moved; or its batch, shape or codec is misstated, to the decoder or in the header of a
 frame. A call must return within seconds and raise nothing but RefusedError; at the end the peak of the process's
-memory must not have grown by more than GROWTH, whatever sizes were claimed. The test suite runs a short form of it
-(tests/property/test_fuzz.py).
+memory must not have grown by more than GROWTH, whatever sizes were claimed. This is the long form of
+test_damaged_payloads.py.
 """
 
 from __future__ import annotations
@@ -104,12 +104,18 @@ def attempt(codec: Codec, payload: bytes, batch: int, shape: tuple[int, ...]) ->
     return "decoded"
 
 
-def fuzz(count: int, seed: int = 0) -> collections.Counter[str]:
-    """Try `count` damaged payloads and, one in eight, damaged frames; what became of them."""
+def fuzz(count: int, seed: int = 0, seconds: float = float("inf")) -> collections.Counter[str]:
+    """Try `count` damaged payloads and, one in eight, damaged frames, or as many as these seconds allow.
+
+    Returns what became of them.
+    """
     draw = random.Random(seed)
     right = payloads(draw)
     outcomes: collections.Counter[str] = collections.Counter()
+    end = time.perf_counter() + seconds
     for number in range(count):
+        if time.perf_counter() > end:
+            break
         codec, batch, shape, payload = draw.choice(right)
         start = time.perf_counter()
         if number % 8 == 0:

@@ -1,6 +1,6 @@
 """Mutated frames against a live server, from an authenticated client that trains in between.
 
-    python -m tests.integration.fuzz --frames 1000000      # the full form of test_fuzz.py
+    python -m tests.helpers.fuzz_server --frames 1000000      # the long form of test_mutated_frames.py
 
 Mutants take turns with good frames on the same stream; some corrupt the stream itself, which costs the connection, and
 some come as the first word of connections of their own. Each must be refused and counted, the server's memory must
@@ -32,7 +32,7 @@ from cutlayer.runs.config import Config
 from cutlayer.runs.fit import fit
 from cutlayer.runs.join import _Joining
 from cutlayer.wire.frames import PREFIX, Done, Frame, Hello, Refusal, pack, read_header, unpack
-from tests.integration.processes import CONFIG, port_of, serve
+from tests.helpers.processes import CONFIG, port_of, serve
 
 WORDS = [
     b"A",

@@ -1,6 +1,6 @@
 """A run that kills its own process (SIGKILL) at a given training step; started by test_resume.py as a process.
 
-    python -m tests.integration.killed_run RUN_FOLDER STEP KIND      # STEP -1: not at all
+    python -m tests.helpers.killed_run RUN_FOLDER STEP KIND      # STEP -1: not at all
 
 KIND "disk": a store on disk and augmentation; "disk-before" and "disk-after" end it around the naming of the checkpoint
 after STEP epochs. KIND "loader": a store in memory, a shuffled DataLoader, evaluation and checkpoints at odd intervals.
