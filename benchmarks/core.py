@@ -29,7 +29,7 @@ from cutlayer.method import Task
 from cutlayer.models.networks import make_model
 from cutlayer.records.environment import environment
 from cutlayer.records.ledger import Ledger
-from cutlayer.runs.fit import train_epoch
+from cutlayer.runs.loop import train_epoch
 from cutlayer.schedule import Exchange, State
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.client import Client

@@ -76,7 +76,7 @@ def test_references_that_differ_are_sent_anew(
     undisturbed = run(tmp_path / "a")
     run(tmp_path / "b", stop=2)
     damage(next((tmp_path / "b" / "checkpoints").iterdir()) / where)
-    with caplog.at_level(logging.WARNING, "cutlayer.training.client"):
+    with caplog.at_level(logging.WARNING, "cutlayer.client"):
         records = run(tmp_path / "b")
     assert [record.message for record in caplog.records].count(WARNING) == 1
     assert records[:3] == undisturbed[:3] or sent_up(records)[:3] == sent_up(undisturbed)[:3]

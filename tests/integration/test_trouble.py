@@ -172,7 +172,7 @@ def test_serve_says_whom_it_waits_for_and_both_say_what_is_saved_when_stopped(tm
         # It was killed.
         lost = r"\nalways: (epoch \d+/1000: waiting for client \(its connection is lost\) since \d\d:\d\d:\d\d)"
         found = server.wait_for(lost, timeout=15)
-        assert f"cutlayer.training.server: {found[1]}" in server.output  # the log
+        assert f"cutlayer.server: {found[1]}" in server.output  # the log
         with join_command(tmp_path, port) as client:
             server.wait_for(r"goes on after \d+ s")
             client.wait_for(r"epoch \d+: A")

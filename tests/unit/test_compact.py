@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from cutlayer.backends.base import ClientData
+from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.ray.compact import compact
 from tests.helpers.small import noise_images
 

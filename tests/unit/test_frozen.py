@@ -133,7 +133,8 @@ def test_a_run_is_not_resumed_with_a_half_that_is_no_longer_frozen(tmp_path: Pat
 
 
 def test_a_frozen_client_refuses_to_wait_for_gradients() -> None:
-    from cutlayer.backends.base import ClientData, build_clients
+    from cutlayer.backends.client_data import ClientData
+    from cutlayer.backends.group import build_clients
     from cutlayer.records.ledger import Ledger
 
     half = split(model(NOTHING), "2").client

@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, Halves, History, Periodic, Run, Training, fit
-from cutlayer.backends.base import LOCAL, Clients, Local
-from cutlayer.backends.local import LocalPeer
+from cutlayer.backends.base import TrustedClients
+from cutlayer.backends.local import LOCAL, Local, LocalPeer
 from cutlayer.errors import StateLostError
 from cutlayer.method import Method
 from cutlayer.report import comparison
-from cutlayer.runs.fit import train_epoch
+from cutlayer.runs.loop import train_epoch
 
 METHOD = Method(Periodic(period=2))
 
@@ -88,7 +88,7 @@ def test_a_run_that_is_resumed_says_what_was_sent_in_vain(kill: str, tmp_path: P
 class Fragile(Local):
     """Clients in this process that are lost in an epoch, once, and recover."""
 
-    def open(self, *arguments) -> Clients:
+    def open(self, *arguments) -> TrustedClients:
         clients = LOCAL.open(*arguments)
         clients.recover = lambda reason: None
         return clients
@@ -106,8 +106,8 @@ def test_a_run_that_goes_back_to_its_checkpoint_says_what_was_sent_in_vain(folde
             raise StateLostError("an actor died")
         return loss
 
-    monkeypatch.setattr("cutlayer.runs.fit.train_epoch", once)
-    monkeypatch.setattr("cutlayer.backends.base._ClientsHere.mortal", True)
+    monkeypatch.setattr("cutlayer.runs.loop.train_epoch", once)
+    monkeypatch.setattr("cutlayer.backends.local.LocalClients.can_lose_state", True)
     run = tmp_path if folder else None
     more = {"method": METHOD, "training": training(checkpoint_every=2), "run": run, "backend": Fragile()}
     history = fit(halves(), data(), data(), **more).history

@@ -18,7 +18,7 @@ def record(epoch: int, exchange: str, loss: float, test: float | None) -> EpochR
 def warnings(caplog, *epochs: tuple[str, float, float | None]) -> list[str]:
     caplog.clear()
     watch, records = Watch(), []
-    with caplog.at_level(logging.WARNING, "cutlayer.runs.fit"):
+    with caplog.at_level(logging.WARNING, "cutlayer.training"):
         for number, epoch in enumerate(epochs):
             records.append(record(number, *epoch))
             watch(records)
@@ -42,6 +42,6 @@ def test_a_run_warns_where_stored_activations_are_not_what_is_evaluated(caplog) 
     )
     train, test = config.datasets()
     parts, _ = config.divided(train)
-    with caplog.at_level(logging.WARNING, "cutlayer.runs.fit"):
+    with caplog.at_level(logging.WARNING, "cutlayer.training"):
         fit(config.halves(train), parts, test, method=config.method(), training=config.training())
     assert sum("in C epochs the test loss has risen" in entry.getMessage() for entry in caplog.records) == 1

@@ -1,11 +1,21 @@
-"""5. The wire in one process: the same frames as between machines, moved by function calls."""
+"""Clients in this process: the same frames as between machines, moved by function calls."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from torch import nn
+
+from cutlayer.backends.base import TrustedClients
+from cutlayer.backends.client_data import ClientData
+from cutlayer.backends.description import ClientDescription
+from cutlayer.backends.group import build_clients, store_name
+from cutlayer.data.batches import Batches
 from cutlayer.errors import ClientUnavailableError, RefusedError
+from cutlayer.method import Method, Training
+from cutlayer.records.checkpoint import Store
+from cutlayer.records.ledger import Ledger
 
 
 class LocalPeer:
@@ -58,3 +68,39 @@ class LocalPeer:
             raise ClientUnavailableError(f"client {self.number} is lost")
         if self._lost_after is not None:
             self._lost_after -= 1
+
+
+class Local:
+    """All clients in this process."""
+
+    def open(
+        self, half: nn.Module, data: Sequence[ClientData], method: Method, training: Training, ledger: Ledger
+    ) -> TrustedClients:
+        """As in `Backend`."""
+        return LocalClients(half, data, method, training, ledger)
+
+
+LOCAL = Local()
+
+
+class LocalClients(TrustedClients):
+    """The clients of one run in this process."""
+
+    def __init__(
+        self, half: nn.Module, data: Sequence[ClientData], method: Method, training: Training, ledger: Ledger
+    ) -> None:
+        group = build_clients(half, dict(enumerate(data)), method, training, ledger, method.store.folder)
+        self.stores: dict[str, Store] = {"clients": group.pool}
+        for number, client in group.by_number.items():
+            self.stores |= {store_name(name, number, len(data)): s for name, s in client.stores().items()}
+        self.descriptions = [ClientDescription.of(client) for client in group.by_number.values()]
+        self._tests = [client.test for client in group.by_number.values() if client.test is not None]
+        self.peers = [LocalPeer(number, client.answers, client.leave) for number, client in group.by_number.items()]
+        self.describe(half, method.fleet, training.seed)
+
+    def test_batches(self) -> list[Batches]:
+        """Those that the clients have."""
+        return self._tests
+
+    def load_half(self, half: nn.Module) -> None:
+        """Nothing to do: it is the module that was trained."""

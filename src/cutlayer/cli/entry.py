@@ -15,7 +15,8 @@ import torch
 import tyro
 from rich.console import Console
 
-from cutlayer.backends.base import LOCAL, Backend
+from cutlayer.backends.base import Backend
+from cutlayer.backends.local import LOCAL
 from cutlayer.backends.ray import Ray
 from cutlayer.cli import partition
 from cutlayer.cli.arguments import parse_recipe

@@ -26,7 +26,7 @@ from cutlayer.memory.store import ReplayStore, StoreOptions
 
 REFERENCE = get_float_codec("fp16")
 
-log = logging.getLogger("cutlayer.training.client")
+log = logging.getLogger("cutlayer.client")
 
 
 def references(store: ReplayStore, ids: Tensor, like: Tensor) -> Tensor:

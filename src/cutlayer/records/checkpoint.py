@@ -22,7 +22,7 @@ from cutlayer.files import link, load_tensors, replace, save_tensors, sealed
 from cutlayer.models.optim import load_optimizer, optimizer_state
 from cutlayer.records import manifest
 
-log = logging.getLogger("cutlayer.records.checkpoint")
+log = logging.getLogger("cutlayer.checkpoint")
 
 
 class Store(Protocol):

@@ -33,7 +33,7 @@ FREE_STORE = ("placement", "memory_budget_mib", "disk_budget_mib", "folder")
 ENTRIES = ("config", "facts", "baseline", "environment", "init", "changes")
 NO_MODEL_YET = "Run(folder).model() gives that of the newest checkpoint, and puts a served run's halves together"
 
-log = logging.getLogger("cutlayer.records.folder")
+log = logging.getLogger("cutlayer.run")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cutlayer.backends.base import ClientData, client_summary
+from cutlayer.backends.client_data import ClientData
+from cutlayer.backends.description import client_summary
 from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.rpc import KEEPALIVE, check_address
 from cutlayer.backends.grpc.sending import Sender
@@ -44,7 +45,7 @@ from cutlayer.wire.frames import (
     read_header,
 )
 
-log = logging.getLogger("cutlayer.training.client")
+log = logging.getLogger("cutlayer.client")
 
 
 def join(

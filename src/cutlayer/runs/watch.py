@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cutlayer.records.history import EpochRecord
 from cutlayer.schedule import Exchange
 
-log = logging.getLogger("cutlayer.runs.fit")
+log = logging.getLogger("cutlayer.training")
 
 
 class Watch:

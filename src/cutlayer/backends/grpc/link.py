@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from cutlayer.errors import CutlayerError, RefusedError
+from cutlayer.errors import RefusedError, StateLostError
 from cutlayer.wire.frames import PREFIX, total_length
 
 CHUNK = struct.Struct("<BQQ")
@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 18
 MORE, LAST, CONFIRM = 0, 1, 2  # a chunk, a frame's last chunk, no chunk at all
 
 
-class LinkClosed(CutlayerError):  # noqa: N818 - a state, as in queue.ShutDown
+class LinkClosed(StateLostError):  # noqa: N818 - a state, as in queue.ShutDown
     """The session of this link is over: the peer began anew, or this side ends."""
 
 

@@ -14,7 +14,7 @@ from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.records.ledger import Ledger
 from cutlayer.wire.frames import Frame, Refusal, pack
 
-log = logging.getLogger("cutlayer.training.server")
+log = logging.getLogger("cutlayer.server")
 
 
 class LinkPeer:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutlayer.backends.base import ClientData, ClientDescription, build_clients
+from cutlayer.backends.client_data import ClientData
+from cutlayer.backends.description import ClientDescription
+from cutlayer.backends.group import build_clients
 from cutlayer.method import Method, Training
 from cutlayer.records.ledger import Ledger
 
@@ -20,7 +22,7 @@ class ClientActor:
     """Clients by number. It does what it is called for, one call at a time, and no call waits for another."""
 
     def build(
-        self, holdings: dict[int, ClientData], half: nn.Module, method: Method, training: Training, threads: int
+        self, data: dict[int, ClientData], half: nn.Module, method: Method, training: Training, threads: int
     ) -> dict[int, ClientDescription]:
         """Build the clients; what can be said of them, by number.
 
@@ -31,9 +33,9 @@ class ClientActor:
         folder = method.store.folder  # of the server's machine, which need not be this one
         folder = folder if folder is not None and Path(folder).is_dir() else None
         self.ledger, self.microbatches = Ledger(), training.microbatches
-        built = build_clients(half, holdings, method, training, self.ledger, folder)
+        built = build_clients(half, data, method, training, self.ledger, folder)
         self.pool, self.clients = built.pool, built.by_number
-        self._answers: dict[int, deque[Iterator[Callable[[], bytes]]]] = {number: deque() for number in holdings}
+        self._answers: dict[int, deque[Iterator[Callable[[], bytes]]]] = {number: deque() for number in data}
         self._staged = tempfile.TemporaryDirectory(prefix="cutlayer-staged-")
         return {number: ClientDescription.of(client) for number, client in self.clients.items()}
 

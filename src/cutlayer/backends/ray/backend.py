@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cutlayer.backends.base import ClientData, Clients
+from cutlayer.backends.base import TrustedClients
+from cutlayer.backends.client_data import ClientData
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Training
 from cutlayer.records.ledger import Ledger
@@ -57,8 +58,8 @@ class Ray:
             raise ConfigError(f"patience: expected seconds above 0, or None, got {self.patience}")
 
     def open(
-        self, half: nn.Module, holdings: Sequence[ClientData], method: Method, training: Training, ledger: Ledger
-    ) -> Clients:
+        self, half: nn.Module, data: Sequence[ClientData], method: Method, training: Training, ledger: Ledger
+    ) -> TrustedClients:
         """As in `Backend`. Raises ConfigError where there is no such cluster, or it has no room."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
         try:
@@ -76,7 +77,7 @@ class Ray:
                     f"address {self.address!r}: no Ray cluster there; begin one with `ray start --head` ({error})"
                 ) from None
         try:
-            return RayClients(self, half, holdings, method, training, ledger, shut_down=own)
+            return RayClients(self, half, data, method, training, ledger, shut_down=own)
         except BaseException:
             if own:
                 ray.shutdown()

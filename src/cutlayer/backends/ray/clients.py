@@ -12,7 +12,9 @@ import torch
 from ray.exceptions import RayError
 from torch import nn
 
-from cutlayer.backends.base import ClientData, Clients, store_name
+from cutlayer.backends.base import TrustedClients
+from cutlayer.backends.client_data import ClientData
+from cutlayer.backends.group import store_name
 from cutlayer.backends.ray.backend import Ray
 from cutlayer.backends.ray.compact import compact
 from cutlayer.backends.ray.group import Group
@@ -31,20 +33,20 @@ from cutlayer.training.server import Server
 log = logging.getLogger("cutlayer.backends.ray")
 
 
-class RayClients(Clients):
+class RayClients(TrustedClients):
     """Clients divided among actors, the first to the first actor, the second to the second, and so on.
 
     Args:
         shut_down: whether to leave the cluster at the end.
     """
 
-    mortal: ClassVar[bool] = True
+    can_lose_state: ClassVar[bool] = True
 
     def __init__(
         self,
         chosen: Ray,
         half: nn.Module,
-        holdings: Sequence[ClientData],
+        data: Sequence[ClientData],
         method: Method,
         training: Training,
         ledger: Ledger,
@@ -55,43 +57,45 @@ class RayClients(Clients):
         self.group: Group | None = None
         self.handles: list[ActorHandle] = []
         if chosen.workers > 1:
-            check_one_half(method, len(holdings))
+            check_one_half(method, len(data))
         cpus = ray.cluster_resources().get("CPU", 1) - (
             chosen.cpus_per_worker * chosen.workers if chosen.workers > 1 else 0
         )
-        room = int(cpus / chosen.cpus_per_actor) if chosen.cpus_per_actor else len(holdings)
-        count = min(chosen.actors or max(1, room), len(holdings))
+        room = int(cpus / chosen.cpus_per_actor) if chosen.cpus_per_actor else len(data)
+        count = min(chosen.actors or max(1, room), len(data))
         shared = [ray.put(half), method, training, torch.get_num_threads()]
         options = {"num_cpus": chosen.cpus_per_actor, "num_gpus": chosen.gpus_per_actor, "max_restarts": 0}
         for place in range(count):
-            numbers = range(place, len(holdings), count)
-            data = ray.put({number: compact(holdings[number]) for number in numbers})
-            self.handles.append(ActorHandle(numbers, options, [data, *shared], chosen.patience))
+            numbers = range(place, len(data), count)
+            own = ray.put({number: compact(data[number]) for number in numbers})
+            self.handles.append(ActorHandle(numbers, options, [own, *shared], chosen.patience))
         try:
-            self.facts = descriptions_of(self.handles, self._started(self.handles))
+            self.descriptions = descriptions_of(self.handles, self._started(self.handles))
         except (ClientUnavailableError, StateLostError) as error:
             self._end_actors()
             raise ConfigError(f"an actor did not begin: {error}") from error
         except BaseException:
             self._end_actors()
             raise
-        for number, facts in enumerate(self.facts):
-            if facts.inputs != self.facts[0].inputs:
+        for number, description in enumerate(self.descriptions):
+            if description.inputs != self.descriptions[0].inputs:
                 self._end_actors()
-                expected = self.facts[0].inputs
-                raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {facts.inputs}")
-        self._peers = [RayPeer(number, self.handles[number % count], ledger) for number in range(len(holdings))]
+                expected = self.descriptions[0].inputs
+                got = description.inputs
+                raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {got}")
+        self._peers = [RayPeer(number, self.handles[number % count], ledger) for number in range(len(data))]
         self._halves = ClusterHalves(self.handles)
         self.peers = self._peers
         self.stores: dict[str, Store] = {"clients": self._halves}
+        self.describe(half, method.fleet, training.seed)
         self._tests: list[Batches] = []
-        if all(holding.tests_here for holding in holdings):
-            sizes = [facts.info.batch_size for facts in self.facts]
-            feeds = [h.test_feed(n, training, size) for n, (h, size) in enumerate(zip(holdings, sizes, strict=True))]
+        if all(held.tests_here for held in data):
+            sizes = [summary.batch_size for summary in self.summaries]
+            feeds = [h.test_feed(n, training, size) for n, (h, size) in enumerate(zip(data, sizes, strict=True))]
             self._tests = [feed for feed in feeds if feed is not None]
-        for number, facts in enumerate(self.facts):
-            for name in facts.stores:
-                whole = store_name(name, number, len(holdings))
+        for number, description in enumerate(self.descriptions):
+            for name in description.stores:
+                whole = store_name(name, number, len(data))
                 self.stores[whole] = ClusterStore(self.handles[number % count], number, name)
 
     def _started(self, handles: Sequence[ActorHandle]) -> list[Any]:
@@ -110,13 +114,12 @@ class RayClients(Clients):
         """A server that trains by itself, or with workers."""
         if self.chosen.workers == 1:
             return super().server(job, ledger)
-        samples = sum(facts.info.samples for facts in self.facts)
+        samples = sum(summary.samples for summary in self.summaries)
         options = {"num_cpus": self.chosen.cpus_per_worker, "num_gpus": self.chosen.gpus_per_worker}
-        infos = [facts.info for facts in self.facts]
         self.group = Group(
             self.chosen.workers, options, [samples, ray.put(job), torch.get_num_threads()], self.chosen.start_timeout
         )
-        return ParallelServer(job, infos, ledger, self.group)
+        return ParallelServer(job, self.summaries, ledger, self.group)
 
     def begin(self) -> None:
         """With patience: make anew the actors that died, their clients as in the last checkpoint."""
@@ -164,7 +167,7 @@ class RayClients(Clients):
             if (costs := handle.costs()) is not None:
                 self.ledger.add(costs)
 
-    def test_feeds(self) -> list[Batches]:
+    def test_batches(self) -> list[Batches]:
         """Those that were given as data, not as functions."""
         return self._tests
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from cutlayer.backends.base import ClientData
+from cutlayer.backends.client_data import ClientData
 from cutlayer.data.images import Images
 
 

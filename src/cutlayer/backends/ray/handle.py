@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from cutlayer.backends.base import ClientDescription
+from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.ray.actor import ClientActor
 from cutlayer.errors import ClientUnavailableError, CutlayerError, StateLostError
 

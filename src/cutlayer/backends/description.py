@@ -1,0 +1,70 @@
+"""What can be said of a client before it trains: to the server, and to whoever resumes the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cutlayer.data.batches import Batches
+from cutlayer.describe import describe, fingerprint
+from cutlayer.models.cut import is_frozen
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.client import Client
+from cutlayer.training.plain import PlainEpoch
+
+
+def client_summary(train: Batches, test: Batches | None, half: nn.Module) -> ClientSummary:
+    """What the server is told of a client's data, and of its half."""
+    test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
+    samples = sum(train.batch_sizes())
+    return ClientSummary(
+        len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples, is_frozen(half)
+    )
+
+
+@dataclass(frozen=True)
+class ClientDescription:
+    """What can be said of a client before it trains.
+
+    Attributes:
+        summary: what the server is told.
+        cut_shape: shape of one sample's activations.
+        inputs: type and shape of one sample.
+        sizes: samples in each batch of an epoch.
+        plain: its part in an epoch of plain split learning.
+        stores: names of what a checkpoint holds of it beside its half and optimizer.
+        first: a digest of its first samples, so that a run is not resumed with other data by mistake.
+    """
+
+    summary: ClientSummary
+    cut_shape: tuple[int, ...]
+    inputs: str
+    sizes: list[int]
+    plain: PlainEpoch
+    stores: list[str]
+    first: str
+
+    @staticmethod
+    def of(client: Client) -> ClientDescription:
+        """Those of this client."""
+        first, sizes = client.train.first(), client.train.batch_sizes()
+        return ClientDescription(
+            client_summary(client.train, client.test, client.half),
+            client.cut_shape,
+            f"{client.flops.dtype} {list(client.flops.sample_shape)}",
+            sizes,
+            PlainEpoch.of(client),
+            [*client.stores()],
+            fingerprint(first.inputs, first.labels),
+        )
+
+    def as_dict(self, whose: str) -> dict[str, Any]:
+        """As config.json names them."""
+        return {
+            f"training samples{whose}": self.summary.samples,
+            f"batches{whose}": describe(self.sizes[:1] + self.sizes[-1:]),
+            f"first samples{whose}": self.first,
+            f"test samples{whose}": self.summary.test_samples,
+        }

@@ -1,0 +1,237 @@
+"""The loop. What happens to a batch, in order, and where to read it:
+
+    batch                        data.batches.Batches
+    client half, encode          training.client.Client.forward
+    wire                         backends: local, grpc between machines, ray on a cluster
+    checks                       training.checks.FrameChecks
+    decode                       training.server.Server.take
+    server half, loss, backward,
+    update, encode               training.server.Server.train
+    wire
+    decode, backward, update     training.client.Client.backward
+
+In a B epoch the way ends at the server, which stores what it got; a C epoch is the server's alone. With several clients
+a strategy says whose batch comes when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from cutlayer.backends.base import Clients
+from cutlayer.backends.grpc.stop import Stop
+from cutlayer.errors import ClientUnavailableError, ConfigError, StateLostError
+from cutlayer.method import Training
+from cutlayer.records.checkpoint import Checkpoints
+from cutlayer.records.folder import RunFolder
+from cutlayer.records.history import Baseline, EpochRecord, crossed
+from cutlayer.runs.watch import Watch
+from cutlayer.schedule import Exchange
+from cutlayer.training.participants import (
+    LiveParticipant,
+    Participant,
+    Peer,
+    ReplayedParticipant,
+    calibrate,
+    evaluate,
+    testers,
+)
+from cutlayer.training.server import Server
+
+log = logging.getLogger("cutlayer.training")
+
+
+def train_epoch(server: Server, peers: Sequence[Peer]) -> float:
+    """Train for the epoch that the server's schedule names, with the clients that are there; return its mean loss."""
+    server.begin()
+    if server.states.exchange is Exchange.NONE and server.halves is None and not server.states.own:
+        server.replay()
+    else:
+        participants = participants_of(server, peers)
+        if server.calibrates():
+            calibrate(server, participants)
+        server.mode.train(server, participants)
+    return server.finish()
+
+
+def participants_of(server: Server, peers: Sequence[Peer]) -> list[Participant]:
+    """Who takes part in an epoch, by number: the clients that are there, and the store for those that are not."""
+    there = {peer.number: peer for peer in peers}
+    participants: list[Participant] = []
+    for client in range(len(server.clients)):
+        resting = server.states.of(client) is Exchange.NONE
+        if not resting and client in there:
+            participants.append(LiveParticipant(server, there[client]))
+            continue
+        if not resting:
+            server.absent.add(client)
+        if server.keeps(client) and (resting or server.method.fleet.replay_absent):
+            participants.append(ReplayedParticipant(server, client))
+    return participants
+
+
+class Loop:
+    """A run: its clients, its server, the epochs that are done, and the checkpoints to go back to.
+
+    Args:
+        folder: the run's folder, if it has one.
+        baseline: what savings are measured against.
+        checkpoints: where checkpoints are without a folder; None for none.
+        stop: asks for the end of the run after the epoch under way.
+
+    Attributes:
+        records: of the epochs that are done.
+    """
+
+    def __init__(
+        self,
+        clients: Clients,
+        server: Server,
+        training: Training,
+        folder: RunFolder | None,
+        baseline: Baseline,
+        checkpoints: Checkpoints | None = None,
+        stop: Stop | None = None,  # a run in one process is stopped by an exception
+    ) -> None:
+        self.clients, self.server, self.training, self.folder = clients, server, training, folder
+        self.checkpoints = folder.checkpoints if folder is not None else checkpoints
+        self.baseline, self.stop = baseline, stop
+        self.records: list[EpochRecord] = []
+        self._lost: list[dict[str, dict[str, int]]] = []
+        self._watch = Watch()
+        self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
+
+    # --- the run ---
+
+    def open(self, config: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
+        """Begin, or go on from the newest checkpoint."""
+        state = None
+        if self.folder is not None:
+            found = self.folder.open(config, facts, self.baseline, resume, self.modules, self.stores)
+            self.records, state = found
+            self.folder.forget_models(self.records, self.training)
+        if state is not None:
+            self._restore(state)
+            return
+        if self.clients.can_lose_state:
+            self._save()
+        self.clients.load_state_dict(self.clients.state_dict())
+
+    def train(self, listeners: Sequence[Callable[[EpochRecord], None]]) -> None:
+        """Train to the end, going back to the last checkpoint if something is lost."""
+        while not self.training.ending.reached(self.records):
+            try:
+                if self.stop is not None:
+                    self.stop.check()
+                self.epoch()
+            except (StateLostError, ClientUnavailableError) as reason:
+                self.go_back(reason)
+                continue
+            except BaseException:
+                self.give_up()
+                raise
+            for listener in listeners:
+                listener(self.records[-1])
+
+    def go_back(self, reason: StateLostError | ClientUnavailableError) -> None:
+        """To the newest checkpoint, with what was lost put back in place. Raises `reason` if that cannot be."""
+        self.give_up()
+        while True:
+            try:
+                self.clients.recover(reason)
+                log.warning("back to the last checkpoint: %s", reason)
+                assert self.checkpoints is not None, "there is one wherever something may be lost"
+                found = self.checkpoints.load(self.modules, self.stores)
+            except (StateLostError, ClientUnavailableError) as again:
+                reason = again
+                continue
+            assert found is not None, "the run began with one"
+            epochs, state = found
+            if self.folder is not None:
+                self.records = self.folder.rewind(epochs)
+            else:
+                self._lost += [record.bytes for record in self.records[epochs:]]
+                self.records = self.records[:epochs]
+            self._restore(state)
+            return
+
+    def give_up(self) -> None:
+        """Count what the epoch under way, which will be trained again, has sent."""
+        sent = self.server.ledger.take()["bytes"]
+        if self.folder is not None:
+            self.folder.give_up(crossed(sent))
+        else:
+            self._lost.append(sent)
+
+    def given_up(self) -> dict[str, int]:
+        """Bytes, by direction, of epochs that were trained again; empty if there are none."""
+        if self.folder is not None:
+            return self.folder.given_up()
+        size = crossed(*self._lost)
+        return size if any(size.values()) else {}
+
+    # --- an epoch ---
+
+    def epoch(self) -> None:
+        """Train, evaluate, and write down what it gave."""
+        server, epoch = self.server, len(self.records)
+        exchange, states = server.states.exchange, server.states.letters()
+        each = server.states.each(len(server.clients))
+        due = any(summary.test_samples for summary in server.clients) and self.training.evaluates(epoch)
+        active = [client for client, planned in enumerate(each) if planned is not Exchange.NONE]
+        if active:
+            wanted = server.method.fleet.participants(self.training.seed, epoch, len(server.clients))
+            with self.clients.exchange(epoch, [client for client in wanted if client in active], active) as attendance:
+                loss = train_epoch(server, list(attendance.training.values()))
+                self.clients.completed(epoch, [n for n in attendance.training if n not in server.absent])
+                self.clients.training_over()
+                for client in testers(server, each, due):
+                    if client in attendance.all:
+                        with suppress(ClientUnavailableError):  # what it sent of an earlier epoch is evaluated
+                            evaluate(server, attendance.all[client], epoch)
+        else:
+            loss = train_epoch(server, [])
+        scores = self._scores() if due else {}
+        self.clients.collect()
+        costs = server.ledger.take()
+        more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
+        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
+        self._watch(self.records)
+        if self.folder is not None:
+            # Metrics first: a kill between the two leaves a line too many, which the next start drops.
+            self.folder.append(self.records[-1])
+        stops = self.stop is not None and self.stop.requested
+        if stops or self.training.saves(epoch) or self.training.ending.saves(self.records):
+            self._save()
+
+    def _scores(self) -> dict[str, float]:
+        try:
+            return self.server.evaluate()
+        except ConfigError as error:
+            if self.clients.trusted:
+                raise
+            log.warning("epoch %d is not evaluated: %s", len(self.records), error)  # it ends the run for no one else
+            return {}
+
+    # --- checkpoints ---
+
+    def _save(self) -> None:
+        if self.checkpoints is not None:
+            keep, also = self.training.keep_checkpoints, self.training.ending.kept(self.records)
+            state = {**self.server.saved(), **self.clients.state_dict()}
+            self.checkpoints.save(len(self.records), self.modules, self.stores, state, keep=keep, also=also)
+            self._saved()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Modules and stores are loaded; the rest of the state follows."""
+        self.server.go_back(state)
+        self.clients.load_state_dict(state)
+        self.server.ledger.take()
+        self._saved()
+
+    def _saved(self) -> None:
+        if self.stop is not None:
+            self.stop.saved = len(self.records)
