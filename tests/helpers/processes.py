@@ -14,7 +14,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from cutlayer.backends.base import LOCAL, Backend
+from cutlayer.backends.base import Backend
+from cutlayer.backends.local import LOCAL
 from cutlayer.runs.config import Config
 from cutlayer.runs.fit import fit
 from cutlayer.runs.run import Run

@@ -14,6 +14,7 @@ from cutlayer.data.images import Images
 from cutlayer.errors import RefusedError
 from cutlayer.runs.config import Config
 from cutlayer.runs.join import join
+from cutlayer.training.calibration import CALIBRATION_BATCHES
 from tests.helpers.processes import port_of, serve
 from tests.helpers.threads import Together, in_process, shares
 
@@ -74,8 +75,9 @@ def test_a_refusal_ends_the_client_with_its_reason_and_a_better_one_goes_on(epoc
     data = shares(config, ("alice",))
     together = Together(config, tmp_path, ("alice",))
     images, test = data["alice"]
+    measured = 4 * CALIBRATION_BATCHES  # samples that are read before a B epoch
     with pytest.raises(RefusedError, match=r"labels: expected classes from 0 to 9, one a sample"):
-        together.join("alice", Turning(images, epoch * len(images) + 10, 99), test)
+        together.join("alice", Turning(images, epoch * (len(images) + measured) + 10, 99), test)
     half = together.join("alice", images, test)
     together.thread.join(60)
     assert together.served is not None

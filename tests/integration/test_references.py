@@ -62,27 +62,26 @@ def remove(place: Path) -> None:
 @pytest.mark.parametrize(("microbatches", "placement"), [(1, "memory"), (3, "disk")])
 def test_both_sides_end_with_the_same_references(microbatches: int, placement: Placement, tmp_path: Path) -> None:
     records = run(tmp_path, microbatches=microbatches, store=StoreOptions(placement))
-    last = next((tmp_path / "checkpoints").iterdir())
+    last = max((tmp_path / "checkpoints").iterdir())
     assert np.array_equal(rows(last / "references"), rows(last / "store"))
     assert min(sent_up(records)) < max(sent_up(records))  # some samples were not sent
 
 
-@pytest.mark.parametrize(
-    ("damage", "where"), [(flip_a_bit, "references"), (flip_a_bit, "store"), (remove, "references")]
-)
+@pytest.mark.parametrize("damage", [flip_a_bit, remove])
 def test_references_that_differ_are_sent_anew(
-    damage: Callable[[Path], None], where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The client's; if the server's are damaged the run goes back behind them, as with anything else of it."""
     undisturbed = run(tmp_path / "a")
     run(tmp_path / "b", stop=2)
-    damage(next((tmp_path / "b" / "checkpoints").iterdir()) / where)
+    damage(max((tmp_path / "b" / "checkpoints").iterdir()) / "references")
     with caplog.at_level(logging.WARNING, "cutlayer.client"):
         records = run(tmp_path / "b")
     assert [record.message for record in caplog.records].count(WARNING) == 1
     assert records[:3] == undisturbed[:3] or sent_up(records)[:3] == sent_up(undisturbed)[:3]
     assert sent_up(records)[3] > 1.2 * sent_up(undisturbed)[3]
     assert sent_up(records)[4] < sent_up(records)[3]  # in step again
-    last = next((tmp_path / "b" / "checkpoints").iterdir())
+    last = max((tmp_path / "b" / "checkpoints").iterdir())
     assert np.array_equal(rows(last / "references"), rows(last / "store"))
 
 
@@ -105,8 +104,9 @@ def test_a_client_that_lost_its_references_sends_all_anew(damage: Callable[[Path
             client.wait_for("epoch 2: A")
             client.kill()
         checkpoints = tmp_path / "client" / "checkpoints"
-        for checkpoint in checkpoints.glob("epoch-*"):  # whichever the server names
-            damage(checkpoint / "references")
+        for references in checkpoints.glob("epoch-*/references"):  # whichever the server names
+            if any(references.glob("rows.npy")):  # there are none before the first epoch
+                damage(references)
         with join(tmp_path, port) as client:
             assert client.wait() == 0, client.output
             assert WARNING in client.output

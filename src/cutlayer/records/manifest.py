@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 from cutlayer.errors import ConfigError, DamagedError
 from cutlayer.files import digest, unsealed
 
+log = logging.getLogger("cutlayer.checkpoint")
+
 FORMAT, FORMAT_WITHOUT_CHECKSUMS = 3, 2
+MENDED = "references"
+"""Start of the names of stores whose damage client and server notice and mend when they next meet; see memory.delta."""
 
 
 def content(checkpoint: Path) -> dict[str, Any]:
@@ -35,17 +40,22 @@ def content(checkpoint: Path) -> dict[str, Any]:
 
 
 def verified(checkpoint: Path) -> dict[str, Any]:
-    """As `content`, with all files checked. Raises DamagedError that names those that are not what was written."""
+    """As `content`, with all files checked but those of stores that are mended.
+
+    Raises DamagedError that names those that are not what was written.
+    """
     values = content(checkpoint)
     if expected := values["files"]:
         try:
             found = digests(checkpoint)
         except OSError as error:  # a disk that cannot read what it holds
             raise DamagedError(f"{error.filename}: {error.strerror}") from None
-        wrong = [name for name in sorted({**found, **expected}) if found.get(name) != expected.get(name)]
-        if wrong:
-            how = [f"{name} is {'damaged' if name in found else 'missing'}" for name in wrong]
-            raise DamagedError(", ".join(how))
+        differ = [name for name in sorted({**found, **expected}) if found.get(name) != expected.get(name)]
+        how = {name: f"{name} is {'damaged' if name in found else 'missing'}" for name in differ}
+        if wrong := [text for name, text in how.items() if not name.startswith(MENDED)]:
+            raise DamagedError(", ".join(wrong))
+        if how:
+            log.warning("%s: %s; what it holds is sent anew", checkpoint, ", ".join(how.values()))
     return values
 
 

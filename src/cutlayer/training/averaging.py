@@ -143,6 +143,7 @@ class SharedHalf:
     def load(self, folder: Path, about: dict[str, Any]) -> None:
         """Read back what `save` wrote."""
         self.tensors, self.version = load_tensors(folder / "shared.safetensors")[0], about["version"]
+        self._kinds = self._kinds or {name: _kind(value) for name, value in self.tensors.items()}
         self.forget()
 
 
