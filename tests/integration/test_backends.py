@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from cutlayer.backends.grpc.certs import make_certificates
-from cutlayer.backends.local import LOCAL
 from cutlayer.backends.ray import Ray
 from cutlayer.runs.run import Run
 from tests.helpers import processes
