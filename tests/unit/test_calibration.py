@@ -10,9 +10,15 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import Fleet, Halves, Method, Optimizer, Periodic, RefusedError, Training, fit
 from cutlayer.codecs import encode_exactly
+from cutlayer.data.batches import Batches
+from cutlayer.records.ledger import Ledger
 from cutlayer.strategies import STRATEGIES
-from cutlayer.training.averaging import SharedHalf, load_statistics
+from cutlayer.training.averaging import SharedHalf, load_statistics, weights_frame
 from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, pooled, statistics
+from cutlayer.training.client import Client
+from cutlayer.training.halves import TrainedHalf
+from cutlayer.training.job import ClientJob
+from cutlayer.wire.frames import Calibrate, Frame, Weights, pack
 
 BATCH, WIDTH = 8, 5
 
@@ -127,7 +133,8 @@ def encoded(tensors: dict[str, Tensor]) -> dict:
     ("change", "reason"),
     [
         ({"1.running_mean": torch.full((WIDTH,), float("nan"))}, "finite"),
-        ({"1.running_var": torch.full((WIDTH,), -1.0)}, "variances of at least 0"),
+        ({"1.running_var": torch.full((WIDTH,), -1.0)}, "variances from 0"),
+        ({"1.running_mean": torch.full((WIDTH,), 3e38)}, "of at most"),
         ({"1.running_mean": torch.zeros(WIDTH + 1)}, "differ"),
         ({"2.running_mean": torch.zeros(WIDTH)}, "differ"),
         ({"1.running_var": None}, "a mean and a variance of each layer"),
@@ -146,4 +153,44 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(change: dict,
     assert shared.settle_statistics() == {}
     with pytest.raises(RefusedError):
         load_statistics(half, sent, "client 0")
+    assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())
+
+
+def test_one_client_that_measured_less_or_the_most_extreme_that_is_taken_harms_no_other() -> None:
+    half, other = (
+        nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3)),
+        nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3)),
+    )
+    shared = SharedHalf(half.state_dict())
+    shared.tensors = dict(half.state_dict())
+    few = {"0.running_mean": torch.full((2,), 1e18), "0.running_var": torch.full((2,), 1e36)}
+    shared.add_statistics(0, encoded(few), 10)
+    shared.add_statistics(1, encoded(statistics(half)), 30)
+    pool = shared.settle_statistics()
+    assert all(bool(value.isfinite().all()) for value in pool.values())
+    torch.testing.assert_close(pool["1.running_mean"], half[1].running_mean)
+    load_statistics(other, encoded(pool), "client 1")
+
+
+def test_a_client_measures_and_shares_as_its_own_choices_say_only() -> None:
+    """A server that asks for more than the run needs is refused, and nothing has changed."""
+    half = halves().client
+    body = TrainedHalf(half, Optimizer(), 1, "cpu")
+    (train,) = data((40,))
+
+    def client(**choices) -> Client:
+        job = ClientJob(0, Batches(train, batch_size=BATCH), None, Method(**choices), training(1))
+        return Client(job, lambda: body, Ledger())
+
+    before = {name: value.clone() for name, value in half.state_dict().items()}
+    wrong = [
+        (client(norm_in_b="eval"), Calibrate(0, 1)),
+        (client(), Calibrate(7, 1)),
+        (client(), Calibrate(0, 1, share=True)),  # it has never had a half that others share
+    ]
+    for asked, message in wrong:
+        with pytest.raises(RefusedError, match="expected to measure statistics"):
+            list(asked.answers(pack(Frame(message))))
+    with pytest.raises(RefusedError, match="expected pooled statistics that it asked for"):
+        list(client().answers(weights_frame(Weights(0, 1, statistics=True), statistics(half))))
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())

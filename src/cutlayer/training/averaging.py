@@ -100,8 +100,6 @@ class SharedHalf:
         different = [name for name in kinds if kinds[name] != self._kinds.get(name) or len(tensors[name]) != 1]
         if different:
             raise RefusedError(f"{whose}: statistics: expected those of the client half, {sorted(different)} differ")
-        if self._statistics and kinds.keys() != self._statistics[0][1].keys():
-            raise RefusedError(f"{whose}: statistics: expected those of the layers that other clients measured")
         decoded = decode_weights(tensors, whose)
         check_statistics(decoded, whose)
         if decoded:
@@ -178,9 +176,9 @@ def load_weights(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) ->
 
 
 def load_statistics(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) -> None:
-    """Load running statistics into a half. Raises RefusedError, with nothing loaded, if they are not all of its own."""
+    """Load running statistics into a half. Raises RefusedError, with nothing loaded, if they are not of its layers."""
     decoded, own = decode_weights(tensors, whose), statistics(half)
-    different = [name for name in {**own, **decoded} if _kind(own.get(name)) != _kind(decoded.get(name))]
+    different = [name for name in decoded if _kind(own.get(name)) != _kind(decoded[name])]
     if different:
         raise RefusedError(f"{whose}: statistics: expected those of this client half, {different} differ")
     check_statistics(decoded, whose)

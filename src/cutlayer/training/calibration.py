@@ -22,6 +22,8 @@ CALIBRATION_BATCHES = 16
 """Batches of an epoch that the statistics are measured on, at most."""
 
 MEAN, VARIANCE = "running_mean", "running_var"
+LARGEST_MEAN, LARGEST_VARIANCE = 1e18, 1e36
+"""Beyond these the variance of all clients together might be infinite in float32."""
 
 
 def norm_layers(half: nn.Module) -> dict[str, _BatchNorm]:
@@ -73,28 +75,36 @@ def pairs(names: Mapping[str, object], whose: str) -> Iterator[tuple[str, str]]:
 
 
 def check_statistics(tensors: Mapping[str, Tensor], whose: str) -> None:
-    """Raise RefusedError for statistics without their partner, of another shape than it, or a variance below 0."""
+    """Raise RefusedError for statistics without their partner, of another shape than it, or out of range."""
     for mean, variance in pairs(tensors, whose):
-        if tensors[mean].shape != tensors[variance].shape or bool((tensors[variance] < 0).any()):
-            raise RefusedError(f"{whose}: statistics: expected variances of at least 0 in {variance}, like {mean}")
+        low, high = tensors[variance].min(), tensors[variance].max()
+        if tensors[mean].shape != tensors[variance].shape or not 0 <= low <= high <= LARGEST_VARIANCE:
+            raise RefusedError(
+                f"{whose}: statistics: expected variances from 0 to {LARGEST_VARIANCE:g} in {variance}, like {mean}"
+            )
+        if not tensors[mean].abs().max() <= LARGEST_MEAN:
+            raise RefusedError(f"{whose}: statistics: expected {mean} of at most {LARGEST_MEAN:g} in size")
 
 
 def pooled(parts: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """The statistics of all samples together, from those of parts of them.
+    """The statistics of all samples together, from those of parts of them, layer by layer.
 
     The variance of the whole is the mean of the parts' variances and the variance of their means.
 
     Args:
-        parts: samples of each part, and its statistics by name.
+        parts: samples of each part, and its statistics by name; a part may leave out layers.
     """
-    total, result = sum(samples for samples, _ in parts), {}
-    for mean, variance in pairs(parts[0][1], "pooled"):
-        means = [(samples / total, part[mean].double(), part[variance].double()) for samples, part in parts]
+    result: dict[str, Tensor] = {}
+    layers = {name: value for _, part in parts for name, value in part.items()}
+    for mean, variance in pairs(layers, "pooled"):
+        measured = [(samples, part) for samples, part in parts if mean in part]
+        total = sum(samples for samples, _ in measured)
+        means = [(samples / total, part[mean].double(), part[variance].double()) for samples, part in measured]
         middle = sum((share * own for share, own, _ in means), torch.zeros_like(means[0][1]))
         spread = sum((share * (own - middle) ** 2 for share, own, _ in means), torch.zeros_like(middle))
         within = sum((share * own for share, _, own in means), torch.zeros_like(middle))
         result |= {
-            mean: middle.to(parts[0][1][mean].dtype),
-            variance: (within + spread).to(parts[0][1][variance].dtype),
+            mean: middle.to(layers[mean].dtype),
+            variance: (within + spread).to(layers[variance].dtype),
         }
     return result

@@ -92,7 +92,9 @@ class Client:
         self._ahead: Batch | None = None
         self._source: Iterator[Batch] = iter(())
         self._steps = 0
-        self._shares = False
+        self._shares = self._has_shared = False
+        self._pooling: int | None = None
+        """The epoch before which pooled statistics are to come."""
 
     @property
     def half(self) -> nn.Module:
@@ -136,10 +138,13 @@ class Client:
         if isinstance(message, Calibrate):
             return self._calibrate(message)
         if isinstance(message, Weights) and message.statistics:
+            self._require(message.epoch == self._pooling, "pooled statistics that it asked for", message)
             load_statistics(self.half, frame.tensors, f"client {self.number}")
+            self._pooling = None
             return iter(())
         if isinstance(message, Weights):
             load_weights(self.half, frame.tensors, f"client {self.number}")
+            self._has_shared = True
             return self._go_on() if message.step > 0 and self._shares else iter(())
         if isinstance(message, EvaluationRequest):
             return self._evaluation(message)
@@ -159,7 +164,17 @@ class Client:
         self._ahead = next(self._source, None)
 
     def _calibrate(self, message: Calibrate) -> Iterator[Callable[[], bytes]]:
-        """Measure the statistics of batch norm on the first batches of the epoch to come; send them if asked to."""
+        """Measure the statistics of batch norm on the first batches of the epoch to come; send them if asked to.
+
+        They leave the client only if it shares its half with others, whose weights it then has from the server.
+        """
+        chosen = self.method.norm_in_b == "calibrated" and (self._has_shared or not message.share)
+        self._require(
+            chosen and message.client == self.number,
+            "to measure statistics before an epoch as its own choices say",
+            message,
+        )
+        self._pooling = message.epoch if message.share else None
         half = self.half
         if calibrates := bool(norm_layers(half)) and not is_frozen(half):
             calibrate(half.train(), partial(self._measure, message.epoch))
@@ -175,6 +190,10 @@ class Client:
             ):
                 self.half(batch.inputs.to(self.device, non_blocking=True))
             self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
+
+    def _require(self, ok: bool, expected: str, got: object) -> None:
+        if not ok:
+            raise RefusedError(f"client {self.number}: expected {expected}, got {got}")
 
     def leave(self) -> None:
         """Leave the epoch under way, if there is one, unfinished."""

@@ -245,6 +245,8 @@ class Admission:
         for field, most in MOST.items():
             if not 0 <= getattr(hello, field) <= most:
                 raise RefusedError(f"{field}: expected at most {most}, got {getattr(hello, field)}")
+        if hello.frozen != hello.terms.get("client half", "").endswith("(frozen)"):
+            raise RefusedError(f"frozen: expected what its half says of itself, got {hello.frozen}")
         # A term that this server cannot know is what the first client said.
         first = next(iter(self.hellos.values()), hello)
         check_terms({**first.terms, **self.terms}, hello.terms)
