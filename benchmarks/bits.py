@@ -34,7 +34,11 @@ TIMEOUT = 300.0  # seconds for a process
 
 # The command line and the run folder as this script knows them: what to change here if they change there.
 RECIPE = "digits"
-FLAGS = {"optimizer": "--client.name", "placement": "--store.placement"}  # all others have the choice's own name
+FLAGS = {
+    "optimizer": "--client.name",
+    "placement": "--store.placement",
+    "mode": "--strategy",
+}  # all others have the choice's own name
 RUN_DIR, RESUME, METRICS = "--run-dir", "--resume", "metrics.jsonl"
 MODEL, SERVER_HALF, CLIENT_HALF = "model.safetensors", "server.safetensors", "client.safetensors"
 # Kinds of bytes that every run counts the same way. Of control bytes that holds in one process only: processes also say

@@ -15,6 +15,9 @@ from cutlayer.method import Method, Metric, Task, Training, accuracy
 from cutlayer.models.cut import Halves, cut_points, impossible_cuts, split
 from cutlayer.models.optim import CustomOptimizer, Optimizer
 from cutlayer.records.history import EpochRecord, History
+from cutlayer.runs.choices import with_choices
+from cutlayer.runs.config import DataConfig, ModelConfig, RunConfig
+from cutlayer.runs.experiment import run_experiment
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.run import Run
 from cutlayer.schedule import Always, Drift, Drop, Exchange, Once, Periodic, Plateau, Schedule
@@ -27,6 +30,7 @@ __all__ = [
     "CropFlip",
     "CustomOptimizer",
     "CutlayerError",
+    "DataConfig",
     "DivergedError",
     "Drift",
     "Drop",
@@ -38,6 +42,7 @@ __all__ = [
     "History",
     "Method",
     "Metric",
+    "ModelConfig",
     "Once",
     "Optimizer",
     "Partition",
@@ -46,6 +51,7 @@ __all__ = [
     "RefusedError",
     "Result",
     "Run",
+    "RunConfig",
     "Schedule",
     "StoreFullError",
     "StoreOptions",
@@ -56,5 +62,7 @@ __all__ = [
     "fit",
     "impossible_cuts",
     "make_partition",
+    "run_experiment",
     "split",
+    "with_choices",
 ]

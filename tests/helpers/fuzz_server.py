@@ -28,9 +28,10 @@ from cutlayer.backends.grpc.rpc import SERVICE
 from cutlayer.backends.grpc.session import Session, open_channel
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.errors import RefusedError
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
 from cutlayer.runs.join import _Joining
+from cutlayer.runs.recipes import digits
 from cutlayer.wire.frames import PREFIX, Done, Frame, Hello, Refusal, pack, read_header, unpack
 from tests.helpers.processes import CONFIG, port_of, serve
 
@@ -175,9 +176,9 @@ def resident_mib(pid: int) -> float:
 def fuzz(folder: Path, frames: int, seed: int = 0, codec: str = "fp8") -> dict[str, object]:
     """Train with so many mutants in between; what happened, for the caller to judge."""
     torch.set_num_threads(1)
-    config = Config(**CONFIG, codec=codec)
+    config = with_choices(digits(), **CONFIG, codec=codec)
     train, test = config.datasets()
-    reference = fit(config.halves(train), train, test, method=config.method(), training=config.training())
+    reference = fit(config.halves(train), train, test, method=config.method, training=config.training)
     good = sum(4 + 1 for exchange in reference.history.exchanges if exchange != "C")
     make_certificates(folder / "tls", ["client"])
     draw = random.Random(seed)
@@ -186,7 +187,7 @@ def fuzz(folder: Path, frames: int, seed: int = 0, codec: str = "fp8") -> dict[s
         address, tls = f"127.0.0.1:{port}", folder / "tls" / "client"
         memory: list[tuple[int, float]] = []
         half = config.halves(train).client
-        arguments = (folder / "client", config.method(), config.training(), None, Stop())
+        arguments = (folder / "client", config.method, config.training, None, Stop())
         client = Fuzzing("client", half, train, test, *arguments)
         client.mutants, client.each = Mutants(seed), -(-frames // good)
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from cutlayer.backends.base import Backend
 from cutlayer.backends.local import LOCAL
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
+from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -117,9 +118,9 @@ def records(run: Path) -> list[dict]:
 
 def run_in_process(folder: Path, backend: Backend = LOCAL, **changes: object) -> tuple[dict, list[dict], str]:
     """The weights, metrics and baseline of the same run in this process."""
-    config = Config(**{**CONFIG, **changes})
+    config = with_choices(digits(), **{**CONFIG, **changes})
     train, test = config.datasets()
-    method, training = config.method(), config.training()
+    method, training = config.method, config.training
     fit(config.halves(train), train, test, method=method, training=training, run=folder, backend=backend)
     tensors = load_file(folder / "model.safetensors")
     weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cutlayer.data.images import Images, outline
-from cutlayer.runs.config import Config
+from cutlayer.runs.config import RunConfig
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.join import join
 from cutlayer.runs.serve import Served, serve
@@ -20,7 +20,9 @@ CUT = (16, 4, 4)
 class Together:
     """A server in a thread, without TLS, on this machine."""
 
-    def __init__(self, config: Config, folder: Path, clients: tuple[str, ...], on_epoch=None, **more: object) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, clients: tuple[str, ...], on_epoch=None, **more: object
+    ) -> None:
         self.config, self.folder = config, folder
         self.served: Served | None = None
         # Made here: while torch.fx cuts a network, no other thread can run one.
@@ -39,8 +41,8 @@ class Together:
                 listen="127.0.0.1:0",
                 run=folder / "server",
                 clients=clients,
-                method=config.method(),
-                training=config.training(),
+                method=config.method,
+                training=config.training,
                 on_epoch=on_epoch,
                 on_listening=ready,
                 **more,
@@ -58,8 +60,8 @@ class Together:
             test,
             folder=self.folder / name,
             name=name,
-            method=self.config.method(),
-            training=self.config.training(),
+            method=self.config.method,
+            training=self.config.training,
             **more,
         )
 
@@ -68,7 +70,7 @@ def part(data: Images, start: int, end: int) -> Images:
     return Images(data.inputs[start:end], data.labels[start:end], data.mean, data.std, data.classes)
 
 
-def shares(config: Config, names: tuple[str, ...]) -> dict[str, tuple[Images, Images | None]]:
+def shares(config: RunConfig, names: tuple[str, ...]) -> dict[str, tuple[Images, Images | None]]:
     """The training data in unequal parts, the test data with the first client."""
     train, test = config.datasets()
     cuts = [*(0, 96, 160, 192)[: len(names)], 200]
@@ -76,7 +78,7 @@ def shares(config: Config, names: tuple[str, ...]) -> dict[str, tuple[Images, Im
     return {name: (share, test if name == names[0] else None) for name, share in zip(names, parts, strict=True)}
 
 
-def in_process(config: Config, data: dict[str, tuple[Images, Images | None]]) -> Result:
+def in_process(config: RunConfig, data: dict[str, tuple[Images, Images | None]]) -> Result:
     sets, tests = ([pair[place] for pair in data.values()] for place in (0, 1))
     halves = config.halves(sets[0])
-    return fit(halves, sets, tests[0], method=config.method(), training=config.training())
+    return fit(halves, sets, tests[0], method=config.method, training=config.training)

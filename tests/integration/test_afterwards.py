@@ -25,7 +25,8 @@ from cutlayer import (
 )
 from cutlayer.cli import main
 from cutlayer.files import load_tensors
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
+from cutlayer.runs.recipes import digits
 from tests.helpers.processes import CONFIG, join, port_of, serve
 
 SGD = Optimizer(lr=0.1, schedule="constant")
@@ -216,8 +217,11 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
     assert main([*first, "--early-stopping.patience", "9"]) == 0
     assert main(["train", "--resume", "one", "--epochs", "4", "--early-stopping.patience", "8"]) == 0
     content = Run("one").read_config()
-    assert (content["config"]["epochs"], content["config"]["early_stopping"]["patience"]) == (4, 8)
-    assert "after 2 epochs: epochs was 2, now 4" in content["changes"]
+    assert (content["config"]["training"]["epochs"], content["config"]["training"]["early_stopping"]["patience"]) == (
+        4,
+        8,
+    )
+    assert "after 2 epochs: training.epochs was 2, now 4" in content["changes"]
     assert len(Run("one").records()) == 4
     assert same(Run("one").model(), Run("one").load_weights(Run("one").model()))
     assert main(["merge", "one", "--best", "--output", "best.safetensors"]) == 0
@@ -238,10 +242,10 @@ def test_the_model_of_a_run_that_was_served(tmp_path: Path) -> None:
         assert server.wait() == 0, server.output
     assert "cutlayer merge" in server.output
     assert "--client CLIENT_RUN" in server.output
-    config = Config(**{**CONFIG, **options})
+    config = with_choices(digits(), **{**CONFIG, **options})
     images, test = config.datasets()
-    training = config.training()
-    fit(config.halves(images), images, test, method=config.method(), training=training, run=tmp_path / "here")
+    training = config.training
+    fit(config.halves(images), images, test, method=config.method, training=training, run=tmp_path / "here")
     run, here = Run(tmp_path / "server"), Run(tmp_path / "here")
     with pytest.raises(ConfigError, match=r"server has seen its own half only\. Give the client's folder"):
         run.model()

@@ -1,14 +1,13 @@
 """The method on real CIFAR-10, small enough for a test; skipped, and said so, where the data are not there."""
 
-import dataclasses
 from pathlib import Path
 
-from cutlayer import fit
+from cutlayer import run_experiment, with_choices
 from cutlayer.runs.recipes import RECIPES
 
 
 def test_a_narrow_vgg11_learns_from_real_images_over_8_bits(cifar10_dir: Path) -> None:
-    config = dataclasses.replace(
+    config = with_choices(
         RECIPES["cifar10_small"](),
         data_dir=str(cifar10_dir),
         train_samples=1000,
@@ -20,8 +19,7 @@ def test_a_narrow_vgg11_learns_from_real_images_over_8_bits(cifar10_dir: Path) -
         period=4,
         evaluate_every=8,
     )
-    train, test = config.datasets()
-    history = fit(config.halves(train), train, test, method=config.method(), training=config.training()).history
+    history = run_experiment(config).history
     assert history.exchanges == "ABCCABCC"
     assert history.losses[-1] < history.losses[0] - 0.3
     accuracy = history.test("accuracy")

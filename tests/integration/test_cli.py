@@ -12,14 +12,11 @@ import time
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-import pytest
-
 from cutlayer.data.images import DATASETS
-from cutlayer.errors import ConfigError
 from cutlayer.models.networks import MODELS
-from cutlayer.runs.config import Config
-from cutlayer.runs.recipes import RECIPES
+from cutlayer.runs.choices import Choices
 from cutlayer.schedule import SCHEDULES
+from cutlayer.strategies import STRATEGIES
 
 
 def cutlayer(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -40,7 +37,8 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     assert not re.search(r"-\d+ s left", first.stdout)
     assert re.search(r"epochs A / B / C\W+2 / 1 / 1", first.stdout)
     config = json.loads((tmp_path / "one" / "config.json").read_text())["config"]
-    assert (config["schedule"], config["period"], config["train_samples"]) == ("periodic", 3, 128)
+    assert config["method"]["schedule"] == {"kind": "Periodic", "warmup": 1, "period": 3}
+    assert config["data"]["train_samples"] == 128
     assert (tmp_path / "one" / "model.safetensors").is_file()
 
     again = cutlayer("train", "digits", *SMALL, "--run-dir", "one", cwd=tmp_path)
@@ -71,7 +69,7 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         shutil.copytree(tmp_path / "one", tmp_path / name)
         written = json.loads((tmp_path / name / "config.json").read_text())
-        written["config"]["seed"] = number
+        written["config"]["training"]["seed"] = number
         del written["checksum"]  # as whoever changes it by hand is told to
         (tmp_path / name / "config.json").write_text(json.dumps(written))
     table = cutlayer("compare", *names, "nowhere", cwd=tmp_path)
@@ -85,7 +83,10 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
     written = cutlayer("compare", "one", names[5], "--csv", "figures.csv", "--json", "figures.json", cwd=tmp_path)
     assert written.returncode == 0, written.stderr
     rows = json.loads((tmp_path / "figures.json").read_text())
-    assert [(row["run"], row["config.seed"], row["epochs.A"]) for row in rows] == [("one", 0, 2), (names[5], 5, 2)]
+    assert [(row["run"], row["config.training.seed"], row["epochs.A"]) for row in rows] == [
+        ("one", 0, 2),
+        (names[5], 5, 2),
+    ]
     with (tmp_path / "figures.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [float(line["test.accuracy"]) for line in lines] == [row["test.accuracy"] for row in rows]
@@ -102,7 +103,8 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
         (["train", "digits", "--train-samples", "9999"], "expected a number of samples from 1 to 1437, got 9999"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
         (["train", "digits", "--resume", "one"], "leave the recipe out: cutlayer train --resume RUN"),
-        (["train", "digits", "--mode", "parallel"], "mode: expected with several clients only"),
+        (["train", "digits", "--strategy", "parallel"], "strategy: expected with several clients only"),
+        (["train", "digits", "--mode=parallel"], "strategy: expected with several clients only"),
         (["train", "digits", "--workers", "2"], "workers: expected with --backend ray only"),
         (["compare", "nowhere"], "nowhere holds no run"),
         (["fly"], "unknown command 'fly'; known: train, compare, demo"),
@@ -132,36 +134,25 @@ def test_the_demo_in_short(tmp_path: Path) -> None:
     plain, method = (
         json.loads((tmp_path / f"demo-{r}" / "config.json").read_text())["config"] for r in ("plain", "cutlayer")
     )
-    assert (plain["schedule"], plain["codec"], plain["seed"]) == ("always", "fp32", method["seed"])
+    assert plain["method"]["schedule"]["kind"] == "Always"
+    assert (plain["method"]["activations"], method["method"]["gradients"]) == ("fp32", "fp8_e5m2")
+    assert plain["training"] == method["training"]
 
 
 def test_help_explains_every_field(tmp_path: Path) -> None:
     shown = cutlayer("train", "digits", "--help", cwd=tmp_path)
     assert shown.returncode == 0
-    for field in Config().as_dict():
-        assert f"--{field.replace('_', '-')}" in shown.stdout
+    for choice in get_type_hints(Choices):
+        assert f"--{choice.replace('_', '-')}" in shown.stdout
+    assert re.search(r"--threshold [^-]*\(default:[ │\n]*0\.05\)", shown.stdout)  # what the recipe says
     for text in ("What the network's channels are multiplied with", "--client.milestones", "--store.placement"):
         assert text in shown.stdout
 
 
 def test_the_choices_of_the_config_are_those_there_are() -> None:
-    hints = get_type_hints(Config)
-    for field, known in (("data", DATASETS), ("model", MODELS), ("schedule", SCHEDULES)):
+    hints = get_type_hints(Choices)
+    for field, known in (("data", DATASETS), ("model", MODELS), ("schedule", SCHEDULES), ("strategy", STRATEGIES)):
         assert get_args(hints[field]) == tuple(known)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_config_that_survives_json_and_can_be_carried_out(name: str) -> None:
-    config = RECIPES[name]()
-    assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    config.method()
-    config.training()
-    with pytest.raises(ConfigError, match="unknown config field 'colour'; known: data"):
-        Config.from_dict({**config.as_dict(), "colour": 1})
-    with pytest.raises(ConfigError, match=r"unknown config field 'client\.rate'; known: client\.name"):
-        Config.from_dict({**config.as_dict(), "client": {"rate": 1}})
-    with pytest.raises(ConfigError, match="Expected `int`, got `str`"):
-        Config.from_dict({**config.as_dict(), "epochs": "many"})
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from torch.utils.data import TensorDataset
 from cutlayer import Task
 from cutlayer.data.images import Images
 from cutlayer.errors import RefusedError
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
 from cutlayer.runs.join import join
+from cutlayer.runs.recipes import digits
 from cutlayer.training.calibration import CALIBRATION_BATCHES
 from tests.helpers.processes import port_of, serve
 from tests.helpers.threads import Together, in_process, shares
@@ -48,7 +49,7 @@ class Turning(torch.utils.data.Dataset):
 
 
 def test_a_client_that_never_comes_back_holds_up_neither_the_epochs_nor_the_end(tmp_path: Path) -> None:
-    config = Config(epochs=4, batch_size=32, test_samples=40, schedule="always", threads=1)
+    config = with_choices(digits(), epochs=4, batch_size=32, test_samples=40, schedule="always", threads=1)
     data = shares(config, ("alice", "bob"))
     together = Together(config, tmp_path, tuple(data), patience=1.0, linger=2.0)
     halves = []
@@ -71,7 +72,7 @@ def test_a_client_that_never_comes_back_holds_up_neither_the_epochs_nor_the_end(
 @pytest.mark.parametrize("epoch", [0, 1], ids=["A", "B"])
 def test_a_refusal_ends_the_client_with_its_reason_and_a_better_one_goes_on(epoch: int, tmp_path: Path) -> None:
     """In a B epoch the client sends without reading, more than fits what is under way."""
-    config = Config(epochs=3, batch_size=4, test_samples=40, schedule="periodic", period=3, threads=1)
+    config = with_choices(digits(), epochs=3, batch_size=4, test_samples=40, schedule="periodic", period=3, threads=1)
     data = shares(config, ("alice",))
     together = Together(config, tmp_path, ("alice",))
     images, test = data["alice"]
@@ -90,7 +91,7 @@ def test_a_refusal_ends_the_client_with_its_reason_and_a_better_one_goes_on(epoc
 
 
 def test_probabilities_are_evaluated_and_a_metric_that_fails_does_not_end_the_run(tmp_path: Path, caplog) -> None:
-    config = Config(epochs=2, batch_size=32, schedule="always", threads=1)
+    config = with_choices(digits(), epochs=2, batch_size=32, schedule="always", threads=1)
     images, test = shares(config, ("alice",))["alice"]
     soft = [TensorDataset(part.inputs, one_hot(part.labels, 10).float()) for part in (images, test)]
     scores = []
@@ -106,7 +107,7 @@ def test_probabilities_are_evaluated_and_a_metric_that_fails_does_not_end_the_ru
 
 
 def test_a_client_gives_up_when_the_server_has_been_gone_for_long_enough(tmp_path: Path) -> None:
-    config = Config(epochs=1000, schedule="always", codec="fp8", batch_size=32, threads=1)
+    config = with_choices(digits(), epochs=1000, schedule="always", codec="fp8", batch_size=32, threads=1)
     ((train, _),) = shares(config, ("client",)).values()
     with serve(tmp_path, epochs=1000, schedule="always", batch_size=32, codec="fp8") as server:
         port = port_of(server)
@@ -123,8 +124,8 @@ def test_a_client_gives_up_when_the_server_has_been_gone_for_long_enough(tmp_pat
                 config.halves(train).client,
                 train,
                 folder=tmp_path / "client",
-                method=config.method(),
-                training=config.training(),
+                method=config.method,
+                training=config.training,
                 on_epoch=kill_the_server,
                 give_up_after=2.0,
             )

@@ -14,7 +14,8 @@ import pytest
 from cutlayer import Fleet, StoreOptions, fit
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.memory.store import Placement
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
+from cutlayer.runs.recipes import digits
 from tests.helpers import faults
 from tests.helpers.processes import CONFIG, join, port_of, run_in_process, serve
 
@@ -25,14 +26,14 @@ WARNING = "references differ from the server's: all activations of this epoch ar
 
 def run(folder: Path, stop: int = -1, **changes: object) -> list[dict]:
     """A run in process, interrupted after the epoch `stop`; its records."""
-    config = Config(**{**SMALL, **changes})
+    config = with_choices(digits(), **{**SMALL, **changes})
     train, test = config.datasets()
 
     def stopping(record) -> None:
         if record.epoch == stop:
             raise KeyboardInterrupt
 
-    arguments = {"method": config.method(), "training": config.training(), "run": folder, "on_epoch": stopping}
+    arguments = {"method": config.method, "training": config.training, "run": folder, "on_epoch": stopping}
     with suppress(KeyboardInterrupt):
         fit(config.halves(train), train, test, resume=True, **arguments)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -117,12 +118,12 @@ def test_a_client_that_lost_its_references_sends_all_anew(damage: Callable[[Path
 
 def test_each_of_several_clients_has_its_references(tmp_path: Path) -> None:
     """Also where clients are lost in the midst of epochs."""
-    config = Config(**{**SMALL, "epochs": 8})
+    config = with_choices(digits(), **{**SMALL, "epochs": 8})
     train, test = config.datasets()
     parts = [train.first(150), train.first(60)]
-    method = dataclasses.replace(config.method(), fleet=Fleet(dropout=0.3))
+    method = dataclasses.replace(config.method, fleet=Fleet(dropout=0.3))
     assert any(method.fleet.lost_after(0, epoch, 0, 3) is not None for epoch in range(8))
-    result = fit(config.halves(train), parts, test, method=method, training=config.training(), run=tmp_path)
+    result = fit(config.halves(train), parts, test, method=method, training=config.training, run=tmp_path)
     assert result.history.losses[-1] < result.history.losses[0]
     last = next((tmp_path / "checkpoints").iterdir())
     for number, kept in enumerate(np.split(rows(last / "store"), [150])):

@@ -1,7 +1,6 @@
 """Who may come in, what may be said, and what can be seen from outside. A real server; TLS by gRPC."""
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import tempfile
@@ -23,14 +22,16 @@ from cutlayer.backends.grpc.rpc import SERVICE
 from cutlayer.backends.grpc.session import check_health, fetch_config, open_channel
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import outline
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
+from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import _Joining, join
+from cutlayer.runs.recipes import digits
 from cutlayer.runs.serve import serve
 from cutlayer.wire.frames import Frame, Hello, Refusal, Welcome, pack, unpack
 from tests.helpers import processes
 from tests.helpers.faults import Proxy
 
-CONFIG = Config(train_samples=128, test_samples=64, epochs=3, schedule="periodic", period=2, threads=1)
+CONFIG = with_choices(digits(), train_samples=128, test_samples=64, epochs=3, schedule="periodic", period=2, threads=1)
 CUT = (16, 4, 4)
 
 
@@ -60,8 +61,8 @@ def server(tls: Path, tmp_path: Path) -> Iterator[SimpleNamespace]:
                 run=tmp_path / "server",
                 tls=tls / "server",
                 client_half=halves.client,
-                method=CONFIG.method(),
-                training=CONFIG.training(),
+                method=CONFIG.method,
+                training=CONFIG.training,
                 config=CONFIG.as_dict(),
                 on_listening=ready,
                 stop=stop,
@@ -76,7 +77,7 @@ def server(tls: Path, tmp_path: Path) -> Iterator[SimpleNamespace]:
     assert not state.thread.is_alive()
 
 
-def take_part(port: int, tls: Path, folder: Path, config: Config = CONFIG, **more: object) -> torch.nn.Module:
+def take_part(port: int, tls: Path, folder: Path, config: RunConfig = CONFIG, **more: object) -> torch.nn.Module:
     train, test = CONFIG.datasets()
     half = config.halves(train).client
     return join(
@@ -86,8 +87,8 @@ def take_part(port: int, tls: Path, folder: Path, config: Config = CONFIG, **mor
         test,
         folder=folder,
         tls=tls / "client",
-        method=config.method(),
-        training=config.training(),
+        method=config.method,
+        training=config.training,
         **more,
     )
 
@@ -103,7 +104,7 @@ def honest_hello() -> Hello:
     train, test = CONFIG.datasets()
     half = CONFIG.halves(train).client
     with tempfile.TemporaryDirectory() as folder:
-        method, training = CONFIG.method(), CONFIG.training()
+        method, training = CONFIG.method, CONFIG.training
         return _Joining("client", half, train, test, Path(folder), method, training, None, Stop())._hello()
 
 
@@ -225,7 +226,7 @@ def test_the_handshake_says_which_field_differs(
     change: dict, named: str, server: SimpleNamespace, tls: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RefusedError, match=named):
-        take_part(server.port, tls, tmp_path / "client", dataclasses.replace(CONFIG, **change))
+        take_part(server.port, tls, tmp_path / "client", with_choices(CONFIG, **change))
 
 
 def test_oversize_and_bombs_are_refused_and_training_goes_on(

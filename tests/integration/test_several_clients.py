@@ -11,14 +11,15 @@ import torch
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import Images
 from cutlayer.records.history import EpochRecord
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
+from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
 from tests.helpers.threads import Together, in_process, part, shares
 
 
 def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) -> None:
-    config = Config(epochs=3, batch_size=32, schedule="periodic", period=3, threads=1)
+    config = with_choices(digits(), epochs=3, batch_size=32, schedule="periodic", period=3, threads=1)
     train, test = config.datasets()
     # The second client has fewer batches than the first, and a smaller last one.
     data = {"alice": (part(train, 0, 128), part(test, 0, 40)), "bob": (part(train, 128, 200), part(test, 40, 60))}
@@ -48,7 +49,7 @@ def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) ->
     assert [record.samples for record in records] == [200, 200, 200]
     # As in one process, and as `SplitFedV2` says: at the end all have the average.
     sets, tests = ([pair[place] for pair in data.values()] for place in (0, 1))
-    expected = fit(config.halves(train), sets, tests, method=config.method(), training=config.training())
+    expected = fit(config.halves(train), sets, tests, method=config.method, training=config.training)
     state = expected.halves.client.state_dict()
     assert all(torch.equal(first[f"{name}.{key}"], state[key]) for name in data for key in state)
     assert [record.loss for record in records] == expected.history.losses
@@ -61,11 +62,11 @@ def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) ->
 
 
 SEVERAL = {
-    "sequential": {"mode": "sequential"},
-    "splitfed_v1": {"mode": "splitfed_v1", "average_every": 2},
-    "splitfed_v2": {"mode": "splitfed_v2", "state": "own", "schedule": "drop", "threshold": 0.5},
-    "parallel": {"mode": "parallel"},
-    "some": {"mode": "splitfed_v2", "fraction": 0.5, "codec": "delta>mxfp4+zstd/ef>mxfp4"},
+    "sequential": {"strategy": "sequential"},
+    "splitfed_v1": {"strategy": "splitfed_v1", "average_every": 2},
+    "splitfed_v2": {"strategy": "splitfed_v2", "state": "own", "schedule": "drop", "threshold": 0.5},
+    "parallel": {"strategy": "parallel"},
+    "some": {"strategy": "splitfed_v2", "fraction": 0.5, "codec": "delta>mxfp4+zstd/ef>mxfp4"},
 }
 
 
@@ -73,7 +74,7 @@ SEVERAL = {
 def test_several_clients_between_processes_give_the_bits_of_one_process(name: str, tmp_path: Path) -> None:
     """The conformance of test_backends.py, for several clients."""
     settings = {"schedule": "periodic", "period": 4, **SEVERAL[name]}
-    config = Config(epochs=6, batch_size=32, test_samples=100, threads=1, **settings)
+    config = with_choices(digits(), epochs=6, batch_size=32, test_samples=100, threads=1, **settings)
     data = shares(config, ("alice", "bob", "carol"))
     together = Together(config, tmp_path, tuple(data))
     halves: dict[str, torch.nn.Module] = {}
@@ -104,7 +105,7 @@ def test_several_clients_between_processes_give_the_bits_of_one_process(name: st
 
 def test_with_patience_the_others_go_on_and_the_lost_one_comes_back(tmp_path: Path) -> None:
     """Bob's process dies in the midst of epoch 1; it is started again, and takes part to the end."""
-    config = Config(epochs=8, batch_size=32, test_samples=40, schedule="always", threads=1)
+    config = with_choices(digits(), epochs=8, batch_size=32, test_samples=40, schedule="always", threads=1)
     data = shares(config, ("alice", "bob"))
     seen: list[EpochRecord] = []
     again = threading.Event()
@@ -158,7 +159,9 @@ def test_with_patience_the_others_go_on_and_the_lost_one_comes_back(tmp_path: Pa
 
 
 def test_a_client_may_be_away_in_c_epochs(tmp_path: Path) -> None:
-    config = Config(epochs=6, train_samples=128, test_samples=40, schedule="periodic", period=6, threads=1)
+    config = with_choices(
+        digits(), epochs=6, train_samples=128, test_samples=40, schedule="periodic", period=6, threads=1
+    )
     train, test = config.datasets()
     seen: list[str] = []
     left, stop = threading.Event(), Stop()
@@ -185,6 +188,6 @@ def test_a_client_may_be_away_in_c_epochs(tmp_path: Path) -> None:
     half = together.join("client", train, test)  # which comes back to hear that the run has ended
     together.thread.join(30)
     assert together.served is not None
-    expected = fit(config.halves(train), train, test, method=config.method(), training=config.training())
+    expected = fit(config.halves(train), train, test, method=config.method, training=config.training)
     weights = {**half.state_dict(), **together.served.half.state_dict()}
     assert all(torch.equal(value, weights[name]) for name, value in expected.model.state_dict().items())

@@ -17,12 +17,13 @@ import pytest
 
 from cutlayer import ConfigError
 from cutlayer.backends.grpc.certs import make_certificates
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import with_choices
 from cutlayer.runs.join import join
+from cutlayer.runs.recipes import digits
 from tests.helpers.processes import Process, port_of, serve
 from tests.helpers.processes import join as join_command
 
-CONFIG = Config(train_samples=64, test_samples=8, threads=1)
+CONFIG = with_choices(digits(), train_samples=64, test_samples=8, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def web_server() -> Iterator[int]:
 
 def take_part(address: str, tls: Path | None, folder: Path, **more: object) -> None:
     train, _ = CONFIG.datasets()
-    chosen = {"method": CONFIG.method(), "training": CONFIG.training(), "insecure_plaintext": True, **more}
+    chosen = {"method": CONFIG.method, "training": CONFIG.training, "insecure_plaintext": True, **more}
     join(address, CONFIG.halves(train).client, train, folder=folder, tls=tls, **chosen)
 
 

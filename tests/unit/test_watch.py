@@ -1,11 +1,8 @@
 """The warning that the server half fits stored activations while the test data no longer profit."""
 
-import dataclasses
 import logging
 
-from cutlayer import EpochRecord
-from cutlayer.runs.config import Config
-from cutlayer.runs.fit import fit
+from cutlayer import EpochRecord, run_experiment, with_choices
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.watch import Watch
 
@@ -37,11 +34,9 @@ def test_it_warns_once_and_in_c_epochs_only(caplog) -> None:
 
 def test_a_run_warns_where_stored_activations_are_not_what_is_evaluated(caplog) -> None:
     """The batches' own statistics in B, with several clients: what 0.1 did by default."""
-    config: Config = dataclasses.replace(
+    config = with_choices(
         digits(), clients=10, norm_in_b="train", epochs=12, train_samples=400, threads=1, schedule="periodic", period=20
     )
-    train, test = config.datasets()
-    parts, _ = config.divided(train)
     with caplog.at_level(logging.WARNING, "cutlayer.training"):
-        fit(config.halves(train), parts, test, method=config.method(), training=config.training())
+        run_experiment(config)
     assert sum("in C epochs the test loss has risen" in entry.getMessage() for entry in caplog.records) == 1

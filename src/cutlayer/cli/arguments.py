@@ -27,6 +27,8 @@ def parse_recipe(
         ConfigError: values that a group of options, such as `--client.*`, does not take.
         SystemExit: help was asked for, or an argument cannot be read; what is to be said has been printed.
     """
+    # What version 0.1 called it.
+    arguments = ["--strategy" + given[6:] if given.split("=")[0] == "--mode" else given for given in arguments]
     kind = tyro.extras.subcommand_type_from_defaults(dict(defaults), dict(about))
     said = _Said()
     try:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import torch
@@ -22,11 +22,12 @@ from cutlayer.backends.grpc.session import check_health, fetch_config, own_name
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.backends.grpc.trouble import Attempts
 from cutlayer.cli.arguments import parse_recipe
-from cutlayer.data import images as data
+from cutlayer.cli.shown import schedule_of
 from cutlayer.data.partition import Partition
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.report import ProgressView
-from cutlayer.runs.config import Config
+from cutlayer.runs.choices import Choices
+from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join
 from cutlayer.runs.recipes import RECIPES
 from cutlayer.runs.run import Run
@@ -49,7 +50,8 @@ class CertsArguments:
 class ServeArguments:
     """A recipe, with whatever is changed in it, and where to serve it."""
 
-    config: Annotated[Config, tyro.conf.arg(name="")]
+    recipe: tyro.conf.Suppress[str]
+    choices: Annotated[Choices, tyro.conf.arg(name="")]
     listen: str = "127.0.0.1:7070"
     """HOST:PORT to take connections on."""
     tls: str | None = None
@@ -121,17 +123,17 @@ def certs(arguments: Sequence[str], console: Console) -> None:
 def serve_command(arguments: Sequence[str], console: Console) -> None:
     """Hold the server half of a run for clients on other machines."""
     chosen: ServeArguments = parse_recipe(
-        {name: ServeArguments(recipe()) for name, recipe in RECIPES.items()},
+        {name: ServeArguments(name, Choices.of(recipe())) for name, recipe in RECIPES.items()},
         {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
         "cutlayer serve",
         arguments,
     )
     log_refusals()
-    config: Config = dataclasses.replace(chosen.config, clients=len(chosen.client))
+    recipe = RECIPES[chosen.recipe]()
+    config = dataclasses.replace(chosen.choices.applied_to(recipe), clients=len(chosen.client))
     _prepare(config.threads)
-    folder = Run(chosen.run_dir or f"runs/{config.data}-served")
-    method, training = config.method(), config.training()
-    outline = data.outline(config.data)
+    folder = Run(chosen.run_dir or f"runs/{config.data.name}-served")
+    outline = config.data.outline()
     halves = config.halves(outline)
     with torch.no_grad():
         cut_shape = tuple(halves.client.eval()(outline.inputs.new_zeros((1, *outline.inputs.shape[1:]))).shape[1:])
@@ -142,7 +144,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
 
     done = folder.records() if folder.exists() else []
     stop = Stop()
-    with stop.on_signals(), ProgressView(config.schedule, config.epochs, console, done) as view:
+    with stop.on_signals(), ProgressView(schedule_of(config), config.training.epochs, console, done) as view:
         try:
             served = serve(
                 halves.server,
@@ -153,8 +155,8 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
                 tls=chosen.tls,
                 insecure_plaintext=chosen.insecure_plaintext,
                 client_half=halves.client,
-                method=method,
-                training=training,
+                method=config.method,
+                training=config.training,
                 config=config.as_dict(),
                 on_epoch=view,
                 on_listening=listening,
@@ -191,19 +193,19 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
     with stop.on_signals():
         try:
             config = _config(chosen, stop)
-            if chosen.data not in (None, config.data):
-                raise ConfigError(f"data: the server's run is on {config.data!r}, not on {chosen.data!r}")
-            config = dataclasses.replace(config, data_dir=chosen.data_dir, device=chosen.device)
+            if chosen.data not in (None, config.data.name):
+                raise ConfigError(f"data: the server's run is on {config.data.name!r}, not on {chosen.data!r}")
             if config.threads is not None:
                 torch.set_num_threads(config.threads)
             console.print(
-                f"{name or 'client'}: {config.model} on {config.data}, cut after {config.cut}", highlight=False
+                f"{name or 'client'}: {config.model.name} on {config.data.name}, cut after {config.model.cut}",
+                highlight=False,
             )
             train, test = config.datasets()
             half, share = config.halves(train).client, train
             if chosen.partition is not None:
                 partition = Partition.load(chosen.partition)
-                partition.check(train.labels, config.data)
+                partition.check(train.labels, config.data.name)
                 share = partition.subset(train, chosen.part)
             join(
                 chosen.address,
@@ -214,8 +216,8 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
                 name=name,
                 tls=chosen.tls,
                 insecure_plaintext=chosen.insecure_plaintext,
-                method=config.method(),
-                training=config.training(),
+                method=config.method,
+                training=config.training,
                 on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
                 give_up_after=chosen.give_up_after,
                 keepalive=chosen.keepalive,
@@ -236,13 +238,13 @@ def health(arguments: Sequence[str], console: Console) -> None:
     console.print(status)
 
 
-def _config(chosen: JoinArguments, stop: Stop) -> Config:
+def _config(chosen: JoinArguments, stop: Stop) -> RunConfig:
     """The server's config, once it can be reached."""
     started, wait, attempts = time.monotonic(), 0.2, Attempts(chosen.address, chosen.tls)
     while True:
         stop.check()
         try:
-            return Config.from_dict(json.loads(fetch_config(chosen.address, chosen.tls)))
+            return _for_here(json.loads(fetch_config(chosen.address, chosen.tls)), chosen)
         except grpc.RpcError as error:
             reason = f"no connection to {chosen.address}: "
             if attempts.failed(error):
@@ -252,6 +254,14 @@ def _config(chosen: JoinArguments, stop: Stop) -> Config:
             stop.check()
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
+
+
+def _for_here(values: Any, chosen: JoinArguments) -> RunConfig:
+    """The server's config with this machine's device and folder of data, and not with where the server's store is."""
+    own = {"data": {"folder": chosen.data_dir}, "training": {"device": chosen.device}, "method": {"store": {}}}
+    if not isinstance(values, dict) or not all(isinstance(values.get(part), dict) for part in own):
+        raise ConfigError("the server's config is not of this version; use the same version of cutlayer on both sides")
+    return RunConfig.from_dict({**values, **{part: {**values[part], **mine} for part, mine in own.items()}})
 
 
 def _prepare(threads: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from cutlayer.data import images as data
+from cutlayer.data.images import load
 from cutlayer.data.partition.spec import make_partition
 from cutlayer.data.partition.value import Partition
 from cutlayer.errors import ConfigError
@@ -44,20 +44,20 @@ class PartitionArguments:
     """Clients to list in the table."""
 
 
-def command(arguments: Sequence[str], console: Console) -> None:
+def partition(arguments: Sequence[str], console: Console) -> None:
     """Divide a data set among clients, or show how one was divided."""
     chosen = tyro.cli(PartitionArguments, prog="cutlayer partition", args=arguments)
     if chosen.show is not None and chosen.out is not None:
         raise ConfigError("--show makes no partition to write; leave out --out or --show")
     if chosen.out is not None and Path(chosen.out).exists():
         raise ConfigError(f"{chosen.out} exists already; remove it, or choose another name")
-    partition = _partition(chosen)
-    console.print(table(partition, chosen.rows), highlight=False)
+    made = _partition(chosen)
+    console.print(table(made, chosen.rows), highlight=False)
     if chosen.out is not None:
-        partition.save(chosen.out)
+        made.save(chosen.out)
         console.print(f"wrote {chosen.out}", highlight=False, soft_wrap=True)
     if chosen.plot is not None:
-        save_figure(partition, chosen.plot)
+        save_figure(made, chosen.plot)
         console.print(f"wrote {chosen.plot}", highlight=False, soft_wrap=True)
 
 
@@ -67,7 +67,7 @@ def _partition(chosen: PartitionArguments) -> Partition:
         if shown is None:
             raise ConfigError("expected --data with a data set to divide, or --show with a partition's file")
         return shown
-    labels = data.load(chosen.data, chosen.data_dir)[0].first(chosen.train_samples).labels
+    labels = load(chosen.data, chosen.data_dir)[0].first(chosen.train_samples).labels
     if shown is None:
         return make_partition(chosen.how, labels, chosen.clients, chosen.seed, chosen.data)
     shown.check(labels, chosen.data)

@@ -1,14 +1,20 @@
-"""The arguments of `cutlayer train --resume RUN`, and what they change in the run's config."""
+"""`cutlayer train --resume RUN`: going on with a run, and what may be another choice then."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
+from rich.console import Console
 
 from cutlayer.backends.ray import Ray
-from cutlayer.runs.config import Config
+from cutlayer.cli.shown import backend_of, carry_out
+from cutlayer.errors import ConfigError
+from cutlayer.runs.choices import with_choices
+from cutlayer.runs.config import RunConfig
+from cutlayer.runs.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +41,22 @@ class ResumeArguments:
     """With --backend ray only; see docs/ray.md."""
 
 
-def changed(config: Config, chosen: ResumeArguments) -> Config:
+def resume(arguments: Sequence[str], console: Console) -> Run:
+    """Go on with a run; return it."""
+    chosen = tyro.cli(ResumeArguments, prog="cutlayer train", args=arguments)
+    run = Run(chosen.resume)
+    written = run.read_config()["config"]
+    if "data" not in written:
+        raise ConfigError(f"{run.folder} was begun from Python; go on with fit(..., run=..., resume=True)")
+    config = _changed(RunConfig.from_dict(written), chosen)
+    carry_out(config, run, console, resume=True, backend=backend_of(chosen.backend, chosen.cluster))
+    return run
+
+
+def _changed(config: RunConfig, chosen: ResumeArguments) -> RunConfig:
     """The config of a run that goes on, with what is another choice now."""
     names = ("epochs", "keep_best", "checkpoint_every", "keep_checkpoints", "data_dir")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(chosen, name)) is not None}
     if chosen.patience is not None:
-        given["early_stopping"] = dataclasses.replace(config.early_stopping, patience=chosen.patience)
-    return dataclasses.replace(config, **given)
+        given["early_stopping"] = dataclasses.replace(config.training.early_stopping, patience=chosen.patience)
+    return with_choices(config, **given)

@@ -27,7 +27,8 @@ from cutlayer.records.lines import Lines
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
 # What may change when a run is resumed: its end, and what has no influence on the bits.
-FREE = ("epochs", "checkpoint_every", "keep_checkpoints", "keep_best", "data_dir", "live_clients", "live")
+FREE = ("epochs", "checkpoint_every", "keep_checkpoints", "live")
+FREE_WHOLE = ("keep_best", "early_stopping")
 FREE_STORE = ("placement", "memory_budget_mib", "disk_budget_mib", "folder")
 # What config.json holds.
 ENTRIES = ("config", "facts", "baseline", "environment", "init", "changes")
@@ -152,7 +153,7 @@ class RunFolder:
         changes = differences(content["config"], config)
         if not changes:
             return
-        length = config.get("epochs") or config.get("training", {}).get("epochs") or epochs
+        length = config.get("training", {}).get("epochs", epochs)
         if length < epochs:
             raise ConfigError(f"{self.folder} has {epochs} epochs already, and cannot end after {length}")
         named = [f"after {epochs} epochs: {path} {how}" for path, how in changes.items()]
@@ -278,4 +279,6 @@ def _free(path: str) -> bool:
     *parents, name = path.split(".")
     if parents[-1:] == ["store"]:
         return name in FREE_STORE
-    return parents[:1] != ["task"] and (name in FREE or "early_stopping" in (*parents[-1:], name))
+    if parents[:1] == ["task"]:
+        return False
+    return path == "data.folder" or name in FREE or any(part in FREE_WHOLE for part in (*parents[-1:], name))

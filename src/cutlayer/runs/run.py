@@ -11,12 +11,18 @@ from cutlayer.errors import ConfigError
 from cutlayer.files import load_tensors
 from cutlayer.models.cut import Halves
 from cutlayer.records.folder import RunFolder
+from cutlayer.runs.flat import upgraded
 from cutlayer.runs.weights import final_halves, halves_of, loaded, merged, network_of
 from cutlayer.stopping import Best
 
 
 class Run(RunFolder):
     """A run's folder, and the network with the weights that are there."""
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of config.json; the config in it as this version writes it, whatever version wrote it."""
+        content = super().read_config()
+        return {**content, "config": upgraded(content["config"])}
 
     def model(
         self,
@@ -50,7 +56,7 @@ class Run(RunFolder):
     def _best(self, config: dict[str, Any], best: bool | Best) -> int:
         """After how many epochs the best is."""
         if not isinstance(best, Best):
-            chosen = config.get("keep_best") or config.get("training", {}).get("keep_best")
+            chosen = config.get("training", {}).get("keep_best")
             if chosen is None:
                 raise ConfigError(
                     f'{self.folder}: which epoch is the best was not asked for; give best=Best("accuracy")'

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from cutlayer.data.images import outline
 from cutlayer.errors import ConfigError
 from cutlayer.files import load_tensors, save_sealed
+from cutlayer.method import Training
 from cutlayer.models.cut import Halves, copied
 from cutlayer.records.checkpoint import Checkpoints, model_tensors
-from cutlayer.runs.config import Config
+from cutlayer.runs.config import RunConfig
 
 Weights = Mapping[str, Tensor]
 WITH_THE_CLIENT = (
@@ -24,11 +25,12 @@ WITH_THE_CLIENT = (
 
 def network_of(config: Mapping[str, Any], run: Path) -> Halves:
     """The network that a run's config describes, in two. Raises ConfigError for a run that was begun from Python."""
-    if isinstance(config.get("method"), dict):
+    if "data" not in config:
         raise ConfigError(f"{run} was begun from Python: expected its network or its halves, as in model(network)")
-    clients = config.get("clients", 1)  # their names, in a run that was served
-    chosen = Config.from_dict({**config, "clients": len(clients) if isinstance(clients, list) else clients})
-    return chosen.halves(outline(chosen.data))
+    # What else the config says, such as a device, need not be possible here.
+    chosen = RunConfig.from_dict({name: config[name] for name in ("data", "model")})
+    chosen = replace(chosen, training=Training(seed=config["training"]["seed"]))
+    return chosen.halves(chosen.data.outline())
 
 
 def loaded(network: nn.Module | Halves, weights: Weights, file: Path) -> nn.Module:

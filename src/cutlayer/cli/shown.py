@@ -1,0 +1,66 @@
+"""Carrying out a config with its progress shown."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from cutlayer.backends.base import Backend
+from cutlayer.backends.local import LOCAL
+from cutlayer.backends.ray import Ray
+from cutlayer.errors import ConfigError
+from cutlayer.report import ProgressView
+from cutlayer.runs.config import RunConfig
+from cutlayer.runs.experiment import run_experiment
+from cutlayer.runs.run import Run
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption, with what to do to go on."""
+
+
+def carry_out(
+    config: RunConfig,
+    run: Run,
+    console: Console,
+    *,
+    title: str | None = None,
+    resume: bool = False,
+    backend: Backend = LOCAL,
+    init: str | None = None,
+) -> None:
+    """Carry out a config in a run's folder. Raises Interrupted that says how to go on."""
+    done = run.checkpointed() if resume else []
+    try:
+        with ProgressView(title or schedule_of(config), config.training.epochs, console, done) as view:
+            run_experiment(config, run.folder, resume=resume, on_epoch=view, progress=False, backend=backend, init=init)
+    except KeyboardInterrupt:
+        if run.exists():
+            raise Interrupted(f"interrupted; go on with: cutlayer train --resume {run.folder}") from None
+        raise
+
+
+def schedule_of(config: RunConfig) -> str:
+    """What progress is called if nothing else is said."""
+    return type(config.method.schedule).__name__.lower()
+
+
+def backend_of(name: str, cluster: Ray) -> Backend:
+    """Where the clients are. Raises ConfigError for a choice that is for a cluster only."""
+    if name == "ray":
+        return cluster
+    if given := [field for field, value in vars(cluster).items() if value != getattr(Ray(), field)]:
+        raise ConfigError(f"{', '.join(given)}: expected with --backend ray only")
+    return LOCAL
+
+
+def new_folder(name: str) -> Path:
+    """A folder under ./runs that does not exist yet."""
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 1
+    while list(base.parent.glob(f"{folder.name}*")):
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder

@@ -1,0 +1,243 @@
+"""A config's choices side by side under short names: those of the command line, and of `with_choices`.
+
+What they say is in the config; here are only the names, what each is for, and where it belongs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cutlayer.codecs import PAIRS, get_pair
+from cutlayer.data.augment import CropFlip
+from cutlayer.errors import ConfigError, unknown
+from cutlayer.memory.store import StoreOptions
+from cutlayer.method import Method, NormInB
+from cutlayer.models.optim import Optimizer
+from cutlayer.runs.config import RunConfig
+from cutlayer.schedule import SCHEDULES, Schedule
+from cutlayer.stopping import Best, EarlyStopping
+from cutlayer.strategies import STRATEGIES, Strategy, make_strategy
+
+# Where a choice is in a config. Those that are missing here make up a schedule, a strategy, the codecs or augmentation.
+PLACES = {
+    "data": "data.name",
+    "data_dir": "data.folder",
+    "train_samples": "data.train_samples",
+    "test_samples": "data.test_samples",
+    "model": "model.name",
+    "width": "model.width",
+    "cut": "model.cut",
+    "norm_in_b": "method.norm_in_b",
+    "store": "method.store",
+    "state": "method.fleet.state",
+    "fraction": "method.fleet.fraction",
+    "dropout": "method.fleet.dropout",
+    "replay_absent": "method.fleet.replay_absent",
+    "live_clients": "method.fleet.live",
+    **{name: name for name in ("clients", "partition", "threads")},
+    **{
+        name: f"training.{name}"
+        for name in (
+            *("epochs", "batch_size", "client", "server", "precision", "microbatches", "seed", "device"),
+            *("evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_best", "early_stopping"),
+        )
+    },
+}
+SCHEDULE_VALUES = ("warmup", "threshold", "period")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """A config's choices. None of them has a default of its own: `of` takes them from a config."""
+
+    data: Literal["digits", "cifar10", "fashion_mnist"]
+    """Data set."""
+    data_dir: str | None
+    """Folder with the data set's files; by default the environment variable CUTLAYER_DATA, or ./data."""
+    train_samples: int | None
+    """Train on the first so many samples only."""
+    test_samples: int | None
+    """Evaluate on the first so many samples only."""
+
+    model: Literal["cnn", "vgg11", "vgg13", "resnet18"]
+    """Network."""
+    width: float
+    """What the network's channels are multiplied with."""
+    cut: str
+    """Name of the layer to cut after; a wrong name lists the possible ones."""
+
+    schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once"]
+    """When to communicate: "always" is plain split learning; see docs/schedules.md."""
+    threshold: float | None
+    """For drift, drop and plateau: the change of the training loss that counts."""
+    warmup: int
+    """Epochs at the start that exchange both ways, whatever the schedule says (the first always does)."""
+    period: int | None
+    """For periodic: epochs in a cycle of A, B, C, C, ..."""
+    codec: str
+    """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down), "mxfp4+zstd", or UP/DOWN such as
+    "delta0.3>mxfp4+zstd/mxfp4:stochastic"; see docs/formats.md."""
+    activations: str | None
+    """Codec of the activations, in place of that of the pair."""
+    gradients: str | None
+    """Codec of the gradients, in place of that of the pair."""
+    norm_in_b: NormInB
+    """How the client's batch norm behaves in B epochs; see docs/batch-norm.md."""
+
+    clients: int
+    """Clients that the training data are divided among; see docs/many-clients.md. Client 0 holds the test data."""
+    partition: str
+    """Who has what: "iid", "dirichlet:ALPHA", "shards:N", "quantity:ALPHA" or a file; see docs/partitions.md."""
+    strategy: Literal["sequential", "splitfed_v1", "splitfed_v2", "parallel"]
+    """How several clients work together."""
+    average_every: int | None
+    """Steps after which client halves are averaged, beside the end of an epoch; by default none (parallel: 1)."""
+    state: Literal["shared", "own"]
+    """Whether clients share one state of the schedule, or each has its own."""
+    fraction: float
+    """Part of the clients that takes part in an epoch."""
+    replay_absent: bool
+    """Whether the server trains on what it stores of clients that are absent in an A or a B epoch."""
+    dropout: float
+    """Chance that a client is lost in the middle of an epoch, in a simulation."""
+    live_clients: int
+    """Client halves in memory in a simulation; the others lie on the disk."""
+
+    epochs: int
+    """Length of the run."""
+    batch_size: int
+    """Samples in a batch."""
+    augment: bool
+    """Random crop with padding 4 and horizontal flip, on the client."""
+    client: Optimizer
+    """Optimizer of the client half."""
+    server: Optimizer
+    """Optimizer of the server half."""
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the server half: "bf16" runs it under autocast."""
+
+    store: StoreOptions
+    """The server's store of activations."""
+    evaluate_every: int
+    """Epochs between evaluations."""
+    checkpoint_every: int
+    """Epochs between checkpoints."""
+    keep_checkpoints: int
+    """How many checkpoints stay, the newest; older ones are the way back from a damaged one."""
+    keep_best: str | None
+    """Test metric, such as "accuracy", or "loss": the checkpoint of its best epoch stays, too."""
+    early_stopping: EarlyStopping
+    """When the run ends before its full length."""
+    microbatches: int
+    """Parts that an A epoch's batches are sent in, to hide latency; see docs/two-machines.md."""
+    seed: int
+    """Seed of everything random."""
+    device: str
+    """Device of both halves: cpu, cuda, cuda:1, ..."""
+    threads: int | None
+    """PyTorch's threads on the CPU; part of what fixes a result to the bit. None leaves them alone."""
+
+    @staticmethod
+    def of(config: RunConfig) -> Choices:
+        """The choices that this config has made."""
+        method, training = config.method, config.training
+        schedule, strategy, best = method.schedule, method.fleet.strategy, training.keep_best
+        every = getattr(strategy, "average_every", None)
+        made: dict[str, Any] = {
+            **{name: _at(config, place) for name, place in PLACES.items()},
+            **{name: getattr(schedule, name, None) for name in SCHEDULE_VALUES},
+            "schedule": _name(schedule, SCHEDULES),
+            "strategy": _name(strategy, STRATEGIES),
+            "average_every": every if every != getattr(type(strategy)(), "average_every", None) else None,
+            "codec": _pair(method),
+            "activations": None,
+            "gradients": None,
+            "augment": training.augment is not None,
+            "keep_best": best.metric if isinstance(best, Best) else best,
+        }
+        return Choices(**made)
+
+    def differing(self, other: Choices) -> dict[str, Any]:
+        """Those that are not as in the other, by name."""
+        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in mine.items() if value != getattr(other, name)}
+
+    def applied_to(self, config: RunConfig) -> RunConfig:
+        """This config with whatever these choices change in it."""
+        return with_choices(config, **self.differing(Choices.of(config)))
+
+
+def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
+    """This config with other choices, by the names of the command line; values that are not used are ignored.
+
+    A new schedule takes over what the one before it said of warm-up, threshold and period, if nothing else is given.
+
+    Raises:
+        ConfigError: an unknown name, or a value that is not possible.
+    """
+    known = [field.name for field in dataclasses.fields(Choices)]
+    if strange := [name for name in choices if name not in known]:
+        raise ConfigError(unknown("choice", strange[0], known))
+    given = {name: value for name, value in choices.items() if name in PLACES or value is not None}
+    for name in [name for name in given if name in PLACES]:
+        config = _replaced(config, PLACES[name], given[name])
+    method = config.method
+    values: dict[str, Any] = {
+        "method.schedule": _schedule(method.schedule, given),
+        "method.fleet.strategy": _strategy(method.fleet.strategy, given),
+        **{f"method.{name}": spec for name, spec in _codecs(method, given).items()},
+    }
+    if "augment" in given:
+        values["training.augment"] = (config.training.augment or CropFlip()) if given["augment"] else None
+    for place, value in values.items():
+        config = _replaced(config, place, value)
+    return config
+
+
+def _schedule(before: Schedule, given: Mapping[str, Any]) -> Schedule:
+    name = given.get("schedule")
+    if name is not None and name not in SCHEDULES:
+        raise ConfigError(unknown("schedule", name, SCHEDULES))
+    kind = SCHEDULES[name] if name is not None else type(before)
+    names = [field.name for field in dataclasses.fields(kind)]
+    values = {name: getattr(before, name) for name in names if hasattr(before, name)}
+    return kind(**{**values, **{name: given[name] for name in SCHEDULE_VALUES if name in names and name in given}})
+
+
+def _strategy(before: Strategy, given: Mapping[str, Any]) -> Strategy:
+    name, every = given.get("strategy"), given.get("average_every")
+    if every is None and (name is None or STRATEGIES.get(name) is type(before)):
+        return before
+    return make_strategy(name or _name(before, STRATEGIES), every)
+
+
+def _codecs(method: Method, given: Mapping[str, Any]) -> dict[str, str]:
+    names = ("activations", "gradients")
+    pair = [transfer.name for transfer in get_pair(given["codec"])] if "codec" in given else None
+    usual = pair or [method.activations, method.gradients]
+    return {name: given.get(name, spec) for name, spec in zip(names, usual, strict=True)}
+
+
+def _pair(method: Method) -> str:
+    """The shortest spec of both directions."""
+    both = (method.activations, method.gradients)
+    return next((name for name, pair in PAIRS.items() if pair == both), "/".join(dict.fromkeys(both)))
+
+
+def _name(value: object, known: Mapping[str, type]) -> str:
+    """The name of a value's kind; that of its class for one of the user's own."""
+    return next((name for name, kind in known.items() if type(value) is kind), type(value).__name__)
+
+
+def _at(value: Any, place: str) -> Any:
+    for name in place.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _replaced(value: Any, place: str, new: Any) -> Any:
+    name, _, rest = place.partition(".")
+    return dataclasses.replace(value, **{name: _replaced(getattr(value, name), rest, new) if rest else new})
