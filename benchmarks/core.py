@@ -93,7 +93,9 @@ def replayed(data: Images, codec: str) -> tuple[Callable[[], None], Callable[[],
     run()
     run()
     assert server.states.exchange is Exchange.NONE
-    tensors = [(get_float_codec(codec).decode(encoded), labels) for encoded, labels in server.store.batches(SAMPLES)]
+    tensors = [
+        (get_float_codec(codec).decode(encoded), labels) for encoded, labels in server.replayed.store.batches(SAMPLES)
+    ]
     activations, labels = tensors[0]
     half = split(network(), CUT).server
     optimizer = OPTIMIZER.build(half.parameters())

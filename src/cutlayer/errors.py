@@ -24,11 +24,11 @@ class RefusedError(CutlayerError):
 
 
 class RefusedBatchError(RefusedError):
-    """A part of a step that the loss does not take: `part`."""
+    """A batch of a step that the loss does not take: `batch`."""
 
-    def __init__(self, message: str, part: object) -> None:
+    def __init__(self, message: str, batch: object = None) -> None:
         super().__init__(message)
-        self.part = part
+        self.batch = batch
 
 
 class DivergedError(CutlayerError):

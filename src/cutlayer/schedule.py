@@ -154,7 +154,7 @@ class Drop(LossBased):
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(LossBased):
-    """The opposite reading: learn from kept activations while that pays, and refresh when the loss stalls."""
+    """The opposite reading: learn from stored activations while that pays, and refresh when the loss stalls."""
 
     def rule(self, state: State, loss: float) -> Exchange:
         """A -> B; B and C -> C while previous - loss >= threshold, otherwise A."""

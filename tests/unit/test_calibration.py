@@ -150,7 +150,7 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(change: dict,
     before = {name: value.clone() for name, value in half.state_dict().items()}
     with pytest.raises(RefusedError, match=reason):
         shared.add_statistics(0, sent, 10)
-    assert shared.settle_statistics() == {}
+    assert shared.pool_statistics() == {}
     with pytest.raises(RefusedError):
         load_statistics(half, sent, "client 0")
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())

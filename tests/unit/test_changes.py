@@ -45,7 +45,7 @@ def frame(
 
 
 def kept(server: Server, ids: list[int]) -> torch.Tensor:
-    return REFERENCE.decode(server.store.encoded(torch.tensor(ids)))
+    return REFERENCE.decode(server.replayed.store.encoded(torch.tensor(ids)))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, m
     server = make_server()
     with pytest.raises(RefusedError, match=message):
         receive(server, data)
-    assert server.samples == len(server.store) == 0
+    assert server.samples == len(server.replayed.store) == 0
     assert receive(server, frame()) is not None  # and the run goes on
 
 
@@ -77,7 +77,7 @@ def test_changes_add_up_from_a_to_b_and_are_replayed_in_c() -> None:
     server.finish()
     server.begin()
     told = unpack(server.plan(0)).message
-    assert told == Plan(0, 1, "B", references=server.store.digest(0, SAMPLES))
+    assert told == Plan(0, 1, "B", references=server.replayed.store.digest(0, SAMPLES))
     assert told.references != empty.references
     assert receive(server, frame(Step(0, 1, 0), sent=[0, 1, 0, 0], ids=[3, 2, 1, 0])) is None
     assert torch.equal(kept(server, [0, 1, 2, 3]), torch.ones(4, CUT) * torch.tensor([[1.0], [1.0], [2.0], [1.0]]))
@@ -109,7 +109,7 @@ def test_a_client_that_begins_anew_is_followed_and_only_in_the_first_step() -> N
     again = frame(Step(0, 1, 0, anew=True), changes=torch.full((4, CUT), 3.0))
     receive(server, again)
     assert torch.equal(kept(server, [0, 1, 2, 3]), torch.full((4, CUT), 3.0))
-    assert len(server.store) == BATCH
+    assert len(server.replayed.store) == BATCH
     plain = make_server("fp16")
     with pytest.raises(RefusedError, match="anew: expected"):
         receive(plain, frame(Step(0, 0, 0, anew=True)))
@@ -134,5 +134,5 @@ def test_the_servers_memory_has_a_budget_whatever_the_schedule() -> None:
 
 
 def test_a_c_epoch_needs_references() -> None:
-    with pytest.raises(ConfigError, match="a C epoch needs kept activations"):
+    with pytest.raises(ConfigError, match="a C epoch needs stored activations"):
         make_server().replay()

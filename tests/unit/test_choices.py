@@ -89,7 +89,7 @@ def test_losses_that_are_no_sums_are_taken_and_the_check_changes_no_bit(mean: Ca
         return trained(TensorDataset(INPUTS, INPUTS), training=training, task=Task(mean, {})).history.losses
 
     checked = losses()
-    monkeypatch.setattr("cutlayer.training.server.require_mean", lambda *_: None)
+    monkeypatch.setattr("cutlayer.training.step.require_mean", lambda *_: None)
     assert losses() == checked
 
 

@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
         shared.add(3, upload(nan), 1)
     with pytest.raises(RefusedError, match="finite"):
         load_weights(half, upload(nan), "client 3")
-    shared.settle()
+    shared.average()
     assert shared.tensors == {}
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())
 
@@ -281,7 +281,7 @@ def step(epoch: int, number: int, **more: object) -> bytes:
 def after_a_step(server: Server, *then: bytes) -> LiveParticipant:
     """A client whose first step was trained on."""
     party = LiveParticipant(server, Scripted(step(server.states.epoch, 0), *then))
-    part = party.part()
+    part = party.next_batch()
     assert part is not None
     party.answer(server.train([part])[0])
     return party
@@ -293,33 +293,33 @@ def test_weights_at_the_wrong_time_are_refused() -> None:
     for wrong in (Weights(1, 0, 1, True), Weights(0, 1, 1, True), Weights(0, 0, 2, True), Weights(0, 0, 1, False)):
         server = server_of_two()
         with pytest.raises(RefusedError, match="client 0: expected"):
-            after_a_step(server, weights_frame(wrong, weights)).part()
+            after_a_step(server, weights_frame(wrong, weights)).next_batch()
     with pytest.raises(RefusedError, match="client 0: expected"):
         LiveParticipant(
             server_of_two(), Scripted(weights_frame(Weights(0, 0, 0, True), weights))
-        ).part()  # before a step
+        ).next_batch()  # before a step
     server = server_of_two()
     with pytest.raises(RefusedError, match="in an A epoch, once"):
-        after_a_step(server, good, good).part()
+        after_a_step(server, good, good).next_batch()
     server = server_of_two(Periodic(period=3))
     server.train([server.take(step(0, 0))])
     server.finish()
     server.begin()
     assert server.states.exchange is Exchange.ACTIVATIONS
     with pytest.raises(RefusedError, match="in an A epoch, once"):
-        after_a_step(server, weights_frame(Weights(0, 1, 1, True), weights)).part()
-    server.settle()
+        after_a_step(server, weights_frame(Weights(0, 1, 1, True), weights)).next_batch()
+    server.average()
     assert server.shared.tensors == {}
 
 
 def test_a_client_that_never_ends_is_refused() -> None:
     server = server_of_two()
     party = after_a_step(server, step(0, 1), step(0, 2))
-    part = party.part()  # a sampler may make an epoch longer than the data
+    part = party.next_batch()  # a sampler may make an epoch longer than the data
     assert part is not None
     party.answer(server.train([part])[0])
     with pytest.raises(RefusedError, match="expected the end of its epoch, got another step"):
-        party.part()
+        party.next_batch()
 
 
 def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -> None:

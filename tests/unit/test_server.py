@@ -114,7 +114,7 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, m
     with pytest.raises(RefusedError, match=message):
         receive(server, data)
     assert all(torch.equal(before[name], value) for name, value in server.half.state_dict().items())
-    assert server.samples == len(server.store) == len(server.evaluation.store) == 0
+    assert server.samples == len(server.replayed.store) == len(server.evaluation.store) == 0
     assert receive(server, frame()) is not None  # and the run goes on
 
 
@@ -141,13 +141,13 @@ def test_a_step_that_comes_twice_is_applied_once() -> None:
 def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
     server = make_server("fp8_e4m3")
     assert unpack(receive(server, frame(codec="fp8_e4m3")) or b"").message == Update(0, 0, 0)
-    assert len(server.store) == 0
+    assert len(server.replayed.store) == 0
     server.finish()
     server.begin()
     assert unpack(server.plan(0)).message == Plan(0, 1, "B")
     values = torch.randn(BATCH, CUT)
     assert receive(server, frame(Step(0, 1, 0), values, "fp8_e4m3", ids=[9, 0, 3, 5])) is None
-    kept, labels = server.store.get(torch.tensor([0, 9]))
+    kept, labels = server.replayed.store.get(torch.tensor([0, 9]))
     codec = get_float_codec("fp8_e4m3")
     assert torch.equal(codec.decode(kept), codec.decode(codec.encode(values))[[1, 0]])
     assert labels.tolist() == [1, 0]
@@ -174,14 +174,17 @@ def test_labels_of_another_kind_than_before_are_refused_whole() -> None:
     for labels in (torch.zeros(4, 3), torch.zeros(4, 2).long()):
         with pytest.raises(RefusedError, match=r"labels: expected floats \[2\], got"):
             receive(server, frame(Step(0, 1, 1), labels=labels))
-    encoded, labels = server.store.get(torch.arange(4))
+    encoded, labels = server.replayed.store.get(torch.arange(4))
     assert torch.equal(get_float_codec("fp32").decode(encoded), kept)
     assert torch.equal(labels, torch.ones(4, 2))
 
 
 def test_a_loss_that_fails_says_on_what() -> None:
-    server = make_server()
-    server.task = Task(lambda outputs, labels: outputs.no_such_thing, {})
+    task = Task(lambda outputs, labels: outputs.no_such_thing, {})
+    server = Server(
+        Job(nn.Linear(CUT, 3), (CUT,), Method(), Training(), task), [ClientSummary(SAMPLES, 4, BATCH)], Ledger()
+    )
+    server.begin()
     with pytest.raises(RefusedError, match=r"the loss failed on outputs \[4, 3\] and labels torch.int64 \[4\]: .*no_s"):
         receive(server, frame())
 

@@ -44,7 +44,7 @@ def build_clients(
     """
     feeds = {number: held.feeds(number, training) for number, held in data.items()}
     live, owners = method.fleet.live, len(feeds)
-    pool = HalfPool(half, training.client, training.epochs, training.device, owners=owners, live=live, folder=folder)
+    pool = HalfPool(half, training.client, training, owners=owners, live=live, folder=folder)
     clients: dict[int, Client] = {}
     table = None
     for number, (train, test) in feeds.items():

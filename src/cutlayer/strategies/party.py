@@ -39,6 +39,11 @@ class StepBatch:
         return len(self.labels)
 
     @property
+    def step_samples(self) -> int:
+        """Samples of its client's whole step."""
+        return self.message.samples if self.message is not None and self.message.parts > 1 else len(self)
+
+    @property
     def starts_step(self) -> bool:
         """Whether it is the only or first microbatch of its client's step."""
         return self.message is None or self.message.part == 0

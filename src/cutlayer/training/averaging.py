@@ -49,7 +49,7 @@ class Average:
         self.weight, self._sums, self._types = 0, {}, {}
 
     def take(self) -> dict[str, Tensor]:
-        """The average of what was added, which is forgotten; empty where nothing was."""
+        """The average of what was added, which is forgotten; empty if nothing was."""
         tensors = {
             name: (total / self.weight if total.is_floating_point() else total).to(self._types[name])
             for name, total in self._sums.items()
@@ -59,7 +59,7 @@ class Average:
 
 
 class SharedHalf:
-    """The client half that clients share, as the server keeps it: the average of what came in last.
+    """The client half that clients share, as the server has it: the average of what came in last.
 
     Args:
         like: tensors whose names, shapes and kinds uploads must have; empty to take the first upload's.
@@ -87,8 +87,8 @@ class SharedHalf:
             raise RefusedError(f"client {client}: weights: expected those of the client half, {different} differ")
         self._average.add(decode_weights(tensors, f"client {client}"), samples)
 
-    def settle(self) -> None:
-        """Put the average of what was added since the last call in the place of the shared half, if anything was."""
+    def average(self) -> None:
+        """Replace the shared half by the average of what was added since the last call, if anything was."""
         if self._average.weight:
             self.tensors = self._average.take()
             self.version += 1
@@ -105,8 +105,8 @@ class SharedHalf:
         if decoded:
             self._statistics.append((samples, decoded))
 
-    def settle_statistics(self) -> dict[str, Tensor]:
-        """Put the pooled statistics in the place of the shared half's, if any came; return them."""
+    def pool_statistics(self) -> dict[str, Tensor]:
+        """Replace the shared half's statistics by the pooled ones, if any came; return them."""
         found = pooled(self._statistics) if self._statistics else {}
         self._statistics = []
         if found:
@@ -115,7 +115,7 @@ class SharedHalf:
         return found
 
     def forget(self) -> None:
-        """Drop what was added since the last `settle`."""
+        """Drop what was added since the last `average`."""
         self._average.clear()
         self._statistics = []
 
@@ -124,7 +124,7 @@ class SharedHalf:
         return weights_frame(message, self.tensors)
 
     def frames(self, message: Weights) -> list[bytes]:
-        """What a client is sent before it goes on: the shared half, or nothing where each has its own."""
+        """What a client is sent before it goes on: the shared half, or nothing if each has its own."""
         return [self.frame(message)] if self.tensors else []
 
     # --- checkpoints ---
@@ -167,7 +167,7 @@ def decode_weights(tensors: Mapping[str, Encoded], whose: str) -> dict[str, Tens
 
 
 def load_weights(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) -> None:
-    """Load the weights of a frame into a half. Raises RefusedError, with nothing loaded, where they do not fit."""
+    """Load the weights of a frame into a half. Raises RefusedError, with nothing loaded, if they do not fit."""
     decoded, own = decode_weights(tensors, whose), half.state_dict()
     different = [name for name in {**own, **decoded} if _kind(own.get(name)) != _kind(decoded.get(name))]
     if different:

@@ -1,4 +1,4 @@
-"""6. What comes in from clients: checked against the run before any of it is used. Each refusal says what came."""
+"""What comes in from clients: checked against the run before any of it is used. Each refusal says what came."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
 
 
 def decoded(codec: Codec, encoded: Encoded, device: torch.device, message: object) -> Tensor:
-    """The activations of a message, on a device. Raises RefusedError where one is not finite."""
+    """The activations of a message, on a device. Raises RefusedError if one is not finite."""
     activations = codec.decode(encoded.to(device))
     if not isfinite(activations):
         raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")

@@ -1,4 +1,4 @@
-"""3, 9. The client half: forward, and in an A epoch backward and update. Holds the data; never sees the server half."""
+"""The client half: forward, and in an A epoch backward and update. Has the data; never sees the server half."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from cutlayer.wire.frames import (
 )
 
 
-def _part(message: Step | Evaluate) -> tuple[int, ...]:
-    """What a part adds to the name of a random draw; nothing where a batch is whole."""
+def _microbatch(message: Step | Evaluate) -> tuple[int, ...]:
+    """What a microbatch adds to the name of a random draw; nothing if a batch is whole."""
     return (message.part,) if isinstance(message, Step) and message.parts > 1 else ()
 
 
@@ -50,8 +50,9 @@ class Client:
 
     Args:
         job: its number, its batches and the choices of the run.
-        body: its half, from a batch of inputs to the activations at the cut, and its optimizer; asked for at every use.
-        flops: of such a half, where another client has the table already.
+        trained: its half, from a batch of inputs to the activations at the cut, and its optimizer; asked for at every
+            use.
+        flops: of such a half, if another client has the table already.
         on_done: called when all of an epoch or an evaluation is done, before the server hears of it; returns the
             FLOPs to tell it of.
     """
@@ -59,7 +60,7 @@ class Client:
     def __init__(
         self,
         job: ClientJob,
-        body: Callable[[], TrainedHalf],
+        trained: Callable[[], TrainedHalf],
         ledger: Ledger,
         flops: FlopTable | None = None,
         on_done: Callable[[Plan | EvaluationRequest], dict[str, int]] = lambda message: {},
@@ -67,10 +68,10 @@ class Client:
         number, train, method = job.number, job.train, job.method
         self.number, self.train, self.test = number, train, job.test
         self.device = torch.device(job.training.device)
-        self._body, self.on_done = body, on_done
+        self._trained, self.on_done = trained, on_done
         sample = train.sample()
         self.first_labels = sample.labels
-        self.flops = flops or flop_table(body().half, sample)
+        self.flops = flops or flop_table(trained().half, sample)
         shape, dtype = tuple(sample.inputs.shape[1:]), sample.inputs.dtype
         if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):
             expected = f"{self.flops.dtype} {list(self.flops.sample_shape)}"
@@ -99,7 +100,7 @@ class Client:
     @property
     def half(self) -> nn.Module:
         """The client half."""
-        return self._body().half
+        return self._trained().half
 
     def stores(self) -> dict[str, ReplayStore]:
         """What a checkpoint of this client holds beside its half and optimizer."""
@@ -123,7 +124,7 @@ class Client:
         A batch goes through the half when the iterator is asked for the next call; the call encodes it. Calls are made
         in their order, but another thread may make them, while the next batch is in the half.
 
-        A plan is answered with the batches of the epoch: all of them where no gradients come back, otherwise the first,
+        A plan is answered with the batches of the epoch: all of them if no gradients come back, otherwise the first,
         and each update with the next one. New weights are taken over.
 
         Raises RefusedError for a frame that does not fit.
@@ -159,7 +160,7 @@ class Client:
         self.leave()
         self.plan, self._steps = plan, 0
         self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
-        self._body().optimizer.begin(plan.epoch)
+        self._trained().optimizer.begin(plan.epoch)
         self._source = self._timed(self.train.epoch(plan.epoch))
         self._ahead = next(self._source, None)
 
@@ -199,7 +200,7 @@ class Client:
         """Leave the epoch under way, if there is one, unfinished."""
         self._source, self._ahead, self._shares = iter(()), None, False
         self.pending.clear()
-        self._body().held = False
+        self._trained().pinned = False
 
     def _go_on(self) -> Iterator[Callable[[], bytes]]:
         """From here to the next frame that the client waits for, or to the end of the epoch."""
@@ -256,15 +257,15 @@ class Client:
             yield self._forward(message, Batch(*piece))
 
     def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
-        learns = self.exchange is Exchange.BOTH
-        body = self._body()
-        self._set_mode(body.half)
+        gradients_come = self.exchange is Exchange.BOTH
+        trained = self._trained()
+        self._set_mode(trained.half)
         with self.ledger.phase("client forward"):
-            name = ("client", self.number, message.epoch, message.step, *_part(message))
-            with torch.set_grad_enabled(learns), seeded(self.seed, *name, device=self.device):
-                activations = body.half(batch.inputs.to(self.device, non_blocking=True))
-        if learns:
-            body.held = True
+            name = ("client", self.number, message.epoch, message.step, *_microbatch(message))
+            with torch.set_grad_enabled(gradients_come), seeded(self.seed, *name, device=self.device):
+                activations = trained.half(batch.inputs.to(self.device, non_blocking=True))
+        if gradients_come:
+            trained.pinned = True
             self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
         return partial(self._frame, message, batch, activations)
@@ -303,17 +304,17 @@ class Client:
             gradients = self.gradient_codec.decode(encoded.to(self.device))
             if not isfinite(gradients):
                 raise RefusedError(f"client {self.number}: gradients: expected finite values, got infinities or NaN")
-        body = self._body()
+        trained = self._trained()
         with self.ledger.phase("client backward"):
             if message.part == 0:
-                body.optimizer.zero_grad()
+                trained.optimizer.zero_grad()
             activations.backward(gradients)
             if message.part + 1 == message.parts:
-                body.optimizer.step()
+                trained.optimizer.step()
         self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
         self.pending.popleft()
-        body.held = message.part + 1 < message.parts
-        return not body.held
+        trained.pinned = message.part + 1 < message.parts
+        return not trained.pinned
 
     def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
         with self.ledger.phase("encode"):
@@ -321,7 +322,7 @@ class Client:
                 what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
                 where = f"client {self.number}, {what} {message.epoch}, step {message.step}"
                 raise DivergedError(f"{where}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
-            name = ("encode", "up", self.number, message.epoch, message.step, *_part(message))
+            name = ("encode", "up", self.number, message.epoch, message.step, *_microbatch(message))
             seed = derive(self.seed, *name)
             tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}
             if isinstance(message, Evaluate):

@@ -32,8 +32,8 @@ class Evaluation:
         self.offsets = [sum(counts[:client]) for client in range(len(counts))]
         self.store = ReplayStore(sum(counts), job.method.store)
 
-    def keep(self, frame: Frame, expected: Evaluate, most: int) -> int:
-        """Keep test activations; return of how many samples. Raises RefusedError for a frame that is not expected."""
+    def add(self, frame: Frame, expected: Evaluate, most: int) -> int:
+        """Store test activations; return of how many samples. Raises RefusedError for a frame that is not expected."""
         if frame.message != expected:
             raise RefusedError(f"client {expected.client}: expected {expected}, got {frame.message}")
         encoded, ids, labels, _ = self.checks.batch(frame, expected.client, test=True)
@@ -44,7 +44,7 @@ class Evaluation:
         return len(ids)
 
     def scores(self, half: nn.Module, flops: FlopTable) -> dict[str, float]:
-        """Loss and metrics of a server half over all that is kept; nothing where nothing is."""
+        """Loss and metrics of a server half over all that is stored; empty if nothing is."""
         half.eval()
         with self.ledger.phase("evaluation"), torch.no_grad():
             return scores(self.task, self._outputs(half, flops))
@@ -59,7 +59,7 @@ class Evaluation:
 
 
 def scores(task: Task, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Loss and metrics over these batches of outputs and labels; nothing where there is none.
+    """Loss and metrics over these batches of outputs and labels; empty if there is none.
 
     The loss is the mean of the batches' losses, weighted by their samples. Metrics are over all batches together.
     """

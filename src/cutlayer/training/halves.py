@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError
 from cutlayer.files import link, load_tensors, save_tensors
+from cutlayer.method import Training
 from cutlayer.models.cut import copied
 from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer, load_optimizer, optimizer_state
 
@@ -24,7 +25,7 @@ class TrainedHalf:
     """A half and its optimizer.
 
     Attributes:
-        held: set while it must stay in memory: a graph of its parameters waits for gradients.
+        pinned: set while it must stay in memory: a graph of its parameters waits for gradients.
     """
 
     def __init__(self, half: nn.Module, spec: OptimizerSpec, epochs: int, device: str) -> None:
@@ -35,10 +36,10 @@ class TrainedHalf:
             )
         self.half = half.to(torch.device(device))
         self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), epochs)
-        self.held = False
+        self.pinned = False
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that it holds: tensors by name, and the rest as JSON values."""
+        """All of its state: tensors by name, and the rest as JSON values."""
         tensors, about = optimizer_state(self.optimizer.optimizer)
         return {**tensors, **{f"model.{name}": value for name, value in self.half.state_dict().items()}}, about
 
@@ -49,13 +50,13 @@ class TrainedHalf:
 
 
 class HalfPool:
-    """Bodies by owner. All begin as the one that is given.
+    """Halves and their optimizers by owner. All begin as the one that is given.
 
     Args:
-        half: the initial half; it becomes the body of the first owner that asks.
-        spec, epochs, device: what a body needs.
+        half: the initial half; it becomes that of the first owner that asks.
+        spec, training: the optimizer, and the rest of what `TrainedHalf` needs.
         owners: how many there are.
-        live: bodies in memory; there are more only while more are held.
+        live: halves in memory; there are more only while more are pinned.
         folder: where the folder for the others is made; by default the system's temporary folder.
     """
 
@@ -63,58 +64,57 @@ class HalfPool:
         self,
         half: nn.Module,
         spec: OptimizerSpec,
-        epochs: int,
-        device: str = "cpu",
+        training: Training,
         *,
         owners: int = 1,
         live: int = 16,
         folder: str | Path | None = None,
     ) -> None:
-        # Before any has run: a module that keeps what it computed cannot be copied later.
+        # Before any has run: a module that stores what it computed cannot be copied later.
         blank = copied(half) if owners > 1 else half
-        self._make = lambda: TrainedHalf(copied(blank), spec, epochs, device)
-        self._first: TrainedHalf | None = TrainedHalf(half, spec, epochs, device)
+        self._make = lambda: TrainedHalf(copied(blank), spec, training.epochs, training.device)
+        self._first: TrainedHalf | None = TrainedHalf(half, spec, training.epochs, training.device)
         tensors, about = self._first.tensors()
         self._initial = {name: value.clone() for name, value in tensors.items()} if owners > 1 else {}, about
-        self._live, self._bodies = live, OrderedDict[int, TrainedHalf]()
+        self._live, self._in_memory = live, OrderedDict[int, TrainedHalf]()
         self._parent: str | Path | None = folder
         self._own: tempfile.TemporaryDirectory | None = None
         self.version = 0
         """Counts the uses, so that a checkpoint knows whether it must be written again."""
 
     def take(self, owner: int) -> TrainedHalf:
-        """The body of this owner, in memory until others push it out."""
+        """The half of this owner, in memory until others push it out."""
         self.version += 1
-        if owner in self._bodies:
-            self._bodies.move_to_end(owner)
-            return self._bodies[owner]
-        body = self._room()
+        if owner in self._in_memory:
+            self._in_memory.move_to_end(owner)
+            return self._in_memory[owner]
+        trained = self._room()
         file = self._file(owner) if self._own is not None else None
         if file is not None and file.exists():
-            body.load(*_read(file))
-        elif body is not self._first:
-            body.load(*self._initial)
+            trained.load(*_read(file))
+        elif trained is not self._first:
+            trained.load(*self._initial)
         self._first = None
-        self._bodies[owner] = body
-        return body
+        self._in_memory[owner] = trained
+        return trained
 
     def _room(self) -> TrainedHalf:
-        """A body that is no one's."""
+        """A half that is no one's."""
         if self._first is not None:
             return self._first
         free: list[TrainedHalf] = []
-        for owner in list(self._bodies):
-            if len(self._bodies) < self._live:
+        for owner in list(self._in_memory):
+            if len(self._in_memory) < self._live:
                 break
-            if not self._bodies[owner].held:
-                free.append(self._bodies.pop(owner))
+            if not self._in_memory[owner].pinned:
+                free.append(self._in_memory.pop(owner))
                 self._write(owner, free[-1])
         return free[0] if free else self._make()
 
     @property
     def in_memory(self) -> int:
-        """Bodies that are in memory."""
-        return len(self._bodies)
+        """Halves that are in memory."""
+        return len(self._in_memory)
 
     def close(self) -> None:
         """Remove the files, for a process that is to be killed."""
@@ -133,8 +133,8 @@ class HalfPool:
     def _file(self, owner: int) -> Path:
         return self._folder / f"{owner}.safetensors"
 
-    def _write(self, owner: int, body: TrainedHalf) -> None:
-        tensors, about = body.tensors()
+    def _write(self, owner: int, trained: TrainedHalf) -> None:
+        tensors, about = trained.tensors()
         try:
             written = json.dumps(about)
         except TypeError as error:
@@ -152,10 +152,10 @@ class HalfPool:
         return {"version": self.version}
 
     def save(self, folder: Path) -> None:
-        """Write what every owner holds into a folder, a file each; those at the beginning have none."""
+        """Write every owner's half and optimizer into a folder, a file each; those at the beginning have none."""
         folder.mkdir(parents=True, exist_ok=True)
-        for owner, body in self._bodies.items():
-            self._write(owner, body)
+        for owner, trained in self._in_memory.items():
+            self._write(owner, trained)
         for file in self._folder.glob("*.safetensors"):
             link(file, folder / file.name)
 
@@ -165,9 +165,9 @@ class HalfPool:
             file.unlink()
         for file in folder.glob("*.safetensors"):
             link(file, self._folder / file.name)
-        for owner, body in self._bodies.items():
-            body.held = False
-            body.load(*(_read(file) if (file := self._file(owner)).exists() else self._initial))
+        for owner, trained in self._in_memory.items():
+            trained.pinned = False
+            trained.load(*(_read(file) if (file := self._file(owner)).exists() else self._initial))
         self.version = about["version"]
 
 

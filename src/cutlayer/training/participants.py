@@ -1,13 +1,14 @@
-"""The clients of an epoch as the server deals with them: those that are there, and the store in place of the absent."""
+"""The clients of an epoch as the server deals with them: live ones, and replayed ones in place of the absent."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
+from cutlayer.strategies.party import Participant, StepBatch
+from cutlayer.training.server import Server
 from cutlayer.wire.frames import (
     Calibrate,
     Done,
@@ -20,9 +21,6 @@ from cutlayer.wire.frames import (
     read_header,
     unpack,
 )
-
-if TYPE_CHECKING:
-    from cutlayer.training.server import Server, StepBatch
 
 
 class Peer(Protocol):
@@ -39,70 +37,50 @@ class Peer(Protocol):
         ...
 
     def refuse(self, error: RefusedError) -> None:
-        """Deal with a frame that was refused; where this returns, the next frame is read."""
+        """Deal with a frame that was refused; if this returns, the next frame is read."""
         ...
 
 
-class Participant(ABC):
-    """What takes part in an epoch for one client."""
-
-    finished = False
-    """Whether nothing more comes from it in this epoch."""
+class ReplayedParticipant(Participant):
+    """What is stored of a client, in its place."""
 
     def __init__(self, server: Server, client: int) -> None:
-        self.server, self.client = server, client
+        self.finished = False
+        self._batches = server.learner.stored(client)
 
-    def calibrate(self) -> None:  # noqa: B027
-        """Before a B epoch: have the client measure the statistics of batch norm anew."""
+    def begin(self) -> None:
+        """Nothing to do."""
 
-    def take_statistics(self) -> None:  # noqa: B027
-        """Have what it measured pooled with the others'."""
+    def next_batch(self) -> StepBatch | None:
+        """A batch of its samples, freshly shuffled."""
+        batch = next(self._batches, None)
+        self.finished = batch is None
+        return batch
 
-    def begin(self) -> None:  # noqa: B027
-        """Begin the epoch."""
-
-    @abstractmethod
-    def part(self) -> StepBatch | None:
-        """Its next part of a step; None where it has no more."""
-
-    def answer(self, reply: bytes | None) -> None:  # noqa: B027
-        """Take the answer to the last part, which was trained on."""
+    def answer(self, reply: bytes | None) -> None:
+        """Nothing to do."""
 
     def refuse(self, error: RefusedError) -> None:
-        """Hear that the last part could not be trained on."""
+        """What is stored was checked when it came."""
         raise error
 
-    def collect_weights(self) -> None:  # noqa: B027
-        """Have its half added to the average, if it trains one."""
+    def collect_weights(self) -> None:
+        """It has none."""
 
-    def deliver_weights(self) -> None:  # noqa: B027
-        """Give it the new average."""
-
-
-class ReplayedParticipant(Participant):
-    """What the store keeps of a client."""
-
-    def __init__(self, server: Server, client: int) -> None:
-        super().__init__(server, client)
-        self._parts: Iterator[StepBatch] = server.stored(client)
-
-    def part(self) -> StepBatch | None:
-        """A batch of its samples, freshly shuffled."""
-        part = next(self._parts, None)
-        self.finished = part is None
-        return part
+    def deliver_weights(self) -> None:
+        """It takes none."""
 
 
 class LiveParticipant(Participant):
-    """A client that is there.
+    """A client that is connected.
 
     Attributes:
-        lost: whether it went away before its end.
+        lost: whether it was lost before its end.
     """
 
     def __init__(self, server: Server, peer: Peer) -> None:
-        super().__init__(server, peer.number)
-        self.peer, self.lost = peer, False
+        self.server, self.client, self.peer = server, peer.number, peer
+        self.finished = self.lost = False
         self._steps = self._samples = 0
         # A sampler may make some epochs longer than the first; a client that never ends holds up the others.
         info = server.clients[peer.number]
@@ -143,8 +121,8 @@ class LiveParticipant(Participant):
         for frame in (*frames, self.server.plan(self.client)):
             self._send(frame)
 
-    def part(self) -> StepBatch | None:
-        """Its next part of a step."""
+    def next_batch(self) -> StepBatch | None:
+        """Its next batch of a step, or microbatch of one."""
         while not self.finished and (data := self._receive()) is not None:
             try:
                 if isinstance(read_header(data)[0].message, Step):
@@ -156,13 +134,13 @@ class LiveParticipant(Participant):
         return None
 
     def answer(self, reply: bytes | None) -> None:
-        """Count the part, and send the gradients."""
+        """Count the batch, and send the gradients."""
         assert self._taken is not None
-        data, part = self._taken
+        data, batch = self._taken
         self.server.ledger.frame("up", data)
-        self._steps += part.ends_step
-        self._samples += len(part.labels)
-        self._left -= len(part.labels)
+        self._steps += batch.ends_step
+        self._samples += len(batch)
+        self._left -= len(batch)
         if reply is not None:
             self._send(reply)
 
@@ -174,7 +152,7 @@ class LiveParticipant(Participant):
             self._lose()
 
     def collect_weights(self) -> None:
-        """Take its weights, which it sends of its own accord, and where they are its last its word that it is done."""
+        """Take its weights, which it sends of its own accord, and if they are its last its word that it is done."""
         while self._trains and not self.finished and (data := self._receive()) is not None:
             try:
                 if not self._end(data):
@@ -188,11 +166,11 @@ class LiveParticipant(Participant):
             self._send(self.server.shared.frame(Weights(self.client, self.server.states.epoch, self._steps)))
 
     def _take(self, data: bytes) -> StepBatch:
-        part = self.server.take(data, self.client)
-        if self._over or len(part.labels) > self._left:
+        batch = self.server.take(data, self.client)
+        if self._over or len(batch) > self._left:
             raise RefusedError(f"client {self.client}: expected the end of its epoch, got another step")
-        self._taken = data, part
-        return part
+        self._taken = data, batch
+        return batch
 
     def _end(self, data: bytes) -> bool:
         """Its weights, or its word that it is done; whether its epoch is at its end."""
@@ -233,7 +211,7 @@ class LiveParticipant(Participant):
 def testers(server: Server, trained: Sequence[Exchange], due: bool) -> list[int]:
     """Which clients are to send their test activations at the end of an epoch.
 
-    Those that hold test data and did not rest, if an evaluation is due or they rest from now on: a client that rests is
+    Those that have test data and did not rest, if an evaluation is due or they rest from now on: a client that rests is
     evaluated on what it sent before, and does nothing.
 
     Args:
@@ -251,10 +229,11 @@ def testers(server: Server, trained: Sequence[Exchange], due: bool) -> list[int]
 
 def calibrate(server: Server, participants: Sequence[Participant]) -> None:
     """Have the clients of a B epoch measure the statistics of batch norm anew, all at the same time, and pool them."""
-    for party in participants:
-        party.calibrate()
-    for party in participants:
-        party.take_statistics()
+    clients = [each for each in participants if isinstance(each, LiveParticipant)]
+    for client in clients:
+        client.calibrate()
+    for client in clients:
+        client.take_statistics()
     server.pool_statistics()
 
 
@@ -272,7 +251,7 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
             if not isinstance(frame.message, Evaluate):
                 check_done(server, data, Done(peer.number, epoch, steps, {}))
                 return
-            left -= server.evaluation.keep(frame, Evaluate(peer.number, epoch, steps), left)
+            left -= server.evaluation.add(frame, Evaluate(peer.number, epoch, steps), left)
             server.ledger.frame("up", data)
             steps += 1
         except RefusedError as error:

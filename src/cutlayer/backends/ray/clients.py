@@ -20,7 +20,7 @@ from cutlayer.backends.ray.compact import compact
 from cutlayer.backends.ray.group import Group
 from cutlayer.backends.ray.handle import ActorHandle, descriptions_of
 from cutlayer.backends.ray.peer import RayPeer
-from cutlayer.backends.ray.server import ParallelServer, check_one_half
+from cutlayer.backends.ray.server import ParallelLearner, check_one_half
 from cutlayer.backends.ray.stores import ClusterHalves, ClusterStore
 from cutlayer.data.batches import Batches
 from cutlayer.errors import ClientUnavailableError, ConfigError, CutlayerError, StateLostError
@@ -119,7 +119,7 @@ class RayClients(TrustedClients):
         self.group = Group(
             self.chosen.workers, options, [samples, ray.put(job), torch.get_num_threads()], self.chosen.start_timeout
         )
-        return ParallelServer(job, self.summaries, ledger, self.group)
+        return Server(job, self.summaries, ledger, ParallelLearner(job, self.summaries, ledger, self.group))
 
     def begin(self) -> None:
         """With patience: make anew the actors that died, their clients as in the last checkpoint."""

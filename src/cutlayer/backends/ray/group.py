@@ -19,7 +19,7 @@ AHEAD = 4
 
 
 class Group:
-    """Workers that train the server half together. Where one dies, all are made anew.
+    """Workers that train the server half together. If one dies, all are made anew.
 
     Args:
         world: how many.
@@ -57,10 +57,10 @@ class Group:
         return [getattr(worker, name).remote(*arguments(rank)) for rank, worker in enumerate(self.workers)]
 
     def get(self, references: Sequence[Any]) -> list[Any]:
-        """What was returned. Raises StateLostError where a worker is gone, and otherwise what a worker raised."""
+        """What was returned. Raises StateLostError if a worker has died, and otherwise what a worker raised."""
         waiting = list(references)
         try:
-            while waiting:  # not all at once: where one fails, others wait for it in vain
+            while waiting:  # not all at once: if one fails, others wait for it in vain
                 done, waiting = ray.wait(waiting)
                 ray.get(done)
             return ray.get(list(references))
@@ -79,16 +79,16 @@ class Group:
         while len(self._calls) > AHEAD:
             self.get(self._calls.popleft())
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for all calls."""
         while self._calls:
             self.get(self._calls.popleft())
 
     def restart(self) -> None:
-        """Forget the calls under way, and where a worker is gone, make all anew, with nothing in their shards."""
+        """Forget the calls under way, and if a worker has died, make all anew, with nothing in their shards."""
         if not self.broken:
             with suppress(CutlayerError):
-                self.settle()
+                self.wait()
         self._calls.clear()
         if self.broken:
             self.kill()
@@ -102,16 +102,16 @@ class Group:
 
     # --- samples ---
 
-    def mine(self, rank: int, samples: Samples) -> Samples | None:
-        """A worker's part of samples, numbered as in its shard; None where it has none of them."""
+    def samples_of(self, rank: int, samples: Samples) -> Samples | None:
+        """A worker's share of samples, numbered as in its shard; None if it has none of them."""
         ids, encoded, labels = samples
         chosen = ids % self.world == rank
         if not chosen.any():
             return None
         shared = encoded.shared.expand(len(ids), -1)[chosen]
-        part = type(encoded)(encoded.codec, encoded.shape, encoded.rows[chosen], shared)
-        return ids[chosen] // self.world, part, labels[chosen]
+        own = type(encoded)(encoded.codec, encoded.shape, encoded.rows[chosen], shared)
+        return ids[chosen] // self.world, own, labels[chosen]
 
-    def kept(self, rank: int, ids: Tensor) -> Tensor:
-        """A worker's part of ids, numbered as in its shard."""
+    def ids_of(self, rank: int, ids: Tensor) -> Tensor:
+        """A worker's share of ids, numbered as in its shard."""
         return ids[ids % self.world == rank] // self.world

@@ -1,9 +1,8 @@
-"""A server whose half is trained by several workers in B and C epochs, when no client waits for its gradients."""
+"""A server half that several workers train in B and C epochs, when no client waits for its gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import ray
 import torch
@@ -16,13 +15,14 @@ from cutlayer.errors import ConfigError
 from cutlayer.method import Method
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Exchange
+from cutlayer.strategies.party import StepBatch
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
-from cutlayer.training.server import Server, StepBatch
+from cutlayer.training.learner import Learner
 
 
 def check_one_half(method: Method, clients: int) -> None:
-    """Raise ConfigError where the server trains more than one half in one state, or needs its store at hand."""
+    """Raise ConfigError if the server trains more than one half in one state, or needs its store at hand."""
     if get_transfer(method.activations).delta is not None:
         raise ConfigError(
             f"activations {method.activations!r}: 'delta>' needs the store in the server's process; choose workers=1"
@@ -34,121 +34,110 @@ def check_one_half(method: Method, clients: int) -> None:
         )
 
 
-class ParallelServer(Server):
-    """As `Server`. In A epochs it trains itself; in B and C epochs its workers do, from shards that lie with them.
+class ParallelLearner(Learner):
+    """As `Learner`. In A epochs it trains itself; in B and C epochs its workers do, from shards that lie with them.
 
     A B epoch sends each worker what came in of its samples; a C epoch sends the order of the samples and nothing else.
     """
 
-    def __init__(self, job: Job, clients: list[ClientSummary], ledger: Ledger, group: Group) -> None:
-        super().__init__(job, clients, ledger)
+    def __init__(self, job: Job, clients: Sequence[ClientSummary], ledger: Ledger, group: Group) -> None:
         self.group = group
-        self._shards = ShardedStore(self.offsets[-1], job.method.store, group)
-        self.store = self._shards
+        self._shards = ShardedStore(sum(info.samples for info in clients), job.method.store, group)
+        super().__init__(job, clients, ledger, self._shards)
         self._ahead = True
         """Whether the half here is newer than the workers'."""
 
     @property
     def _delegates(self) -> bool:
-        return self.states.exchange is not Exchange.BOTH
+        return self.exchange is not Exchange.BOTH
 
-    def begin(self) -> None:
-        """As `Server.begin`; bring the workers' halves to this one."""
-        super().begin()
+    def begin(self, epoch: int, exchange: Exchange) -> None:
+        """As `Learner.begin`; bring the workers' halves to this one."""
+        super().begin(epoch, exchange)
         if not self._delegates:
             self._ahead = True
             return
         state = None
         if self._ahead:
-            tensors, about = self.body.tensors()
+            tensors, about = self.halves.main.tensors()
             state = ray.put(({name: value.cpu() for name, value in tensors.items()}, about))
-        self.group.later(self.group.each("begin", lambda rank: (self.states.epoch, state)))
+        self.group.later(self.group.each("begin", lambda rank: (epoch, state)))
         self._ahead = False
 
-    def train(self, parts: Sequence[StepBatch]) -> list[bytes | None]:
-        """As `Server.train`; in a B epoch the workers do it later, in this order."""
+    def train(self, batches: Sequence[StepBatch]) -> None:
+        """As `Learner.train`; in a B epoch the workers do it later, in this order."""
         if not self._delegates:
-            return super().train(parts)
-        step, total = self._steps.get(0, 0), sum(len(part.labels) for part in parts)
-        sent = self._sent(parts)
-        absent = [part.ids for part in parts if part.message is None and part.ids is not None]
-        kept = torch.cat([torch.empty(0, dtype=torch.int64), *absent])
+            super().train(batches)
+            return
+        step, total = self.counts.steps.get(0, 0), sum(len(batch) for batch in batches)
+        sent = self._sent(batches)
+        replayed = [batch.ids for batch in batches if batch.message is None and batch.ids is not None]
+        stored = torch.cat([torch.empty(0, dtype=torch.int64), *replayed])
+
+        def arguments(rank: int) -> tuple[int, Samples | None, torch.Tensor, int]:
+            mine = self.group.samples_of(rank, sent) if sent is not None else None
+            return step, mine, self.group.ids_of(rank, stored), total
+
         with self.ledger.phase("server"):
-            self.group.later(
-                self.group.each(
-                    "learn",
-                    lambda rank: (
-                        step,
-                        self.group.mine(rank, sent) if sent is not None else None,
-                        self.group.kept(rank, kept),
-                        total,
-                    ),
-                )
-            )
+            self.group.later(self.group.each("train", arguments))
         if sent is not None:
             self._shards.mark(sent[0], sent[1])
-        for part in parts:
-            if part.client is not None and part.message is not None:
-                self._last[part.client] = part.message
-        self._count(step, total)
-        return [None] * len(parts)
+        self._count(total)
 
     def replay(self) -> None:
-        """As `Server.replay`, by the workers, each from its shard."""
-        if len(self.store) == 0:
-            return super().replay()
-        batches = list(self.drawn())
+        """As `Learner.replay`, by the workers, each from its shard."""
+        if len(self.replayed.store) == 0:
+            super().replay()
+        batches = list(self.replayed.draw(self.epoch))
         with self.ledger.phase("server"):
             self.group.later(self.group.each("replay", lambda rank: (batches,)))
-            self.group.settle()
-        for step, ids in enumerate(batches):
-            self._count(step, len(ids))
-        return None
+            self.group.wait()
+        for ids in batches:
+            self._count(len(ids))
 
     def stored(self, client: int | None = None) -> Iterator[StepBatch]:
-        """As `Server.stored`; where workers train, the activations stay with them."""
+        """As `Learner.stored`; if workers train, the activations stay with them."""
         if not self._delegates:
             yield from super().stored(client)
             return
-        for ids in self.drawn(client):
+        for ids in self.replayed.draw(self.epoch, client):
             nothing = torch.empty(len(ids), 0)
             yield StepBatch(client, nothing, nothing, ids=ids)
 
-    def finish(self) -> float:
-        """As `Server.finish`; take over what the workers learned."""
-        if self._delegates and self.samples:
+    def finish(self) -> None:
+        """As `Learner.finish`; take over what the workers learned."""
+        if self._delegates and self.counts.samples:
             with self.ledger.phase("server"):
-                self.group.settle()
+                self.group.wait()
                 for loss in self.group.get(self.group.each("finish", lambda rank: ())):
-                    self._loss_sum += loss
+                    self.counts.loss_sum += loss
                 (state,) = self.group.get([self.group.workers[0].state.remote()])
-                self.body.load(*state)
-        return super().finish()
+                self.halves.main.load(*state)
+        super().finish()
 
-    def go_back(self, values: Mapping[str, Any]) -> None:
-        """As `Server.go_back`."""
-        super().go_back(values)
+    def loaded(self) -> None:
+        """As `Learner.loaded`."""
         self._ahead = True
 
-    def _sent(self, parts: Sequence[StepBatch]) -> Samples | None:
+    def _sent(self, batches: Sequence[StepBatch]) -> Samples | None:
         """What came in from clients, as one batch with ids over all clients."""
-        came = [(part, part.ids, part.encoded) for part in parts if part.message is not None]
         ids, rows, shared, labels = [], [], [], []
-        for part, own, encoded in came:
-            assert own is not None
-            assert encoded is not None
-            ids.append(own)
-            rows.append(encoded.rows.cpu())
-            shared.append(encoded.shared.cpu().expand(len(own), -1))
-            labels.append(part.labels.cpu())
-        if not came:
+        for batch in batches:
+            if batch.message is None:
+                continue
+            assert batch.ids is not None
+            assert batch.encoded is not None
+            ids.append(batch.ids)
+            rows.append(batch.encoded.rows.cpu())
+            shared.append(batch.encoded.shared.cpu().expand(len(batch), -1))
+            labels.append(batch.labels.cpu())
+        if not ids:
             return None
-        encoded = Encoded(self.store_codec.name, self.cut_shape, torch.cat(rows), torch.cat(shared))
-        return torch.cat(ids), encoded, torch.cat(labels)
+        codec, shape = self.replayed.codec.name, self.step.job.cut_shape
+        return torch.cat(ids), Encoded(codec, shape, torch.cat(rows), torch.cat(shared)), torch.cat(labels)
 
-    def _count(self, step: int, samples: int) -> None:
-        self._steps[0] = step + 1
-        self.samples += samples
-        forward, backward = self.flops(samples, input_gradient=False)
-        self.ledger.flops("server", "forward", forward)
-        self.ledger.flops("server", "backward", backward)
+    def _count(self, samples: int) -> None:
+        """Count a step of the workers, whose losses come at the end."""
+        self.counts.add_step(0)
+        self.counts.samples += samples
+        self.step.count_flops(self.ledger, samples, input_gradient=False)

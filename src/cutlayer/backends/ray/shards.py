@@ -1,4 +1,4 @@
-"""The replay store where it lies with the server's workers, each of which has a shard of it."""
+"""The replay store if it lies with the server's workers, each of which has a shard of it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ShardedStore(ReplayStore):
         self.group = group
 
     def put(self, ids: Tensor, activations: Encoded, labels: Tensor | None = None) -> None:
-        """Have the workers keep samples, which have labels."""
+        """Have the workers store samples, which have labels."""
         assert labels is not None
-        mine = [self.group.mine(rank, (ids, activations, labels)) for rank in range(self.group.world)]
+        mine = [self.group.samples_of(rank, (ids, activations, labels)) for rank in range(self.group.world)]
         calls = [w.put.remote(part) for w, part in zip(self.group.workers, mine, strict=True) if part is not None]
         self.group.later(calls)
         self.mark(ids, activations)
@@ -47,7 +47,7 @@ class ShardedStore(ReplayStore):
         """Fetch samples from the workers."""
         owners = [torch.nonzero(ids % self.group.world == rank).flatten() for rank in range(self.group.world)]
         asked = [rank for rank, places in enumerate(owners) if len(places)]
-        calls = [self.group.workers[rank].get.remote(self.group.kept(rank, ids)) for rank in asked]
+        calls = [self.group.workers[rank].get.remote(self.group.ids_of(rank, ids)) for rank in asked]
         parts = self.group.get(calls)
         order = torch.argsort(torch.cat([owners[rank] for rank in asked]))
         rows = torch.cat([encoded.rows for encoded, _ in parts])[order]
@@ -86,7 +86,7 @@ class ShardedStore(ReplayStore):
             names = ("rows", "shared", "labels")
             rows, shared, labels = (torch.from_numpy(arrays[name][ids.numpy()]) for name in names)
             self.put(ids, Encoded(about["codec"], tuple(about["shape"]), rows, shared), labels)
-        self.group.settle()
+        self.group.wait()
         self.version = about["version"]
 
     def _all(self) -> tuple[Tensor, ...]:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutlayer.codecs import Encoded, get_transfer
-from cutlayer.errors import StateLostError
+from cutlayer.errors import ConfigError, RefusedBatchError, StateLostError
 from cutlayer.memory.store import ReplayStore
-from cutlayer.seeds import seeded
+from cutlayer.strategies.party import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
+from cutlayer.training.step import EpochCounts, TrainingStep
 
 Samples = tuple[Tensor, Encoded, Tensor]
 """Ids int64 [B], encoded activations, and labels [B, ...]."""
@@ -26,7 +27,7 @@ class Worker:
     """Data-parallel training: each worker does its samples of a batch, gradients are summed, all make the same update.
 
     Sample `id` belongs to worker `id % world`, where it is number `id // world`. A batch's loss is the mean over all
-    its samples, so a worker weights its own mean by its share of them; one that has none only takes part in the sum.
+    its samples, so a worker weights its own mean by its share of them; one without any only takes part in the sum.
 
     Source of the scheme: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (VLDB
     2020, arXiv 2006.15704).
@@ -36,13 +37,13 @@ class Worker:
         """Build the copy of the half, and an empty shard of a store of so many samples."""
         training, method = job.training, job.method
         torch.set_num_threads(threads)
-        self.rank, self.world, self.task = rank, world, job.task
-        self.training, self.seed, self.device = training, training.seed, torch.device(training.device)
-        self.body = TrainedHalf(job.half, training.server, training.epochs, training.device)
+        self.rank, self.world, self.device = rank, world, torch.device(training.device)
+        self.step = TrainingStep(job, self._sum_gradients)
+        self.trained = TrainedHalf(job.half, training.server, training.epochs, training.device)
         self.codec = get_transfer(method.activations).codec
         self.store = ReplayStore(math.ceil(samples / world), method.store)
         self.epoch = 0
-        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.counts = EpochCounts.empty(self.device)
 
     def meet(self, place: tuple[str, int] | None) -> tuple[str, int]:
         """Take part in the group, which meets where the first worker says: host and port. That one is given None."""
@@ -60,26 +61,26 @@ class Worker:
     # --- an epoch ---
 
     def begin(self, epoch: int, state: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
-        """Begin an epoch, from this state of half and optimizer where it is not the one here."""
+        """Begin an epoch, from this state of half and optimizer unless it is the one here."""
         if state is not None:
-            self.body.load(*state)
+            self.trained.load(*state)
         self.epoch = epoch
-        self.body.half.train()
-        self.body.optimizer.begin(epoch)
-        self._loss.zero_()
+        self.trained.half.train()
+        self.trained.optimizer.begin(epoch)
+        self.counts = EpochCounts.empty(self.device)
 
-    def learn(self, step: int, sent: Samples | None, kept: Tensor, total: int) -> None:
+    def train(self, step: int, sent: Samples | None, stored: Tensor, total: int) -> None:
         """A step of a B epoch.
 
         Args:
-            sent: this worker's samples of what came in, which it keeps; None for none.
-            kept: ids of its samples that it has already, int64 [B].
+            sent: this worker's samples of what came in, which it stores; None for none.
+            stored: ids of its samples that it has already, int64 [B].
             total: samples of the step with all workers.
         """
-        pieces = [self.store.get(kept)] if len(kept) else []
+        pieces = [self.store.get(stored)] if len(stored) else []
         if sent is not None:
             pieces.insert(0, sent[1:])
-        self._step(step, pieces, total)
+        self._train(step, pieces, total)
         if sent is not None:
             self.store.put(*sent)
 
@@ -87,49 +88,49 @@ class Worker:
         """A C epoch: batches of ids of all samples, int64 [B], of which each worker takes its own from its shard."""
         for step, ids in enumerate(batches):
             mine = ids[ids % self.world == self.rank] // self.world
-            self._step(step, [self.store.get(mine)] if len(mine) else [], len(ids))
+            self._train(step, [self.store.get(mine)] if len(mine) else [], len(ids))
 
     def finish(self) -> float:
         """End the epoch: the sum of the losses of this worker's samples."""
         self._average_buffers()
-        return self._loss.item()
+        return self.counts.loss_sum.item()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Half and optimizer."""
-        tensors, about = self.body.tensors()
+        tensors, about = self.trained.tensors()
         return {name: value.cpu() for name, value in tensors.items()}, about
 
-    def _step(self, step: int, pieces: Sequence[tuple[Encoded, Tensor]], total: int) -> None:
-        self.body.optimizer.zero_grad()
+    def _train(self, step: int, pieces: Sequence[tuple[Encoded, Tensor]], total: int) -> None:
+        """Train on this worker's samples of a step, if it has any: encoded activations, and labels."""
+        batches = []
         if pieces:
             activations = torch.cat([self.codec.decode(encoded.to(self.device)) for encoded, _ in pieces])
             labels = torch.cat([labels for _, labels in pieces]).to(self.device)
-            name = ("server", self.epoch, step, *((f"worker {self.rank}",) if self.rank else ()))
-            with seeded(self.seed, *name, device=self.device):
-                with self.training.autocast():
-                    outputs = self.body.half(activations).float()
-                loss = self.task.loss(outputs, labels)
-                (loss if len(labels) == total else loss * (len(labels) / total)).backward()
-            self._loss += loss.detach().double() * len(labels)
-        self._sum_gradients()
-        self.body.optimizer.step()
+            batches.append(StepBatch(None, activations, labels))
+        name = (self.epoch, step, *((f"worker {self.rank}",) if self.rank else ()))
+        try:
+            losses = self.step(self.trained, batches, name, total=total, check_loss=False)
+        except RefusedBatchError as error:  # too late to have its client send another
+            raise ConfigError(str(error)) from error
+        for batch, loss in zip(batches, losses, strict=True):
+            self.counts.add(None, loss, len(batch))
 
     # --- what workers do together ---
 
-    def _sum_gradients(self) -> None:
-        parameters = [parameter for parameter in self.body.half.parameters() if parameter.requires_grad]
+    def _sum_gradients(self, half: nn.Module) -> None:
+        parameters = [parameter for parameter in half.parameters() if parameter.requires_grad]
         used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         together = torch.cat([*(gradient.flatten() for gradient in gradients), used])
         self._sum(together)
-        *parts, used = together.split([*(p.numel() for p in parameters), len(parameters)])
-        for parameter, part, count in zip(parameters, parts, used.tolist(), strict=True):
+        *summed, used = together.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, gradient, count in zip(parameters, summed, used.tolist(), strict=True):
             # One that no worker used has no gradient, as with one process, and is left alone by the optimizer.
-            parameter.grad = part.view_as(parameter) if count else None
+            parameter.grad = gradient.view_as(parameter) if count else None
 
     def _average_buffers(self) -> None:
         """Running statistics, which each worker has of its own samples."""
-        for buffer in self.body.half.buffers():
+        for buffer in self.trained.half.buffers():
             if buffer.is_floating_point():
                 self._sum(buffer)
                 buffer /= self.world
@@ -145,7 +146,7 @@ class Worker:
     # --- the shard ---
 
     def put(self, samples: Samples) -> None:
-        """Keep samples, by their numbers in this shard."""
+        """Store samples, by their numbers in this shard."""
         self.store.put(*samples)
 
     def get(self, ids: Tensor) -> tuple[Encoded, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,17 +12,14 @@ import numpy as np
 from cutlayer.data.partition import ranges
 from cutlayer.errors import ConfigError
 
-if TYPE_CHECKING:
-    from cutlayer.data.partition.value import Partition
-
 FORMAT = "cutlayer partition 1"
 # Bounds what a damaged file can make this take of memory.
 MOST_SAMPLES = 10**8
 
 
-def encode(partition: Partition) -> str:
-    """The file's content: a line for each client."""
-    counts = partition.class_counts
+def encode(fields: Mapping[str, Any]) -> str:
+    """The file's content, a line for each client, from the fields of a `Partition`."""
+    counts = fields["class_counts"]
     lines = [
         {
             "client": client,
@@ -29,19 +27,19 @@ def encode(partition: Partition) -> str:
             **({} if counts is None else {"class_counts": counts[client].tolist()}),
             "indices": ranges.to_text(indices),
         }
-        for client, indices in enumerate(partition.clients)
+        for client, indices in enumerate(fields["clients"])
     ]
     head = {
         "format": FORMAT,
-        "how": {"method": partition.method, "parameters": partition.parameters, "seed": partition.seed},
-        "data": {"name": partition.data, "samples": partition.samples, "labels": partition.labels},
+        "how": {name: fields[name] for name in ("method", "parameters", "seed")},
+        "data": {"name": fields["data"], "samples": fields["samples"], "labels": fields["labels"]},
     }
     clients = ",\n    ".join(json.dumps(line) for line in lines)
     return f'{json.dumps(head, indent=2)[:-2]},\n  "clients": [\n    {clients}\n  ]\n}}\n'
 
 
 def decode(content: bytes, allow_empty: bool = False) -> dict[str, Any]:
-    """Inverse of `encode`: the arguments of a `Partition`, which goes on checking.
+    """Inverse of `encode`: the fields of a `Partition`, which goes on checking.
 
     Raises ConfigError for what is no such file, for numbers that contradict each other, and for a client without
     samples unless `allow_empty`.

@@ -74,10 +74,10 @@ class Partition:
         return len(self.clients)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Partition) and encode(self) == encode(other)
+        return isinstance(other, Partition) and encode(vars(self)) == encode(vars(other))
 
     def __hash__(self) -> int:
-        return hash(encode(self))
+        return hash(encode(vars(self)))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -137,7 +137,7 @@ class Partition:
 
     def save(self, file: str | Path) -> None:
         """Write it to a JSON file for people to read and `load` to check, as a whole or not at all."""
-        files.replace(Path(file), encode(self))
+        files.replace(Path(file), encode(vars(self)))
 
     @staticmethod
     def load(file: str | Path, *, allow_empty: bool = False) -> Partition:
