@@ -83,7 +83,7 @@ def test_changes_add_up_from_a_to_b_and_are_replayed_in_c() -> None:
     assert torch.equal(kept(server, [0, 1, 2, 3]), torch.ones(4, CUT) * torch.tensor([[1.0], [1.0], [2.0], [1.0]]))
     server.finish()
     server.begin()
-    server.replay()
+    server.learner.replay()
     assert server.samples == BATCH
 
 
@@ -135,4 +135,4 @@ def test_the_servers_memory_has_a_budget_whatever_the_schedule() -> None:
 
 def test_a_c_epoch_needs_references() -> None:
     with pytest.raises(ConfigError, match="a C epoch needs stored activations"):
-        make_server().replay()
+        make_server().learner.replay()

@@ -346,7 +346,7 @@ def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -
     peers = [Lenient(frames[0], frames[1], pack(Frame(Done(0, 0, 1, {})))), Lenient(frames[2])]
     peers[1].number, peers[1].frames = 1, [frames[2], pack(Frame(Done(1, 0, 1, {})))]
     server.share = None  # halves are not the subject
-    server.mode.train(server, [LiveParticipant(server, peer) for peer in peers])
+    server.strategy.train(server, [LiveParticipant(server, peer) for peer in peers])
     assert server.samples == 16
     assert len(refused) == 1
     assert "the loss failed on" in refused[0]

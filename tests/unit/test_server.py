@@ -156,7 +156,7 @@ def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
     with pytest.raises(RefusedError, match=r"expected epoch 2 \(C\)"):
         receive(server, frame(Step(0, 2, 0), codec="fp8_e4m3"))
     before = copy.deepcopy(server.half.state_dict())
-    server.replay()
+    server.learner.replay()
     assert server.samples == BATCH
     assert not torch.equal(before["0.weight"], server.half.state_dict()["0.weight"])
 
@@ -194,4 +194,4 @@ def test_a_schedule_that_skips_b_is_told_so() -> None:
     with pytest.raises(ConfigError, match="epoch 0 trained on no sample"):
         server.finish()
     with pytest.raises(ConfigError, match="no B epoch came before it"):
-        server.replay()
+        server.learner.replay()

@@ -47,13 +47,13 @@ log = logging.getLogger("cutlayer.training")
 def train_epoch(server: Server, peers: Sequence[Peer]) -> float:
     """Train for the epoch that the server's schedule names, with the clients that are there; return its mean loss."""
     server.begin()
-    if server.states.exchange is Exchange.NONE and server.halves is None and not server.states.own:
-        server.replay()
+    if server.replays_alone():
+        server.learner.replay()
     else:
         participants = participants_of(server, peers)
         if server.calibrates():
             calibrate(server, participants)
-        server.mode.train(server, participants)
+        server.strategy.train(server, participants)
     return server.finish()
 
 
@@ -68,7 +68,7 @@ def participants_of(server: Server, peers: Sequence[Peer]) -> list[Participant]:
             continue
         if not resting:
             server.absent.add(client)
-        if server.keeps(client) and (resting or server.method.fleet.replay_absent):
+        if server.replayed.has(client) and (resting or server.method.fleet.replay_absent):
             participants.append(ReplayedParticipant(server, client))
     return participants
 

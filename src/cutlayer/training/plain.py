@@ -20,7 +20,7 @@ from cutlayer.wire.frames import Done, Frame, Plan, Step, Update, pack
 
 @dataclass(frozen=True)
 class PlainEpoch:
-    """A client's part in an epoch of plain split learning.
+    """A client's share of an epoch of plain split learning.
 
     Attributes:
         samples, steps: samples trained on, in so many batches.
@@ -56,7 +56,7 @@ class PlainEpoch:
 
 
 def baseline_of(clients: Sequence[PlainEpoch], server: Server, weights: int) -> Baseline:
-    """The costs of an epoch of all clients, in the mode of this server.
+    """The costs of an epoch of all clients, with this server's strategy.
 
     Args:
         weights: bytes of a frame with the weights of the client half.
@@ -68,6 +68,6 @@ def baseline_of(clients: Sequence[PlainEpoch], server: Server, weights: int) -> 
         within = sum((client.steps - 1) // share for client in clients) if share else 0
         total += 2 * weights * (within + len(clients))
         # No one has weights to hand on before the first epoch; one after the other, all but the first client get some.
-        first = total - weights * (1 if isinstance(server.mode, Sequential) else len(clients))
+        first = total - weights * (1 if isinstance(server.strategy, Sequential) else len(clients))
     exchanged = samples * numel(server.cut_shape) * 4 * (1 if frozen else 2)
     return Baseline(exchanged, sum(client.flops for client in clients), samples, total, first)

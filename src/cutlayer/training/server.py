@@ -16,12 +16,10 @@ from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive
-from cutlayer.strategies import Strategy
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.averaging import SharedHalf, weights_frame
 from cutlayer.training.checks import ClientSummary, FrameChecks, decoded
 from cutlayer.training.evaluation import Evaluation
-from cutlayer.training.halves import HalfPool
 from cutlayer.training.job import Job
 from cutlayer.training.learner import Learner
 from cutlayer.training.states import States
@@ -75,24 +73,6 @@ class Server:
     def half(self) -> nn.Module:
         """The server half; with one for each client, their average."""
         return self.learner.halves.half
-
-    @property
-    def mode(self) -> Strategy:
-        """How the clients work together."""
-        return self.strategy
-
-    @property
-    def halves(self) -> HalfPool | None:
-        """The server halves by client, if each has its own."""
-        return self.learner.halves.pool
-
-    def keeps(self, client: int) -> bool:
-        """Whether anything of this client is stored."""
-        return self.replayed.has(client)
-
-    def replay(self) -> None:
-        """Train on the stored activations of all clients for one epoch."""
-        self.learner.replay()
 
     @property
     def flops(self) -> FlopTable:

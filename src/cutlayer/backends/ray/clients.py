@@ -15,10 +15,10 @@ from torch import nn
 from cutlayer.backends.base import TrustedClients
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.group import store_name
-from cutlayer.backends.ray.backend import Ray
 from cutlayer.backends.ray.compact import compact
 from cutlayer.backends.ray.group import Group
 from cutlayer.backends.ray.handle import ActorHandle, descriptions_of
+from cutlayer.backends.ray.options import RayOptions
 from cutlayer.backends.ray.peer import RayPeer
 from cutlayer.backends.ray.server import ParallelLearner, check_one_half
 from cutlayer.backends.ray.stores import ClusterHalves, ClusterStore
@@ -44,7 +44,7 @@ class RayClients(TrustedClients):
 
     def __init__(
         self,
-        chosen: Ray,
+        chosen: RayOptions,
         half: nn.Module,
         data: Sequence[ClientData],
         method: Method,

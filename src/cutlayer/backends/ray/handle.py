@@ -24,7 +24,7 @@ class ActorHandle:
         clients: their numbers.
         options: what the actor asks the cluster for.
         arguments: of `ClientActor.build`, as references to what lies in the cluster's memory.
-        patience: as in `Ray`.
+        patience: as in `RayOptions`.
 
     Attributes:
         dead: whether the actor is known to have died.
