@@ -166,7 +166,7 @@ def test_one_client_that_measured_less_or_the_most_extreme_that_is_taken_harms_n
     few = {"0.running_mean": torch.full((2,), 1e18), "0.running_var": torch.full((2,), 1e36)}
     shared.add_statistics(0, encoded(few), 10)
     shared.add_statistics(1, encoded(statistics(half)), 30)
-    pool = shared.settle_statistics()
+    pool = shared.pool_statistics()
     assert all(bool(value.isfinite().all()) for value in pool.values())
     torch.testing.assert_close(pool["1.running_mean"], half[1].running_mean)
     load_statistics(other, encoded(pool), "client 1")
