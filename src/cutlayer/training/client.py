@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
-from cutlayer.data.batches import Batch, not_finite
-from cutlayer.errors import ConfigError, DivergedError, RefusedError
-from cutlayer.memory.delta import DeltaSender
+from cutlayer.data.batches import Batch
+from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.memory.store import ReplayStore
 from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Exchange
-from cutlayer.seeds import derive, seeded
+from cutlayer.seeds import seeded
 from cutlayer.training.averaging import load_statistics, load_weights, weights_frame
 from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, statistics
+from cutlayer.training.client_frames import ClientFrames, microbatch_name
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
 from cutlayer.wire.frames import (
@@ -38,11 +37,6 @@ from cutlayer.wire.frames import (
     pack,
     unpack,
 )
-
-
-def _microbatch(message: Step | Evaluate) -> tuple[int, ...]:
-    """What a microbatch adds to the name of a random draw; nothing if a batch is whole."""
-    return (message.part,) if isinstance(message, Step) and message.parts > 1 else ()
 
 
 class Client:
@@ -74,19 +68,13 @@ class Client:
         self.flops = flops or flop_table(trained().half, sample)
         shape, dtype = tuple(sample.inputs.shape[1:]), sample.inputs.dtype
         if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):
-            expected = f"{self.flops.dtype} {list(self.flops.sample_shape)}"
-            raise ConfigError(
-                f"client {number}: expected samples {expected}, as the others', got {dtype} {list(shape)}"
-            )
+            expected, got = f"{self.flops.dtype} {list(self.flops.sample_shape)}", f"{dtype} {list(shape)}"
+            raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {got}")
         self.method, self.seed, self.ledger = method, job.training.seed, ledger
         self.microbatches = job.training.microbatches
-        transfer = get_transfer(method.activations)
-        self.codec, self.test_codec = transfer.codec, evaluation_codec(transfer)
-        self.gradient_codec = get_transfer(method.gradients).codec
         self.cut_shape = self.flops.output_shape
-        self.deltas = None
-        if transfer.delta is not None:
-            self.deltas = DeltaSender(self.codec, transfer.delta, len(train), self.cut_shape, method.store)
+        self.frames = ClientFrames(job, self.cut_shape, ledger)
+        self.deltas = self.frames.deltas
         self.anew = False
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
@@ -231,7 +219,7 @@ class Client:
             with self.ledger.phase("evaluation"), torch.no_grad():
                 activations = half(batch.inputs.to(self.device))
             self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
-            yield partial(self._frame, Evaluate(self.number, ask.epoch, steps), batch, activations)
+            yield partial(self.frames.activations, Evaluate(self.number, ask.epoch, steps), batch, activations)
             steps += 1
         yield partial(self._done, ask, steps)
 
@@ -261,14 +249,14 @@ class Client:
         trained = self._trained()
         self._set_mode(trained.half)
         with self.ledger.phase("client forward"):
-            name = ("client", self.number, message.epoch, message.step, *_microbatch(message))
+            name = ("client", self.number, message.epoch, message.step, *microbatch_name(message))
             with torch.set_grad_enabled(gradients_come), seeded(self.seed, *name, device=self.device):
                 activations = trained.half(batch.inputs.to(self.device, non_blocking=True))
         if gradients_come:
             trained.pinned = True
             self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
-        return partial(self._frame, message, batch, activations)
+        return partial(self.frames.activations, message, batch, activations)
 
     def _set_mode(self, half: nn.Module) -> None:
         half.train()
@@ -278,32 +266,13 @@ class Client:
                     module.eval()
 
     def backward(self, frame: Frame) -> bool:
-        """Finish the step, or the part of one, that waits for these gradients: backward, and after all parts update.
+        """Finish the step, or its microbatch, that waits for these gradients: backward, and after the last one update.
 
         Returns whether the step is finished.
         """
         nothing = Step(self.number, self.plan.epoch, -1), torch.empty(0)
         message, activations = self.pending[0] if self.pending else nothing
-        expected = Update(self.number, message.epoch, message.step, message.part)
-        if frame.message != expected or list(frame.tensors) != ["gradients"]:
-            raise RefusedError(
-                f"client {self.number}: expected the gradients of epoch {message.epoch}, step {message.step}, "
-                f"part {message.part}, got {frame.message}"
-            )
-        encoded = frame.tensors["gradients"]
-        if (encoded.codec, len(encoded), encoded.shape) != (
-            self.gradient_codec.name,
-            len(activations),
-            self.cut_shape,
-        ):
-            raise RefusedError(
-                f"client {self.number}: expected gradients in {self.gradient_codec.name} of shape "
-                f"{list(activations.shape)}, got {encoded.codec} of shape {[len(encoded), *encoded.shape]}"
-            )
-        with self.ledger.phase("decode"):
-            gradients = self.gradient_codec.decode(encoded.to(self.device))
-            if not isfinite(gradients):
-                raise RefusedError(f"client {self.number}: gradients: expected finite values, got infinities or NaN")
+        gradients = self.frames.gradients(frame, message, len(activations))
         trained = self._trained()
         with self.ledger.phase("client backward"):
             if message.part == 0:
@@ -311,28 +280,10 @@ class Client:
             activations.backward(gradients)
             if message.part + 1 == message.parts:
                 trained.optimizer.step()
-        self.ledger.flops("client", "backward", self.flops(len(encoded))[1])
+        self.ledger.flops("client", "backward", self.flops(len(gradients))[1])
         self.pending.popleft()
         trained.pinned = message.part + 1 < message.parts
         return not trained.pinned
-
-    def _frame(self, message: Step | Evaluate, batch: Batch, activations: Tensor) -> bytes:
-        with self.ledger.phase("encode"):
-            if not isfinite(activations):
-                what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
-                where = f"client {self.number}, {what} {message.epoch}, step {message.step}"
-                raise DivergedError(f"{where}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
-            name = ("encode", "up", self.number, message.epoch, message.step, *_microbatch(message))
-            seed = derive(self.seed, *name)
-            tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}
-            if isinstance(message, Evaluate):
-                tensors["activations"] = self.test_codec.encode(activations)
-            elif self.deltas is None:
-                tensors["activations"] = self.codec.encode(activations, seed)
-            else:
-                sent, tensors["activations"] = self.deltas.encode(batch.ids, activations, seed)
-                tensors["sent"] = encode_exactly(sent.to(torch.uint8))
-            return pack(Frame(message, tensors))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
