@@ -16,33 +16,25 @@ losses and sum.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
 from pathlib import Path
 
 import link
-import torch
 
+from cutlayer import DataConfig, ModelConfig, RunConfig, Training, run_experiment, with_choices
 from cutlayer.models.optim import Optimizer
 from cutlayer.records.environment import environment
 from cutlayer.records.history import EpochRecord
-from cutlayer.runs.config import Config
-from cutlayer.runs.fit import fit
+from cutlayer.runs.choices import Choices
 
 MBIT, SEEDS, PLAIN = 20, (0, 1, 2), "plain, fp32"
 ADAM = Optimizer("adam", 2e-3, weight_decay=0.0, schedule="cosine")
-CONFIG = Config(
-    data="fashion_mnist",
-    train_samples=2000,
-    test_samples=2000,
-    model="cnn",
-    cut="layer1",
-    epochs=30,
-    batch_size=64,
-    client=ADAM,
-    server=ADAM,
+CONFIG = RunConfig(
+    DataConfig("fashion_mnist", train_samples=2000, test_samples=2000),
+    ModelConfig("cnn", cut="layer1"),
+    training=Training(epochs=30, batch_size=64, client=ADAM, server=ADAM),
     threads=1,
 )
 MARGINS = (0.005, 0.01, 0.02)
@@ -60,15 +52,12 @@ RESULTS = Path(__file__).parent / "results"
 
 def curves(file: Path) -> None:
     """Exchanges, losses and test accuracies of every method and seed; those that the file has stay."""
-    torch.set_num_threads(1)
     found: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
     for name, choices in METHODS.items():
         for seed in SEEDS:
             if any(run["seed"] == seed for run in found.get(name, [])):
                 continue
-            config = dataclasses.replace(CONFIG, seed=seed, **choices)
-            train, test = config.datasets()
-            result = fit(config.halves(train), train, test, method=config.method(), training=config.training())
+            result = run_experiment(with_choices(CONFIG, seed=seed, **choices))
             run = {
                 "seed": seed,
                 "exchanges": result.history.exchanges,
@@ -92,9 +81,10 @@ def epochs_to(target: float, accuracies: list[float]) -> int | None:
 
 def over_link(limit: float, **choices: object) -> tuple[list[EpochRecord], list[float]]:
     """Records of a run over the link without evaluation but for 64 samples at the end, and when its epochs ended."""
-    config = dataclasses.replace(CONFIG, **{"test_samples": 64, "evaluate_every": 1000, **choices})
+    made = Choices.of(with_choices(CONFIG, **{"test_samples": 64, "evaluate_every": 1000, **choices}))
     fields = (*SAME, "train_samples", "test_samples", "schedule", "threshold", "codec", "period", "seed")
-    options = [part for field in fields for part in (f"--{field.replace('_', '-')}", getattr(config, field))]
+    given = {field: value for field in fields if (value := getattr(made, field)) is not None}
+    options = [part for field, value in given.items() for part in (f"--{field.replace('_', '-')}", value)]
     for half in ("client", "server"):
         options += [f"--{half}.name", "adam", f"--{half}.lr", ADAM.lr, f"--{half}.weight-decay", ADAM.weight_decay]
         options += [f"--{half}.schedule", ADAM.schedule]
@@ -168,8 +158,9 @@ def table(
     lines = [
         "# Time to accuracy at 20 Mbit/s and 40 ms",
         "",
-        f"Fashion-MNIST, {CONFIG.train_samples} training and {CONFIG.test_samples} test samples, small CNN",
-        f"cut after `{CONFIG.cut}` (16,384 values each), batch {CONFIG.batch_size}, {CONFIG.epochs} epochs, Adam with",
+        f"Fashion-MNIST, {CONFIG.data.train_samples} training and {CONFIG.data.test_samples} test samples, small CNN",
+        f"cut after `{CONFIG.model.cut}` (16,384 values each),",
+        f"batch {CONFIG.training.batch_size}, {CONFIG.training.epochs} epochs, Adam with",
         "a cosine rate. Batches go whole (no micro-batches). Evaluation traffic is not counted, for no method.",
         "",
         "The rule: " + " ".join((__doc__ or "").split("The rule, ")[1].split("\n\n")[0].split()),

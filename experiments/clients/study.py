@@ -1,4 +1,4 @@
-"""Several clients: every mode, plain and with the method, for equal and unequal data.
+"""Several clients: every strategy, plain and with the method, for equal and unequal data.
 
     CUTLAYER_DATA=<folder with CIFAR-10> python experiments/clients/study.py           # about an hour on one quiet core
     CUTLAYER_DATA=<folder with CIFAR-10> python experiments/clients/study.py --table   # the table of what is there
@@ -15,64 +15,51 @@ other, so that an interrupted study has whole seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
-import torch
-
-from cutlayer.records.environment import environment
-from cutlayer.runs.config import Config
-from cutlayer.runs.fit import fit
+from cutlayer import DataConfig, ModelConfig, RunConfig, Training, with_choices
+from cutlayer.runs.fit import Result
 from cutlayer.strategies import STRATEGIES
+from cutlayer.studies import Outcome, Study, add_options, carry_out
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 3
+THRESHOLD = 0.1
 METHODS = {
-    # Plain split learning has no B epochs, so norm_in_b changes nothing there; "train" finds the runs of before.
-    "plain": {"schedule": "always", "codec": "fp32", "norm_in_b": "train"},
-    "method": {"schedule": "drop", "codec": "fp8"},
+    "plain": {"schedule": "always", "codec": "fp32"},
+    "method": {"schedule": "drop", "threshold": THRESHOLD, "codec": "fp8"},
 }
 
 
-def config(clients: int, partition: str, mode: str, method: str, seed: int) -> Config:
+def config(clients: int, partition: str, strategy: str, method: str, seed: int) -> RunConfig:
     """One run. The parts of a step of parallel split learning make one batch of 30; elsewhere a batch has 32."""
-    return Config(
-        data="cifar10",
-        train_samples=2000,
-        test_samples=1000,
+    batch_size = 30 // clients if strategy == "parallel" and clients > 1 else 32
+    base = RunConfig(
+        DataConfig("cifar10", train_samples=2000, test_samples=1000),
+        ModelConfig("vgg11", width=0.125, cut="layer4"),
+        training=Training(epochs=15, batch_size=batch_size, seed=seed),
         clients=clients,
         partition=partition,
-        mode=mode,  # type: ignore[arg-type]
-        model="vgg11",
-        width=0.125,
-        cut="layer4",
-        threshold=0.1,
-        batch_size=30 // clients if mode == "parallel" and clients > 1 else 32,
-        epochs=15,
         threads=1,
-        seed=seed,
-        **METHODS[method],  # type: ignore[arg-type]
     )
+    return with_choices(base, strategy=strategy, **METHODS[method])
 
 
 def settings() -> list[tuple[int, str, str]]:
-    """(clients, partition, mode) of all rows."""
+    """(clients, partition, strategy) of all rows."""
     rows = [
-        (clients, partition, mode)
+        (clients, partition, strategy)
         for clients in (5, 10)
         for partition in ("iid", "dirichlet:0.5")
-        for mode in STRATEGIES
+        for strategy in STRATEGIES
     ]
     return [(1, "iid", "splitfed_v2"), *rows]
 
 
-def run(chosen: Config) -> dict:
-    """Carry out one config and say what it gave."""
-    torch.set_num_threads(1)
-    train, test = chosen.datasets()
-    parts, _ = chosen.divided(train)
-    history = fit(chosen.halves(train), parts, test, method=chosen.method(), training=chosen.training()).history
+def measure(chosen: RunConfig, result: Result) -> dict:
+    """What a run gave."""
+    history = result.history
     return {
         "accuracy": history.test("accuracy"),
         "exchanges": history.exchanges,
@@ -81,45 +68,49 @@ def run(chosen: Config) -> dict:
         "all": history.bytes(),
         "client_flops": history.flops("client"),
         "seconds": round(history.seconds, 1),
-        "config": chosen.as_dict(),
-        "environment": environment(),
     }
 
 
-def table(lines: list[dict]) -> str:
+def study() -> Study:
+    """All runs, seed by seed."""
+    configs = [config(*row, method, seed) for seed in range(SEEDS) for row in settings() for method in METHODS]
+    return Study(RESULTS / "cifar10.jsonl", configs, measure)
+
+
+def table(runs: Study) -> str:
     """The study as Markdown: means over the seeds, and the sample standard deviation of the accuracy."""
-    about, where = lines[0]["config"], lines[0]["environment"]
+    about, where = runs.configs[0], runs.outcomes()[0]["environment"]
     text = [
-        f"`python experiments/clients/study.py`: {about['model']} of width {about['width']} on "
-        f"{about['train_samples']} images of CIFAR-10 in all, cut after {about['cut']}, {about['epochs']} epochs, "
-        f"{about['test_samples']} test images; the method is drop({about['threshold']}) in 8 bits. torch "
+        f"`python experiments/clients/study.py`: {about.model.name} of width {about.model.width} on "
+        f"{about.data.train_samples} images of CIFAR-10 in all, cut after {about.model.cut}, {about.training.epochs} "
+        f"epochs, {about.data.test_samples} test images; the method is drop({THRESHOLD}) in 8 bits. torch "
         f"{where['torch']}, {where['processor']}, one thread.",
         "",
         "Accuracy: mean ± sample standard deviation over the seeds, in %, at the end. *Traffic* is that of activations "
         "and gradients, plain over method, as the paper counts it; *all bytes* and *MiB* count all bytes of training: "
         "weights of client halves, labels, ids and headers, too. *FLOPs* is the clients' compute, plain over method.",
         "",
-        "| clients | data | mode | n | plain, % | method, % | plain, MiB | method, MiB | traffic | all bytes "
+        "| clients | data | strategy | n | plain, % | method, % | plain, MiB | method, MiB | traffic | all bytes "
         "| FLOPs | epochs A B C |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for clients, partition, mode in settings():
-        wanted = [[config(clients, partition, mode, method, seed) for seed in range(SEEDS)] for method in METHODS]
-        both = [[line for line in lines if Config.from_dict(line["config"]) in configs] for configs in wanted]
+    for clients, partition, strategy in settings():
+        wanted = [[config(clients, partition, strategy, method, seed) for seed in range(SEEDS)] for method in METHODS]
+        both = [runs.outcomes(configs) for configs in wanted]
         if all(both):
-            text.append(row(clients, partition, mode if clients > 1 else "-", *both))
+            text.append(row(clients, partition, strategy if clients > 1 else "-", *both))
     return "\n".join(text) + "\n"
 
 
-def row(clients: int, partition: str, mode: str, plain: list[dict], method: list[dict]) -> str:
+def row(clients: int, partition: str, strategy: str, plain: list[Outcome], method: list[Outcome]) -> str:
     """A line of the table."""
 
-    def accuracy(lines: list[dict]) -> str:
+    def accuracy(lines: list[Outcome]) -> str:
         scores = [100 * line["accuracy"] for line in lines]
         spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         return f"{statistics.mean(scores):.1f}{spread}"
 
-    def mean(lines: list[dict], *names: str) -> float:
+    def mean(lines: list[Outcome], *names: str) -> float:
         return statistics.mean(sum(line[name] for name in names) for line in lines)
 
     def times(*names: str) -> str:
@@ -129,7 +120,7 @@ def row(clients: int, partition: str, mode: str, plain: list[dict], method: list
     cells = [
         str(clients),
         partition,
-        mode,
+        strategy,
         str(min(len(plain), len(method))),
         accuracy(plain),
         accuracy(method),
@@ -145,25 +136,9 @@ def row(clients: int, partition: str, mode: str, plain: list[dict], method: list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only make the table of the runs that are there")
-    only_table = parser.parse_args().table
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "cifar10.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for seed in range(SEEDS) if not only_table else ():
-        for setting in settings():
-            for method in METHODS:
-                chosen = config(*setting, method, seed)
-                # A field that a config has gained since then had its default.
-                if any(Config.from_dict(line["config"]) == chosen for line in lines):
-                    continue
-                lines.append(run(chosen))
-                with file.open("a") as out:
-                    out.write(json.dumps(lines[-1]) + "\n")
-                (RESULTS / "cifar10.md").write_text(table(lines))
-                done = lines[-1]
-                print(*setting, method, seed, done["accuracy"], done["exchanges"], done["seconds"], flush=True)
-    (RESULTS / "cifar10.md").write_text(table(lines))
+    add_options(parser)
+    asked, runs = parser.parse_args(), study()
+    carry_out(runs, asked, lambda: (RESULTS / "cifar10.md").write_text(table(runs)))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from cutlayer import fit
+from cutlayer import Always, DataConfig, Method, ModelConfig, RunConfig, Training, run_experiment
 from cutlayer.codecs import Encoded
 from cutlayer.codecs.base import numel
 from cutlayer.memory.delta import DeltaSender, references
 from cutlayer.records.environment import environment
 from cutlayer.records.history import EpochRecord
-from cutlayer.runs.config import Config
 from cutlayer.runs.fit import client
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,33 +58,17 @@ class Watched(DeltaSender):
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    torch.set_num_threads(1)
     client.DeltaSender = Watched  # type: ignore[misc]
     rows = ["| spec | epoch | change | error | samples sent | bits a value |", "|---|---|---|---|---|---|"]
     for spec in SPECS:
-        config = Config(
-            data="cifar10",
-            train_samples=SAMPLES,
-            test_samples=1000,
-            model="vgg11",
-            width=0.25,
-            cut="layer4",
-            schedule="always",
-            codec=f"{spec}/fp32",
-            epochs=EPOCHS,
-            evaluate_every=EPOCHS,
-            batch_size=64,
+        config = RunConfig(
+            DataConfig("cifar10", train_samples=SAMPLES, test_samples=1000),
+            ModelConfig("vgg11", width=0.25, cut="layer4"),
+            Method.of(Always(), f"{spec}/fp32"),
+            Training(epochs=EPOCHS, evaluate_every=EPOCHS, batch_size=64),
             threads=1,
         )
-        train, test = config.datasets()
-        fit(
-            config.halves(train),
-            train,
-            test,
-            method=config.method(),
-            training=config.training(),
-            on_epoch=lambda record, spec=spec: rows.append(Watched.row(spec, record)),
-        )
+        run_experiment(config, on_epoch=lambda record, spec=spec: rows.append(Watched.row(spec, record)))
         print("\n".join(rows[-EPOCHS:]), flush=True)
     where = environment()
     about = (

@@ -16,17 +16,16 @@ file already are not run again, so it can be interrupted; delete the file to sta
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-import torch
-
+from cutlayer import Always, DataConfig, Method, ModelConfig, RunConfig, Training
 from cutlayer.codecs import get_pair
 from cutlayer.codecs.base import numel
-from cutlayer.records.environment import environment
-from cutlayer.runs.config import Config
-from cutlayer.runs.fit import fit
+from cutlayer.runs.fit import Result
+from cutlayer.studies import Outcome, Study, add_options, carry_out
 
 RESULTS = Path(__file__).parent / "results"
 LAST = 3  # epochs whose accuracy is averaged
@@ -54,37 +53,29 @@ ARMS = {
 }  # fmt: skip
 
 
-def config(arm: str, seed: int = 0) -> Config:
+def config(arm: str, seed: int = 0) -> RunConfig:
     """The run of an arm."""
     up, slash, down = arm.partition("/")
     lossless = arm if arm == PLAIN else f"{up}+zstd{slash}{down and f'{down}+zstd'}"
-    return Config(
-        data="cifar10",
-        train_samples=4000,
-        test_samples=2000,
-        model="vgg11",
-        width=0.25,
-        cut="layer4",
-        schedule="always",
-        codec=lossless,
-        epochs=15,
-        batch_size=64,
+    return RunConfig(
+        DataConfig("cifar10", train_samples=4000, test_samples=2000),
+        ModelConfig("vgg11", width=0.25, cut="layer4"),
+        Method.of(Always(), lossless),
+        Training(epochs=15, batch_size=64, seed=seed),
         threads=1,
-        seed=seed,
     )
 
 
-def run(arm: str, chosen: Config) -> dict:
-    """Carry out one config and say what it gave."""
-    torch.set_num_threads(chosen.threads or 1)
-    train, test = chosen.datasets()
-    shape = tuple(chosen.halves(train).client(train.inputs[:2]).shape[1:])
-    history = fit(chosen.halves(train), train, test, method=chosen.method(), training=chosen.training()).history
-    values = history.baseline.exchanged_bytes / 8 * chosen.epochs  # of four bytes, in each direction
+def measure(arm_of: dict[tuple[str, str], str], chosen: RunConfig, result: Result) -> dict:
+    """What a run gave."""
+    arm = arm_of[chosen.method.activations, chosen.method.gradients]
+    history, outline = result.history, chosen.data.outline()
+    shape = tuple(result.halves.client(outline.inputs.new_zeros((1, *outline.inputs.shape[1:]))).shape[1:])
+    values = history.baseline.exchanged_bytes / 8 * chosen.training.epochs  # of four bytes, in each direction
     sent = {kind: history.bytes(kinds=(kind,)) for kind in ("activations", "gradients")}
     return {
         "arm": arm,
-        "seed": chosen.seed,
+        "seed": chosen.training.seed,
         "accuracies": [record.test["accuracy"] for record in history.epochs],
         "test_loss": history.test("loss"),
         "bytes": sent,
@@ -92,22 +83,28 @@ def run(arm: str, chosen: Config) -> dict:
         "format_bits": [8 * t.codec.layout(shape).row_bytes / numel(shape) for t in get_pair(arm)],
         "traffic_reduction": history.traffic_reduction,
         "seconds": round(history.seconds, 1),
-        "config": chosen.as_dict(),
-        "environment": environment(),
     }
 
 
-def score(line: dict) -> float:
+def study(arms: Iterable[str], seeds: Iterable[int]) -> Study:
+    """These arms with these seeds."""
+    every = [(arm, config(arm).method) for some in ARMS.values() for arm in some]
+    arm_of = {(method.activations, method.gradients): arm for arm, method in every}
+    configs = [config(arm, seed) for seed in seeds for arm in arms]
+    return Study(RESULTS / "cifar10.jsonl", configs, partial(measure, arm_of))
+
+
+def score(line: Outcome) -> float:
     """The accuracy that arms are judged by."""
     return statistics.mean(line["accuracies"][-LAST:])
 
 
-def best(lines: list[dict]) -> list[str]:
+def best(lines: list[Outcome]) -> list[str]:
     """The arms that deserve three seeds, by the rule above."""
     first = [line for line in lines if line["seed"] == 0]
     plain = next(score(line) for line in first if line["arm"] == PLAIN)
 
-    def size(line: dict) -> int:
+    def size(line: Outcome) -> int:
         return sum(line["bytes"].values())
 
     front = [
@@ -120,14 +117,15 @@ def best(lines: list[dict]) -> list[str]:
     return names if PLAIN in names else [PLAIN, *names]
 
 
-def table(lines: list[dict]) -> str:
+def table(runs: Study) -> str:
     """The study as Markdown: mean, and sample standard deviation over the seeds where there are several."""
-    config, where = lines[0]["config"], lines[0]["environment"]
+    lines, about = runs.outcomes(), config(PLAIN)
+    where = lines[0]["environment"]
     text = [
-        f"`python experiments/codecs/study.py`: {config['model']} of width {config['width']} on "
-        f"{config['train_samples']} images of CIFAR-10, cut after {config['cut']}, {config['epochs']} epochs of plain "
-        f"split learning, batch {config['batch_size']}, no augmentation, {config['test_samples']} test images. torch "
-        f"{where['torch']}, {where['processor']}, one thread.",
+        f"`python experiments/codecs/study.py`: {about.model.name} of width {about.model.width} on "
+        f"{about.data.train_samples} images of CIFAR-10, cut after {about.model.cut}, {about.training.epochs} epochs "
+        f"of plain split learning, batch {about.training.batch_size}, no augmentation, {about.data.test_samples} test "
+        f"images. torch {where['torch']}, {where['processor']}, one thread.",
         "",
         f"Accuracy is the mean of the last {LAST} epochs; ± is the sample standard deviation over the seeds. *Bits* "
         "are those of a value, as the format has it and, behind the arrow, as it crossed the wire with `+zstd` (scales "
@@ -140,7 +138,7 @@ def table(lines: list[dict]) -> str:
     return "\n".join(text) + "\n"
 
 
-def row(arm: str, same: list[dict]) -> str:
+def row(arm: str, same: list[Outcome]) -> str:
     """One arm's line of the table."""
     scores = [100 * score(line) for line in same]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
@@ -159,29 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", help="some of those in ARMS")
     parser.add_argument("--best", action="store_true", help="only seeds 1 and 2, of the best so far")
+    add_options(parser)
     asked = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "cifar10.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def need(arm: str, seed: int) -> None:
-        chosen = config(arm, seed)
-        # A field that a config has gained since then had its default.
-        if any(Config.from_dict(line["config"]) == chosen for line in lines):
-            return
-        lines.append(run(arm, chosen))
-        with file.open("a") as out:
-            out.write(json.dumps(lines[-1]) + "\n")
-        (RESULTS / "cifar10.md").write_text(table(lines))
-        print(f"{arm} seed {seed}: {score(lines[-1]):.4f}, {lines[-1]['traffic_reduction']:.2f}x", flush=True)
+    def carry_out_and_write(runs: Study) -> None:
+        carry_out(runs, asked, lambda: (RESULTS / "cifar10.md").write_text(table(runs)))
 
-    everything = [] if asked.best else [arm for arms in ARMS.values() for arm in arms]
-    for arm in asked.arms or everything:
-        need(arm, 0)
-    for seed in () if asked.arms else (1, 2):
-        for arm in best(lines):
-            need(arm, seed)
-    (RESULTS / "cifar10.md").write_text(table(lines))
+    if not asked.best:
+        carry_out_and_write(study(asked.arms or [arm for arms in ARMS.values() for arm in arms], [0]))
+    if not asked.arms:
+        carry_out_and_write(study(best(study([], []).outcomes()), (1, 2)))
 
 
 if __name__ == "__main__":
