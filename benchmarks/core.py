@@ -79,7 +79,7 @@ def cut(data: Images, method: Method) -> tuple[Callable[[], None], Server]:
     client = Client(job, lambda: body, ledger)
     info = ClientSummary(SAMPLES, 0, BATCH)
     server = Server(Job(halves.server, client.cut_shape, method, training, Task()), [info], ledger)
-    peer = LocalPeer(0, client.answers)
+    peer = LocalPeer(client)
     return lambda: void(train_epoch(server, [peer])), server
 
 
@@ -178,7 +178,7 @@ def frame_overhead(data: Images) -> list[str]:
             client = Client(ClientJob(0, feed, None, method, training), lambda body=body: body, ledger)
             info = ClientSummary(BATCH, 0, BATCH)
             server = Server(Job(halves.server, client.cut_shape, method, training, Task()), [info], ledger)
-            train_epoch(server, [LocalPeer(0, client.answers)])
+            train_epoch(server, [LocalPeer(client)])
             sizes: dict[str, int] = {}
             for kinds in ledger.take()["bytes"].values():
                 for kind, count in kinds.items():

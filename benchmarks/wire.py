@@ -37,7 +37,8 @@ from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.errors import CutlayerError
 from cutlayer.records.environment import environment
 from cutlayer.runs.run import Run
-from cutlayer.wire.frames import Frame, Hello, Step, Update, Welcome, pack
+from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.messages import Hello, Step, Update, Welcome
 
 LIMIT = 64 << 20
 

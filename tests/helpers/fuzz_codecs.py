@@ -22,7 +22,8 @@ import torch
 
 from cutlayer.codecs import FLOAT_CODECS, Codec, get_codec, get_float_codec
 from cutlayer.errors import RefusedError
-from cutlayer.wire.frames import MAGIC, PREFIX, VERSION, Field, Header, Step, unpack
+from cutlayer.wire.frames import MAGIC, PREFIX, VERSION, Field, Header, unpack
+from cutlayer.wire.messages import Step
 
 SPECS = [
     *FLOAT_CODECS,

@@ -32,7 +32,8 @@ from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
 from cutlayer.runs.join import _Joining
 from cutlayer.runs.recipes import digits
-from cutlayer.wire.frames import PREFIX, Done, Frame, Hello, Refusal, pack, read_header, unpack
+from cutlayer.wire.frames import PREFIX, Frame, pack, read, unpack
+from cutlayer.wire.messages import Done, Hello, Refusal
 from tests.helpers.processes import CONFIG, port_of, serve
 
 WORDS = [
@@ -81,10 +82,11 @@ class Mutants:
 
     def of(self, frame: bytes) -> bytes:
         """A frame whose prefix is right, so that it gets to the heart of the server, but whose header or values lie."""
-        header, start = read_header(frame)
+        good = read(frame)
+        start = good.start
         while True:
             if self.draw.random() < 0.1:  # values: activations that are NaN, or ids that do not exist
-                sizes = {f.name: f.nbytes for f in header.fields}
+                sizes = {f.name: f.nbytes for f in good.fields}
                 tail = frame[start:]
                 if self.draw.random() < 0.5:
                     kept = sizes["ids"] + sizes["labels"] + 4
@@ -94,7 +96,8 @@ class Mutants:
             prefix = PREFIX.pack(*PREFIX.unpack_from(frame)[:2], len(changed), len(frame) - start)
             mutant = prefix + changed + frame[start:]
             try:
-                if read_header(mutant)[0] == header:
+                received = read(mutant)
+                if (received.message, received.fields) == (good.message, good.fields):
                     continue
             except RefusedError:
                 pass

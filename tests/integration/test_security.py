@@ -27,7 +27,8 @@ from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import _Joining, join
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.serve import serve
-from cutlayer.wire.frames import Frame, Hello, Refusal, Welcome, pack, unpack
+from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.messages import Hello, Refusal, Welcome
 from tests.helpers import processes
 from tests.helpers.faults import Proxy
 

@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from cutlayer.codecs import FLOAT_CODECS, Encoded, encode_exactly, get_codec, get_float_codec
 from cutlayer.memory.store import ReplayStore
-from cutlayer.wire.frames import Frame, Step, pack, unpack
+from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.messages import Step
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 batches = hnp.arrays(

@@ -13,7 +13,8 @@ from cutlayer import StoreFullError, StoreOptions
 from cutlayer.codecs import Encoded, get_codec, get_float_codec
 from cutlayer.memory.delta import REFERENCE, DeltaSender, moved, references
 from cutlayer.memory.store import ReplayStore
-from cutlayer.wire.frames import Frame, Step, pack, unpack
+from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.messages import Step
 
 SAMPLES = 7
 SPECS = [

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cutlayer import RefusedError
 from cutlayer.codecs import encode_exactly, get_float_codec
 from cutlayer.wire import frames
-from cutlayer.wire.frames import Evaluate, Frame, Plan, Step, pack, unpack
+from cutlayer.wire.frames import Frame, pack, read, unpack
+from cutlayer.wire.messages import Evaluate, Plan, Step
 
 
 def step_frame(codec: str = "fp8_e4m3") -> bytes:
@@ -34,11 +35,11 @@ def test_the_layout_is_the_documented_one() -> None:
 
 def test_sizes_add_up_and_name_what_they_are_for() -> None:
     data = step_frame()
-    assert dict(frames.sizes(data)) == {"activations": 28, "labels": 8, "control": len(data) - 36}
+    assert dict(read(data).sizes()) == {"activations": 28, "labels": 8, "control": len(data) - 36}
     evaluation = pack(Frame(Evaluate(0, 0, 0), {"activations": get_float_codec("fp32").encode(torch.ones(1, 2))}))
-    assert dict(frames.sizes(evaluation)) == {"evaluation": len(evaluation)}
+    assert dict(read(evaluation).sizes()) == {"evaluation": len(evaluation)}
     plan = pack(Frame(Plan(0, 0, "A")))
-    assert dict(frames.sizes(plan)) == {"control": len(plan)}
+    assert dict(read(plan).sizes()) == {"control": len(plan)}
 
 
 def with_header(header: object, payload: bytes = b"") -> bytes:

@@ -18,7 +18,8 @@ from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, pooled
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
-from cutlayer.wire.frames import Calibrate, Frame, Weights, pack
+from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.messages import Calibrate, Weights
 
 BATCH, WIDTH = 8, 5
 
@@ -190,7 +191,7 @@ def test_a_client_measures_and_shares_as_its_own_choices_say_only() -> None:
     ]
     for asked, message in wrong:
         with pytest.raises(RefusedError, match="expected to measure statistics"):
-            list(asked.answers(pack(Frame(message))))
+            list(asked.answers(read(pack(Frame(message)))))
     with pytest.raises(RefusedError, match="expected pooled statistics that it asked for"):
-        list(client().answers(weights_frame(Weights(0, 1, statistics=True), statistics(half))))
+        list(client().answers(read(weights_frame(Weights(0, 1, statistics=True), statistics(half)))))
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())

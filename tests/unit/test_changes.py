@@ -11,7 +11,8 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, Plan, Step, pack, sizes, unpack
+from cutlayer.wire.frames import Frame, pack, read, unpack
+from cutlayer.wire.messages import Plan, Step
 from tests.helpers.server import receive
 
 CUT, BATCH, SAMPLES = 6, 4, 10
@@ -92,7 +93,7 @@ def test_a_batch_of_which_nothing_is_sent_is_trained_on() -> None:
     receive(server, frame())
     before = kept(server, [0, 1, 2, 3])
     nothing = frame(Step(0, 0, 1), sent=[0, 0, 0, 0])
-    assert dict(sizes(nothing))["activations"] == BATCH  # a byte for each sample
+    assert dict(read(nothing).sizes())["activations"] == BATCH  # a byte for each sample
     assert receive(server, nothing) is not None
     assert torch.equal(kept(server, [0, 1, 2, 3]), before)
     assert server.samples == 2 * BATCH

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from cutlayer import Always, Halves, Method, Optimizer, Periodic, Training, fit
 from cutlayer.backends.local import LocalPeer
-from cutlayer.wire import frames
+from cutlayer.wire.frames import unpack
+from cutlayer.wire.messages import Done, Evaluate
 
 SAMPLES, BATCH, FEATURES, CUT = 50, 16, 12, 8
 BATCHES = math.ceil(SAMPLES / BATCH)
@@ -169,11 +170,11 @@ def sent(monkeypatch) -> list[bytes]:
 def test_nothing_but_ids_labels_and_activations_leaves_the_client(sent: list[bytes]) -> None:
     data, test = Reads(), Reads()
     trained = fit(halves(), data, test, method=Method(Periodic(period=3)), training=training(3)).halves
-    assert {type(frames.unpack(frame).message).__name__ for frame in sent} == {"Step", "Evaluate", "Done"}
+    assert {type(unpack(frame).message).__name__ for frame in sent} == {"Step", "Evaluate", "Done"}
     for frame in sent:
-        if isinstance(frames.unpack(frame).message, frames.Done):
+        if isinstance(unpack(frame).message, Done):
             continue
-        tensors = frames.unpack(frame).tensors
+        tensors = unpack(frame).tensors
         assert set(tensors) == {"ids", "labels", "activations"}
         assert tensors["activations"].shape == (CUT,)
     everything = b"".join(sent)
@@ -190,8 +191,8 @@ def test_evaluation_is_the_same_each_time_where_training_draws(sent: list[bytes]
     method = Method(Periodic(period=2), "randtopk0.5>fp16", "mxfp4:stochastic")
     fit(pair, Reads(), Reads(), method=method, training=training(2))
     evaluations: list[list[bytes]] = [[], []]  # B leaves the client's weights alone
-    for frame in map(frames.unpack, sent):
-        if isinstance(frame.message, frames.Evaluate):
+    for frame in map(unpack, sent):
+        if isinstance(frame.message, Evaluate):
             evaluations[frame.message.epoch].append(frame.tensors["activations"].rows.numpy().tobytes())
     assert evaluations[0] == evaluations[1]
 

@@ -16,7 +16,8 @@ from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.participants import LiveParticipant
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Done, Frame, Step, Weights, pack, unpack
+from cutlayer.wire.frames import Frame, pack, read, unpack
+from cutlayer.wire.messages import Done, Step, Weights
 from tests.helpers.small import close, data, equal, halves, training
 
 MODE_VALUES = [kind() for kind in STRATEGIES.values()]
@@ -302,7 +303,7 @@ def test_weights_at_the_wrong_time_are_refused() -> None:
     with pytest.raises(RefusedError, match="in an A epoch, once"):
         after_a_step(server, good, good).next_batch()
     server = server_of_two(Periodic(period=3))
-    server.train([server.take(step(0, 0))])
+    server.train([server.take(read(step(0, 0)))])
     server.finish()
     server.begin()
     assert server.states.exchange is Exchange.ACTIVATIONS
@@ -330,7 +331,7 @@ def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -
     server = Server(Job(nn.Linear(8, 3), (8,), chosen, Training(), task), infos, Ledger())
     server.begin()
     with pytest.raises(RefusedError, match="parts: expected 1"):
-        server.take(step(0, 0, parts=2, samples=8))
+        server.take(read(step(0, 0, parts=2, samples=8)))
     activations = get_codec("fp32").encode(torch.ones(8, 8))
     ids = torch.arange(8)
     frames = []

@@ -13,7 +13,8 @@ from cutlayer import ConfigError, Drop, Fleet, Halves, Method, Once, Optimizer, 
 from cutlayer.data.batches import Batches
 from cutlayer.errors import RefusedError
 from cutlayer.strategies import STRATEGIES
-from cutlayer.wire.frames import Frame, Plan, pack
+from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.messages import Plan
 
 SAMPLES, WIDTH, EPOCHS = 40, 6, 4
 OPTIMIZER = Optimizer(lr=0.1, schedule="constant", weight_decay=0.01)
@@ -140,7 +141,7 @@ def test_a_frozen_client_refuses_to_wait_for_gradients() -> None:
     half = split(model(NOTHING), "2").client
     built = build_clients(half, {0: ClientData(data())}, Method(), TRAINING, Ledger(), None)
     with pytest.raises(RefusedError, match="its half is frozen: expected a plan for a B epoch"):
-        built.by_number[0].answers(pack(Frame(Plan(0, 0, "A"))))
+        built.by_number[0].answers(read(pack(Frame(Plan(0, 0, "A")))))
 
 
 def test_dropout_in_a_frozen_half_still_draws() -> None:

@@ -14,7 +14,8 @@ from cutlayer.seeds import seeded
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, Step, pack
+from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.messages import Step
 from tests.helpers.small import noise_images
 
 TRAINING = Training(
@@ -71,7 +72,7 @@ def test_parts_out_of_order_or_of_another_step_are_refused() -> None:
         return pack(Frame(Step(0, 0, *numbers), tensors))
 
     def receive(data: bytes) -> bytes | None:
-        (reply,) = server.train([server.take(data)])
+        (reply,) = server.train([server.take(read(data))])
         return reply
 
     for wrong in (frame(0, 1, 3, 24), frame(0, 0, 3, 25), frame(0, 0, 25, 24), frame(0, 0, 0, 24), frame(1)):

@@ -13,7 +13,8 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Evaluate, Frame, Message, Plan, Step, Update, pack, unpack
+from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.messages import Evaluate, Message, Plan, Step, Update
 from tests.helpers.server import receive
 
 CUT, BATCH, SAMPLES = 6, 4, 10

@@ -7,7 +7,8 @@ import pytest
 from cutlayer import Always, Method
 from cutlayer.codecs import PAIRS, evaluation_codec, get_codec, get_float_codec, get_pair, get_transfer, specs
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.wire.frames import Frame, Step, pack, unpack
+from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.messages import Step
 
 
 @pytest.mark.parametrize(

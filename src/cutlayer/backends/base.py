@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from cutlayer.backends.answers import TrustedPeer
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.description import ClientDescription
 from cutlayer.data.batches import Batches
@@ -24,7 +25,7 @@ from cutlayer.training.job import Job
 from cutlayer.training.participants import Peer
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Weights
+from cutlayer.wire.messages import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +102,6 @@ class Clients(ABC):
         """Let go of what the clients took."""
 
 
-class SimulatedPeer(Peer, Protocol):
-    """A connection to a client that can be lost on purpose, to simulate it."""
-
-    def lose_after(self, frames: int | None) -> None:
-        """Of the frames from now on only so many come; all for None."""
-        ...
-
-
 class TrustedClients(Clients):
     """Clients that one program began, with their data: in its process, or on a cluster.
 
@@ -117,7 +110,7 @@ class TrustedClients(Clients):
     """
 
     descriptions: list[ClientDescription]
-    peers: Sequence[SimulatedPeer]
+    peers: Sequence[TrustedPeer]
 
     def describe(self, half: nn.Module, fleet: Fleet, seed: int) -> None:
         """Take over what follows from the clients' descriptions."""

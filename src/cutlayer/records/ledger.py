@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from cutlayer.wire import frames
+from cutlayer.wire.frames import Received
 
 Direction = Literal["up", "down"]
 TRAINING_KINDS = ("activations", "gradients", "labels", "control", "weights")
@@ -26,7 +26,7 @@ class _Thread(threading.local):
 class Ledger:
     """Costs of one epoch, to be read with `take`.
 
-    Bytes are counted by direction ("up": client to server) and kind (see `frames.sizes`), FLOPs by party and pass,
+    Bytes are counted by direction ("up": client to server) and kind (see `Received.sizes`), FLOPs by party and pass,
     seconds by phase. A phase inside another is not counted twice: while it lasts, the outer one stands still. Phases of
     two threads at once count both. On CUDA the seconds of a phase are those the host spent in it.
     """
@@ -41,9 +41,9 @@ class Ledger:
         self._flops: dict[str, dict[str, int]] = {"client": defaultdict(int), "server": defaultdict(int)}
         self._seconds: dict[str, float] = defaultdict(float)
 
-    def frame(self, direction: Direction, data: bytes) -> None:
+    def frame(self, direction: Direction, frame: Received) -> None:
         """Count a frame that crosses the wire."""
-        for kind, size in frames.sizes(data):
+        for kind, size in frame.sizes():
             self._bytes[direction][kind] += size
 
     def flops(self, party: Literal["client", "server"], what: str, count: int) -> None:

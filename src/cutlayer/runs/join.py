@@ -31,7 +31,8 @@ from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
 from cutlayer.training.plain import PlainEpoch
-from cutlayer.wire.frames import (
+from cutlayer.wire.frames import read
+from cutlayer.wire.messages import (
     Calibrate,
     EvaluationRequest,
     Finished,
@@ -42,7 +43,6 @@ from cutlayer.wire.frames import (
     Update,
     Weights,
     Welcome,
-    read_header,
 )
 
 log = logging.getLogger("cutlayer.client")
@@ -220,12 +220,12 @@ class _Joining:
 
     def _obey_with(self, session: Session, sender: Sender) -> bool:
         while True:
-            data = self._receive(session)
-            message = read_header(data)[0].message
+            received = read(self._receive(session))
+            message = received.message
             if isinstance(message, Plan):
                 self.stop.check()
             if isinstance(message, Plan | Calibrate | Update | Weights | EvaluationRequest):
-                for make in self.client.answers(data):
+                for make in self.client.answers(received):
                     sender.put(make)
                 sender.drain()
             elif isinstance(message, Saved):

@@ -25,7 +25,7 @@ from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
 from cutlayer.training.job import Job
 from cutlayer.training.plain import baseline_of
-from cutlayer.wire.frames import Saved
+from cutlayer.wire.messages import Saved
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutlayer.codecs import Encoded
 from cutlayer.errors import RefusedError
-from cutlayer.wire.frames import Step
+from cutlayer.wire.messages import Step
 
 
 @dataclass(frozen=True, eq=False)

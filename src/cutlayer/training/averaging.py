@@ -17,7 +17,8 @@ from cutlayer.codecs import INTEGER_CODECS, Encoded, encode_exactly, get_codec, 
 from cutlayer.errors import RefusedError
 from cutlayer.files import load_tensors, save_tensors
 from cutlayer.training.calibration import check_statistics, pooled, statistics
-from cutlayer.wire.frames import Frame, Weights, pack
+from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.messages import Weights
 
 
 class Average:

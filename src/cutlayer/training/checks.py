@@ -15,7 +15,8 @@ from cutlayer.errors import ConfigError, RefusedError, some
 from cutlayer.method import Task
 from cutlayer.schedule import Exchange
 from cutlayer.training.job import Job
-from cutlayer.wire.frames import Frame, Step
+from cutlayer.wire.frames import Frame
+from cutlayer.wire.messages import Step
 
 OTHER_TASK = "If this is regression, give Task(loss=torch.nn.functional.mse_loss, metrics={})"
 NAMES = ["ids", "labels", "activations"]

@@ -24,19 +24,8 @@ from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_l
 from cutlayer.training.client_frames import ClientFrames, microbatch_name
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
-from cutlayer.wire.frames import (
-    Calibrate,
-    Done,
-    Evaluate,
-    EvaluationRequest,
-    Frame,
-    Plan,
-    Step,
-    Update,
-    Weights,
-    pack,
-    unpack,
-)
+from cutlayer.wire.frames import Frame, Received, pack
+from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Plan, Step, Update, Weights
 
 
 class Client:
@@ -106,7 +95,7 @@ class Client:
 
     # --- an epoch, in the order of its frames ---
 
-    def answers(self, data: bytes) -> Iterator[Callable[[], bytes]]:
+    def answers(self, received: Received) -> Iterator[Callable[[], bytes]]:
         """Take a frame from the server; what is to be sent in answer, as calls that make the frames.
 
         A batch goes through the half when the iterator is asked for the next call; the call encodes it. Calls are made
@@ -117,7 +106,7 @@ class Client:
 
         Raises RefusedError for a frame that does not fit.
         """
-        frame = unpack(data)
+        frame = received.unpack()
         message = frame.message
         if isinstance(message, Plan):
             self.begin(message)

@@ -18,7 +18,8 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import FrameChecks, decoded
 from cutlayer.training.job import Job
 from cutlayer.training.losses import blaming
-from cutlayer.wire.frames import Evaluate, Frame
+from cutlayer.wire.frames import Frame
+from cutlayer.wire.messages import Evaluate
 
 
 class Evaluation:

@@ -9,18 +9,8 @@ from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant, StepBatch
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import (
-    Calibrate,
-    Done,
-    Evaluate,
-    EvaluationRequest,
-    Frame,
-    Step,
-    Weights,
-    pack,
-    read_header,
-    unpack,
-)
+from cutlayer.wire.frames import Frame, Received, pack, read
+from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Step, Weights
 
 
 class Peer(Protocol):
@@ -86,7 +76,7 @@ class LiveParticipant(Participant):
         info = server.clients[peer.number]
         self._left = 2 * max(info.samples, info.epoch_samples)
         self._over = False  # its last weights have come
-        self._taken: tuple[bytes, StepBatch] | None = None
+        self._taken: tuple[Received, StepBatch] | None = None
         self._trains = server.states.of(peer.number) is Exchange.BOTH
         self._pools = self._has_half = False
 
@@ -104,12 +94,13 @@ class LiveParticipant(Participant):
         """Take the statistics that the client measured, if it is to share them."""
         while self._pools and not self.finished and (data := self._receive()) is not None:
             try:
-                frame, expected = unpack(data), Weights(self.client, self.server.states.epoch, statistics=True)
+                received = read(data)
+                frame, expected = received.unpack(), Weights(self.client, self.server.states.epoch, statistics=True)
                 if frame.message != expected:
                     raise RefusedError(f"client {self.client}: expected {expected}, got {frame.message}")
                 samples = self.server.clients[self.client].samples
                 self.server.shared.add_statistics(self.client, frame.tensors, samples)
-                self.server.ledger.frame("up", data)
+                self.server.ledger.frame("up", received)
                 return
             except RefusedError as error:
                 self.refuse(error)
@@ -125,9 +116,10 @@ class LiveParticipant(Participant):
         """Its next batch of a step, or microbatch of one."""
         while not self.finished and (data := self._receive()) is not None:
             try:
-                if isinstance(read_header(data)[0].message, Step):
-                    return self._take(data)
-                if not self._end(data):
+                received = read(data)
+                if isinstance(received.message, Step):
+                    return self._take(received)
+                if not self._end(received):
                     raise RefusedError(f"client {self.client}: expected a step, or its weights at its end")
             except RefusedError as error:
                 self.refuse(error)
@@ -136,8 +128,8 @@ class LiveParticipant(Participant):
     def answer(self, reply: bytes | None) -> None:
         """Count the batch, and send the gradients."""
         assert self._taken is not None
-        data, batch = self._taken
-        self.server.ledger.frame("up", data)
+        received, batch = self._taken
+        self.server.ledger.frame("up", received)
         self._steps += batch.ends_step
         self._samples += len(batch)
         self._left -= len(batch)
@@ -155,7 +147,7 @@ class LiveParticipant(Participant):
         """Take its weights, which it sends of its own accord, and if they are its last its word that it is done."""
         while self._trains and not self.finished and (data := self._receive()) is not None:
             try:
-                if not self._end(data):
+                if not self._end(read(data)):
                     return
             except RefusedError as error:
                 self.refuse(error)
@@ -165,26 +157,26 @@ class LiveParticipant(Participant):
         if self._trains:
             self._send(self.server.shared.frame(Weights(self.client, self.server.states.epoch, self._steps)))
 
-    def _take(self, data: bytes) -> StepBatch:
-        batch = self.server.take(data, self.client)
+    def _take(self, received: Received) -> StepBatch:
+        batch = self.server.take(received, self.client)
         if self._over or len(batch) > self._left:
             raise RefusedError(f"client {self.client}: expected the end of its epoch, got another step")
-        self._taken = data, batch
+        self._taken = received, batch
         return batch
 
-    def _end(self, data: bytes) -> bool:
+    def _end(self, received: Received) -> bool:
         """Its weights, or its word that it is done; whether its epoch is at its end."""
-        frame = unpack(data)
+        frame = received.unpack()
         epoch, message = self.server.states.epoch, frame.message
         if not isinstance(message, Weights):
-            check_done(self.server, data, Done(self.client, epoch, self._steps, {}))
+            check_done(self.server, received, Done(self.client, epoch, self._steps, {}))
             self.finished = True
             return True
         expected = Weights(self.client, epoch, self._steps, message.last)
         if not self._trains or self.server.share is None or self._over or not self._samples or message != expected:
             raise RefusedError(f"client {self.client}: expected {expected} in an A epoch, once, got {message}")
         self.server.shared.add(self.client, frame.tensors, self._samples)
-        self.server.ledger.frame("up", data)
+        self.server.ledger.frame("up", received)
         self._samples, self._over = 0, message.last
         return message.last
 
@@ -192,7 +184,7 @@ class LiveParticipant(Participant):
         try:
             if not self.lost:
                 self.peer.send(frame)
-                self.server.ledger.frame("down", frame)
+                self.server.ledger.frame("down", read(frame))
         except ClientUnavailableError:
             self._lose()
 
@@ -242,25 +234,26 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
     shared = server.shared.frames(Weights(peer.number, epoch, evaluation=True))
     for frame in (*shared, pack(Frame(EvaluationRequest(peer.number, epoch)))):
         peer.send(frame)
-        server.ledger.frame("down", frame)
+        server.ledger.frame("down", read(frame))
     steps, left = 0, 2 * server.clients[peer.number].test_samples
     while True:
         data = peer.receive()
         try:
-            frame = unpack(data)
+            received = read(data)
+            frame = received.unpack()
             if not isinstance(frame.message, Evaluate):
-                check_done(server, data, Done(peer.number, epoch, steps, {}))
+                check_done(server, received, Done(peer.number, epoch, steps, {}))
                 return
             left -= server.evaluation.add(frame, Evaluate(peer.number, epoch, steps), left)
-            server.ledger.frame("up", data)
+            server.ledger.frame("up", received)
             steps += 1
         except RefusedError as error:
             peer.refuse(error)
 
 
-def check_done(server: Server, data: bytes, expected: Done) -> None:
+def check_done(server: Server, received: Received, expected: Done) -> None:
     """Check a client's word that it is at its end, and count it and the FLOPs that it tells of."""
-    message = unpack(data).message
+    message = received.message
     if not isinstance(message, Done) or (message.client, message.epoch, message.steps) != (
         expected.client,
         expected.epoch,
@@ -273,6 +266,6 @@ def check_done(server: Server, data: bytes, expected: Done) -> None:
     known = {"forward", "backward", "evaluation"}
     if not set(message.flops) <= known or any(not 0 <= count < 1 << 62 for count in message.flops.values()):
         raise RefusedError(f"flops: expected counts of {sorted(known)}, got {message.flops}")
-    server.ledger.frame("up", data)
+    server.ledger.frame("up", received)
     for what, count in message.flops.items():
         server.ledger.flops("client", what, count)

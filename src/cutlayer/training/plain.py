@@ -15,7 +15,8 @@ from cutlayer.records.history import Baseline
 from cutlayer.strategies import Sequential
 from cutlayer.training.client import Client
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Done, Frame, Plan, Step, Update, pack
+from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.messages import Done, Plan, Step, Update
 
 
 @dataclass(frozen=True)

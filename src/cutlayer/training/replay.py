@@ -17,7 +17,7 @@ from cutlayer.seeds import generator
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
-from cutlayer.wire.frames import Step
+from cutlayer.wire.messages import Step
 
 
 class Replay:

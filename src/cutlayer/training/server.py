@@ -23,7 +23,8 @@ from cutlayer.training.evaluation import Evaluation
 from cutlayer.training.job import Job
 from cutlayer.training.learner import Learner
 from cutlayer.training.states import States
-from cutlayer.wire.frames import Frame, Plan, Step, Update, Weights, pack, unpack
+from cutlayer.wire.frames import Frame, Received, pack
+from cutlayer.wire.messages import Plan, Step, Update, Weights
 
 
 class Server:
@@ -117,13 +118,13 @@ class Server:
         message = Weights(client, self.states.epoch, statistics=True)
         return [weights_frame(message, self._statistics)] if self._statistics else []
 
-    def take(self, data: bytes, client: int | None = None) -> StepBatch:
+    def take(self, received: Received, client: int | None = None) -> StepBatch:
         """A client's batch of a step, from its frame.
 
         Raises RefusedError, with nothing applied, for a frame that does not fit the protocol or the epoch's plan, or
         comes from another than this client.
         """
-        frame = unpack(data)
+        frame = received.unpack()
         message, epoch = frame.message, self.states.epoch
         if not isinstance(message, Step):
             raise RefusedError(f"server: expected a step, got {message}")

@@ -17,208 +17,13 @@ import msgspec
 
 from cutlayer.codecs import Encoded, get_codec
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.wire.messages import Evaluate, Message, Weights
 
 MAGIC = b"CUTL"
 VERSION = 2
 PREFIX = struct.Struct("<4sBIQ")
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
-
-
-class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, omit_defaults=True):
-    """Server to client: what this epoch exchanges ("A" or "B"; a client hears nothing of a C epoch).
-
-    Attributes:
-        share: in an A epoch, the steps after which the client sends its weights and waits for new ones, beside the
-            end of the epoch, where it only sends them; 0 for the end alone, None where its half is its own.
-        references: where changes are sent, the digest of the references that the server has of this client's samples.
-    """
-
-    client: int
-    epoch: int
-    exchange: str
-    share: int | None = None
-    references: int | None = None
-
-
-class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=True, omit_defaults=True):
-    """Weights of the client half: a client's up, those that all share down.
-
-    Attributes:
-        step: steps of the epoch that the client has done; 0 for those that come before the epoch's plan.
-        last: from a client, whether its epoch is at its end.
-        evaluation: from the server, whether they are to be evaluated only.
-        statistics: whether these are the running statistics of batch norm alone, before a B epoch.
-    """
-
-    client: int
-    epoch: int
-    step: int = 0
-    last: bool = False
-    evaluation: bool = False
-    statistics: bool = False
-
-
-class Calibrate(msgspec.Struct, frozen=True, tag="calibrate", forbid_unknown_fields=True, omit_defaults=True):
-    """Server to client, before the plan of a B epoch: measure the batch norm statistics of the half anew.
-
-    `share`: send them up, to be pooled with the other clients'.
-    """
-
-    client: int
-    epoch: int
-    share: bool = False
-
-
-class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
-    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`.
-
-    `anew`, in the first step of an epoch: the client has let go of its references, and so must the server.
-    """
-
-    client: int
-    epoch: int
-    step: int
-    part: int = 0
-    parts: int = 1
-    samples: int = 0
-    anew: bool = False
-
-
-class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
-    """Server to client: the gradients of the loss with respect to the activations of a step, or of a part of it."""
-
-    client: int
-    epoch: int
-    step: int
-    part: int = 0
-
-
-class Evaluate(msgspec.Struct, frozen=True, tag="evaluate", forbid_unknown_fields=True):
-    """Client to server: ids, labels and activations of a batch that is only evaluated."""
-
-    client: int
-    epoch: int
-    step: int
-
-
-# Between processes a run needs a few messages more.
-
-
-class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """Client to server, first on every connection: who it is, what it holds and what it takes for granted.
-
-    Attributes:
-        name: the client's, which must be that of its certificate.
-        session: the session to go on with after a lost connection; "" to begin one.
-        received: frames of that session that have come in.
-        run: the run that its checkpoints belong to; "" if it has none.
-        checkpoints: the epochs after which it has one.
-        samples, test_samples, batch_size, drop_last, test_batch_size, frozen: as in `checks.ClientSummary`.
-        epoch_samples, epoch_steps, epoch_flops, epoch_bytes: of an epoch of plain split learning, see `plain`.
-        weights_bytes: bytes of a frame that holds the client half.
-        half_bytes: bytes of the largest such frame.
-        terms: what both sides must agree on, by name.
-    """
-
-    name: str
-    session: str = ""
-    received: int = 0
-    run: str = ""
-    checkpoints: tuple[int, ...] = ()
-    samples: int = 0
-    test_samples: int = 0
-    batch_size: int = 0
-    drop_last: bool = False
-    test_batch_size: int = 0
-    frozen: bool = False
-    epoch_samples: int = 0
-    epoch_steps: int = 0
-    epoch_flops: int = 0
-    epoch_bytes: int = 0
-    weights_bytes: int = 0
-    half_bytes: int = 0
-    terms: dict[str, str] = {}
-
-
-class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
-    """Server to client, the answer to a Hello.
-
-    Attributes:
-        client: the client's number.
-        session: the session that begins or goes on.
-        received: frames of it that the server has.
-        run: the run's id.
-        restore: where a session begins, the number of epochs after which the client's checkpoint is to be loaded.
-    """
-
-    client: int
-    session: str
-    received: int
-    run: str
-    restore: int
-
-
-class Refusal(msgspec.Struct, frozen=True, tag="refusal", forbid_unknown_fields=True):
-    """Server to client: why a frame or a connection is refused. `retry`: a new session would not be."""
-
-    reason: str
-    retry: bool = False
-
-
-class Saved(msgspec.Struct, frozen=True, tag="saved", forbid_unknown_fields=True):
-    """Server to client: its oldest checkpoint is that after this many epochs, it will not go back behind it.
-
-    Attributes:
-        best: after how many epochs the checkpoint of the best epoch is, which stays on either side; -1 for none.
-    """
-
-    epochs: int
-    best: int = -1
-
-
-class EvaluationRequest(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
-    """Server to client: send the activations of the test data."""
-
-    client: int
-    epoch: int
-
-
-class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
-    """Client to server: it has sent all `steps` of the epoch, or of the evaluation, and saved what they changed."""
-
-    client: int
-    epoch: int
-    steps: int
-    flops: dict[str, int]
-
-
-class Finished(msgspec.Struct, frozen=True, tag="finished", forbid_unknown_fields=True):
-    """Server to client: the run is at its end."""
-
-
-class Offer(msgspec.Struct, frozen=True, tag="offer", forbid_unknown_fields=True):
-    """Server to client: the run's config as JSON, for a client that has none of its own."""
-
-    config: str
-
-
-Message = (
-    Plan
-    | Weights
-    | Calibrate
-    | Step
-    | Update
-    | Evaluate
-    | Hello
-    | Welcome
-    | Refusal
-    | Saved
-    | EvaluationRequest
-    | Done
-    | Finished
-    | Offer
-)
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -262,27 +67,82 @@ def pack(frame: Frame) -> bytes:
     return b"".join([PREFIX.pack(MAGIC, VERSION, len(header), payload_bytes), header, *buffers])
 
 
-def total_length(start: bytes | memoryview) -> int:
+def total_length(beginning: bytes | memoryview) -> int:
     """The length that a frame declares in its first bytes, for a receiver to check before it gathers the rest."""
-    if len(start) < PREFIX.size:
-        raise RefusedError(f"frame: expected at least {PREFIX.size} bytes, got {len(start)}")
-    magic, version, header_bytes, payload_bytes = PREFIX.unpack_from(start)
+    return sum(_lengths(beginning))
+
+
+def _lengths(beginning: bytes | memoryview) -> tuple[int, int]:
+    """Where the payload starts, and how long it is, from a frame's first bytes."""
+    if len(beginning) < PREFIX.size:
+        raise RefusedError(f"frame: expected at least {PREFIX.size} bytes, got {len(beginning)}")
+    magic, version, header_bytes, payload_bytes = PREFIX.unpack_from(beginning)
     if magic != MAGIC:
         raise RefusedError(f"frame: expected to start with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
         raise RefusedError(f"frame: expected version {VERSION}, got {version}; both sides need the same release")
     if header_bytes > MAX_HEADER_BYTES:
         raise RefusedError(f"frame: header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    return PREFIX.size + header_bytes + payload_bytes
+    return PREFIX.size + header_bytes, payload_bytes
 
 
-def read_header(data: bytes) -> tuple[Header, int]:
-    """The header of a frame and where its payload starts. Raises RefusedError for anything that is not a frame."""
-    total = total_length(data)
-    if len(data) != total:
-        raise RefusedError(f"frame: its lengths say {total} bytes, got {len(data)}")
-    _, _, header_bytes, payload_bytes = PREFIX.unpack_from(data)
-    start = PREFIX.size + header_bytes
+@dataclass(frozen=True)
+class Received:
+    """A frame that came in: its header is read and checked, its tensors are not yet.
+
+    Attributes:
+        data: all of its bytes.
+        message: what it says.
+        fields: where its tensors lie in the payload.
+        start: where the payload begins.
+    """
+
+    data: bytes
+    message: Message
+    fields: tuple[Field, ...]
+    start: int
+
+    def unpack(self) -> Frame:
+        """The message with its tensors, which own their memory. Raises RefusedError with field, expected and got."""
+        view, position = memoryview(self.data), self.start
+        tensors = {}
+        for field in self.fields:
+            try:
+                codec = get_codec(field.codec)
+                payload = view[position : position + field.nbytes]
+                tensors[field.name] = codec.unpack(payload, field.batch, field.shape)
+            except (ConfigError, RefusedError) as error:
+                raise RefusedError(f"field {field.name!r}: {error}") from None
+            position += field.nbytes
+        return Frame(self.message, tensors)
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """What each byte is for, as (kind, bytes) pairs that sum to the frame's length.
+
+        Kinds are "activations" (with "sent"), "gradients" and "labels" for these tensors, "weights" and "evaluation"
+        for whole frames of weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
+        """
+        length, message = len(self.data), self.message
+        if isinstance(message, Evaluate) or (isinstance(message, Weights) and message.evaluation):
+            yield "evaluation", length
+            return
+        if isinstance(message, Weights):
+            yield "weights", length
+            return
+        counted = 0
+        for field in self.fields:
+            kind = "activations" if field.name == "sent" else field.name
+            if kind in ("activations", "gradients", "labels"):
+                counted += field.nbytes
+                yield kind, field.nbytes
+        yield "control", length - counted
+
+
+def read(data: bytes) -> Received:
+    """The frame in these bytes, its header checked. Raises RefusedError for anything that is not a frame."""
+    start, payload_bytes = _lengths(data)
+    if len(data) != start + payload_bytes:
+        raise RefusedError(f"frame: its lengths say {start + payload_bytes} bytes, got {len(data)}")
     try:
         header = _header_decoder.decode(memoryview(data)[PREFIX.size : start])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -293,43 +153,9 @@ def read_header(data: bytes) -> tuple[Header, int]:
         raise RefusedError(f"frame: fields declare {declared} payload bytes, the frame holds {payload_bytes}")
     if len({f.name for f in header.fields}) != len(header.fields):
         raise RefusedError(f"frame: a field comes twice in {[f.name for f in header.fields]}")
-    return header, start
+    return Received(data, header.message, header.fields, start)
 
 
 def unpack(data: bytes) -> Frame:
-    """The frame in these bytes; its tensors own their memory. Raises RefusedError with field, expected and got."""
-    header, position = read_header(data)
-    view = memoryview(data)
-    tensors = {}
-    for field in header.fields:
-        try:
-            codec = get_codec(field.codec)
-            payload = view[position : position + field.nbytes]
-            tensors[field.name] = codec.unpack(payload, field.batch, field.shape)
-        except (ConfigError, RefusedError) as error:
-            raise RefusedError(f"field {field.name!r}: {error}") from None
-        position += field.nbytes
-    return Frame(header.message, tensors)
-
-
-def sizes(data: bytes) -> Iterator[tuple[str, int]]:
-    """What each byte of a frame is for, as (kind, bytes) pairs that sum to its length.
-
-    Kinds are "activations" (with "sent"), "gradients" and "labels" for these tensors, "weights" and "evaluation" for
-    whole frames of weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
-    """
-    header, _ = read_header(data)
-    message = header.message
-    if isinstance(message, Evaluate) or (isinstance(message, Weights) and message.evaluation):
-        yield "evaluation", len(data)
-        return
-    if isinstance(message, Weights):
-        yield "weights", len(data)
-        return
-    counted = 0
-    for field in header.fields:
-        kind = "activations" if field.name == "sent" else field.name
-        if kind in ("activations", "gradients", "labels"):
-            counted += field.nbytes
-            yield kind, field.nbytes
-    yield "control", len(data) - counted
+    """The frame in these bytes, with its tensors. Raises RefusedError, as `read` and `Received.unpack`."""
+    return read(data).unpack()

@@ -23,7 +23,7 @@ from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.terms import check_terms, largest_frame
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.errors import RefusedError
-from cutlayer.wire.frames import Hello, Welcome
+from cutlayer.wire.messages import Hello, Welcome
 
 MOST_FRAME_BYTES = 4 << 30
 # What a client may say of itself: memory is taken for it before a sample has come.

@@ -29,7 +29,8 @@ from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Finished, Frame, Saved, Weights, pack
+from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.messages import Finished, Saved, Weights
 
 log = logging.getLogger("cutlayer.server")
 
@@ -138,7 +139,7 @@ class GrpcClients(Clients):
         for peer in peers:
             with suppress(ClientUnavailableError):
                 peer.send(saved)
-                self.ledger.frame("down", saved)
+                self.ledger.frame("down", read(saved))
 
     def completed(self, epoch: int, clients: Sequence[int]) -> None:
         """These have a checkpoint after this epoch."""

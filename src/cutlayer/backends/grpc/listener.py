@@ -17,7 +17,8 @@ from cutlayer.backends.grpc.certs import read_certificates
 from cutlayer.backends.grpc.link import Connection
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.wire.frames import Frame, Hello, Offer, Refusal, Welcome, pack, read_header
+from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
 
 log = logging.getLogger("cutlayer.wire")
 
@@ -99,9 +100,9 @@ class Listener:
         patience.cancel()
         who = peer.rpartition(":")[0]
         try:
-            header, _ = read_header(first)
-            hello = header.message
-            if not isinstance(hello, Hello) or header.fields:
+            received = read(first)
+            hello = received.message
+            if not isinstance(hello, Hello) or received.fields:
                 raise RefusedError(f"expected a Hello first, and nothing else, got {type(hello).__name__}")
             who = hello.name
             if self._tls:

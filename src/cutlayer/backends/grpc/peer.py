@@ -12,7 +12,8 @@ from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import LONG, Waiting
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.records.ledger import Ledger
-from cutlayer.wire.frames import Frame, Refusal, pack
+from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.messages import Refusal
 
 log = logging.getLogger("cutlayer.server")
 

@@ -21,7 +21,8 @@ from cutlayer.backends.grpc.link import Connection, Link
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
 from cutlayer.backends.grpc.trouble import Attempts, explain
 from cutlayer.errors import ConfigError, CutlayerError, RefusedError
-from cutlayer.wire.frames import Frame, Hello, Offer, Refusal, Welcome, pack, unpack
+from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
 
 log = logging.getLogger("cutlayer.wire")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cutlayer.backends.answers import Answers
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.group import build_clients
@@ -35,13 +35,13 @@ class ClientActor:
         self.ledger, self.microbatches = Ledger(), training.microbatches
         built = build_clients(half, data, method, training, self.ledger, folder)
         self.pool, self.clients = built.pool, built.by_number
-        self._answers: dict[int, deque[Iterator[Callable[[], bytes]]]] = {number: deque() for number in data}
+        self._answers = {number: Answers(client) for number, client in self.clients.items()}
         self._staged = tempfile.TemporaryDirectory(prefix="cutlayer-staged-")
         return {number: ClientDescription.of(client) for number, client in self.clients.items()}
 
     def answer(self, number: int, lost: bool, frame: bytes) -> tuple[bytes, bool]:
         """Give a client a frame; then as `go_on`."""
-        self._answers[number].append(self.clients[number].answers(frame))
+        self._answers[number].add(frame)
         return self.go_on(number, lost)
 
     def go_on(self, number: int, lost: bool) -> tuple[bytes, bool]:
@@ -49,18 +49,14 @@ class ClientActor:
 
         Where it is `lost` on purpose, the frame is not made: the client ends where it would end in one process.
         """
-        client, answers = self.clients[number], self._answers[number]
-        while answers:
-            make = next(answers[0], None)
-            if make is not None:
-                return b"lost" if lost else make(), not client.waits or self.microbatches > 1
-            answers.popleft()
-        return b"", False
+        make = self._answers[number].next()
+        if make is None:
+            return b"", False
+        return b"lost" if lost else make(), not self.clients[number].waits or self.microbatches > 1
 
     def forget(self, number: int) -> None:
         """Have a client leave the epoch, and drop what it has not sent yet: the server has given it up."""
-        self._answers[number].clear()
-        self.clients[number].leave()
+        self._answers[number].give_up()
 
     def costs(self) -> dict[str, Any]:
         """FLOPs and seconds since the last call."""

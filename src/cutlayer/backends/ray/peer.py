@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from cutlayer.backends.answers import TrustedPeer
 from cutlayer.backends.ray.handle import ActorHandle
-from cutlayer.errors import ClientUnavailableError, RefusedError, StateLostError
+from cutlayer.errors import ClientUnavailableError, StateLostError
 from cutlayer.records.ledger import Ledger
 
 
-class RayPeer:
+class RayPeer(TrustedPeer):
     """The server's connection to a client that is in an actor.
 
     `send` starts the client's work and does not wait for it, so clients in different actors compute at the same time.
@@ -19,11 +20,11 @@ class RayPeer:
     """
 
     def __init__(self, number: int, handle: ActorHandle, ledger: Ledger) -> None:
-        self.number, self.handle, self.ledger = number, handle, ledger
+        super().__init__(number)
+        self.handle, self.ledger = handle, ledger
         self._calls: deque[Any] = deque()
         self._waits = True
         """Whether the client is known to wait for a frame."""
-        self._lost_after: int | None = None
 
     def send(self, frame: bytes) -> None:
         """Send a frame to the client. Raises ClientUnavailableError where its actor is known to have died."""
@@ -43,22 +44,14 @@ class RayPeer:
                 with self.ledger.phase("wait"):
                     frame, more = self.handle.get(self._calls.popleft())
             except (ClientUnavailableError, StateLostError):
-                self._give_up()
+                self.give_up()
                 raise
             self._waits = not frame and not self._calls
             if frame:
-                self._count_down()
+                self.count_down()
                 if more and not self._calls:
                     self._call(self.handle.actor.go_on)
                 return frame
-
-    def refuse(self, error: RefusedError) -> None:
-        """In one trust domain a frame that is refused is an error of this program, or of its user's data."""
-        raise error
-
-    def lose_after(self, frames: int | None) -> None:
-        """As `LocalPeer.lose_after`."""
-        self._lost_after = frames
 
     def reset(self) -> None:
         """Forget what is on its way: the client begins anew."""
@@ -67,16 +60,10 @@ class RayPeer:
 
     def _call(self, method: Any, *arguments: Any) -> None:
         self.handle.calls += 1
-        self._calls.append(method.options(num_returns=2).remote(self.number, self._lost_after == 0, *arguments))
+        self._calls.append(method.options(num_returns=2).remote(self.number, self.lost_after == 0, *arguments))
 
-    def _count_down(self) -> None:
-        if self._lost_after == 0:
-            self._give_up()
-            raise ClientUnavailableError(f"client {self.number} is lost")
-        if self._lost_after is not None:
-            self._lost_after -= 1
-
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Have the client leave the epoch, if its actor lives."""
         self.reset()
         if not self.handle.dead:
             self.handle.actor.forget.remote(self.number)
