@@ -180,7 +180,7 @@ def frame_overhead(data: Images) -> list[str]:
             server = Server(Job(halves.server, client.cut_shape, method, training, Task()), [info], ledger)
             train_epoch(server, [LocalPeer(client)])
             sizes: dict[str, int] = {}
-            for kinds in ledger.take()["bytes"].values():
+            for kinds in ledger.take().bytes.values():
                 for kind, count in kinds.items():
                     sizes[kind] = sizes.get(kind, 0) + count
             payload = sizes["activations"] + sizes["gradients"]

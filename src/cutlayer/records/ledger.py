@@ -5,14 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from cutlayer.wire.frames import Received
 
 Direction = Literal["up", "down"]
 TRAINING_KINDS = ("activations", "gradients", "labels", "control", "weights")
+
+
+@dataclass(frozen=True)
+class EpochCosts:
+    """What one epoch cost.
+
+    Attributes:
+        bytes: by direction ("up", "down") and kind.
+        flops: by party ("client", "server") and pass.
+        seconds: by phase.
+    """
+
+    bytes: dict[str, dict[str, int]]
+    flops: dict[str, dict[str, int]]
+    seconds: dict[str, float]
 
 
 class _Thread(threading.local):
@@ -68,20 +84,20 @@ class Ledger:
                 self._seconds[thread.phases[-1]] += now - thread.mark
         thread.mark = now
 
-    def add(self, costs: Mapping[str, Mapping[str, Any]]) -> None:
+    def add(self, costs: EpochCosts) -> None:
         """Add FLOPs and seconds that another ledger's `take` returned. Bytes are counted where the wire ends, once."""
-        for party, passes in costs["flops"].items():
+        for party, passes in costs.flops.items():
             for what, count in passes.items():
                 self._flops[party][what] += count
-        for name, spent in costs["seconds"].items():
+        for name, spent in costs.seconds.items():
             self._seconds[name] += spent
 
-    def take(self) -> dict[str, Any]:
-        """The costs since the last call, as plain dictionaries; counting starts again from zero."""
-        costs = {
-            "bytes": {direction: dict(sorted(kinds.items())) for direction, kinds in self._bytes.items()},
-            "flops": {party: dict(sorted(passes.items())) for party, passes in self._flops.items()},
-            "seconds": {name: round(spent, 6) for name, spent in self._seconds.items()},
-        }
+    def take(self) -> EpochCosts:
+        """The costs since the last call; counting starts again from zero."""
+        costs = EpochCosts(
+            {direction: dict(sorted(kinds.items())) for direction, kinds in self._bytes.items()},
+            {party: dict(sorted(passes.items())) for party, passes in self._flops.items()},
+            {name: round(spent, 6) for name, spent in self._seconds.items()},
+        )
         self._clear()
         return costs

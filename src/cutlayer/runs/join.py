@@ -251,8 +251,8 @@ class _Joining:
             if self.on_epoch is not None:
                 self.on_epoch(message.exchange, message.epoch)
         costs = self.ledger.take()
-        log.info("seconds by phase: %s", json.dumps(costs["seconds"]))
-        return costs["flops"]["client"]
+        log.info("seconds by phase: %s", json.dumps(costs.seconds))
+        return costs.flops["client"]
 
     def _receive(self, session: Session) -> bytes:
         """The server's next frame. Between epochs, and where the server is gone, this is the place to stop."""

@@ -160,7 +160,7 @@ class Loop:
 
     def give_up(self) -> None:
         """Count what the epoch under way, which will be trained again, has sent."""
-        sent = self.server.ledger.take()["bytes"]
+        sent = self.server.ledger.take().bytes
         if self.folder is not None:
             self.folder.give_up(crossed(sent))
         else:
@@ -197,8 +197,9 @@ class Loop:
         scores = self._scores() if due else {}
         self.clients.collect()
         costs = server.ledger.take()
-        more: dict[str, Any] = {**costs, "states": states, "absent": sorted(server.absent)}
-        self.records.append(EpochRecord(epoch, exchange.value, loss, server.samples, scores, **more))
+        spent = (costs.bytes, costs.flops, costs.seconds)
+        record = EpochRecord(epoch, exchange.value, loss, server.samples, scores, *spent, states, sorted(server.absent))
+        self.records.append(record)
         self._watch(self.records)
         if self.folder is not None:
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.

@@ -15,7 +15,7 @@ from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.group import build_clients
 from cutlayer.method import Method, Training
-from cutlayer.records.ledger import Ledger
+from cutlayer.records.ledger import EpochCosts, Ledger
 
 
 class ClientActor:
@@ -58,7 +58,7 @@ class ClientActor:
         """Have a client leave the epoch, and drop what it has not sent yet: the server has given it up."""
         self._answers[number].give_up()
 
-    def costs(self) -> dict[str, Any]:
+    def costs(self) -> EpochCosts:
         """FLOPs and seconds since the last call."""
         return self.ledger.take()
 

@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.ray.actor import ClientActor
 from cutlayer.errors import ClientUnavailableError, CutlayerError, StateLostError
+from cutlayer.records.ledger import EpochCosts
 
 log = logging.getLogger("cutlayer.backends.ray")
 
@@ -69,7 +70,7 @@ class ActorHandle:
         log.warning("%s; the epoch goes on without them", reason)
         raise ClientUnavailableError(reason)
 
-    def costs(self) -> dict[str, Any] | None:
+    def costs(self) -> EpochCosts | None:
         """What was spent since the last call; None where nothing was, or the actor is gone."""
         if self.calls == self._collected:
             return None
