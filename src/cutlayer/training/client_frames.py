@@ -12,7 +12,8 @@ from cutlayer.memory.delta import DeltaSender
 from cutlayer.records.ledger import Ledger
 from cutlayer.seeds import derive
 from cutlayer.training.job import ClientJob
-from cutlayer.wire.frames import Evaluate, Frame, Step, Update, pack
+from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.messages import Evaluate, Step, Update
 
 
 def microbatch_name(message: Step | Evaluate) -> tuple[int, ...]:
