@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -100,6 +100,50 @@ NUMBER = r"(\d*\.?\d+(?:e-?\d+)?)"
 MAX_SPEC = 128  # characters; specs come from the network too
 
 
+@dataclass(frozen=True)
+class Spec:
+    """A spec, parsed.
+
+    Attributes:
+        format: of the values, a name in `FLOAT_FORMATS`.
+        options: those that are not the default, in the order of `OPTIONS`.
+        fraction: of the values that is sent; None for all of them.
+        chance: of `randtopk`; None if the largest values are sent.
+        lossless: the stage that follows, as it is written, or "".
+    """
+
+    format: str
+    options: tuple[str, ...] = ()
+    fraction: float | None = None
+    chance: float | None = None
+    lossless: str = ""
+
+    def codec(self) -> Codec:
+        """The codec that it stands for; its name is the spec in canonical form."""
+        known = FLOAT_FORMATS[self.format]
+        codec = known.make(
+            ":".join([_with_version(self.format, known.version), *self.options]), frozenset(self.options)
+        )
+        if self.fraction is not None:
+            head = f"topk{self.fraction:g}" if self.chance is None else f"randtopk{self.fraction:g},{self.chance:g}"
+            codec = TopK(f"{head}>{codec.name}", codec, self.fraction, self.chance or 0.0)
+        return Lossless(f"{codec.name}+{self.lossless}", codec) if self.lossless else codec
+
+    def deterministic(self) -> Spec:
+        """The same without draws: rounding to nearest, and `topk` for `randtopk`."""
+        return replace(self, options=tuple(o for o in self.options if o != "stochastic"), chance=None)
+
+
+def parse(spec: str) -> Spec:
+    """A spec of activations or gradients, without a memory. Raises ConfigError with the known names."""
+    body, plus, stage = spec.partition("+")
+    sparsity, arrow, written = body.rpartition(">")
+    name, options = _format(written, spec)
+    fraction, chance = _sparsity(sparsity, options, spec) if arrow else (None, None)
+    lossless = _versioned("lossless stage", stage, LOSSLESS, spec) if plus else ""
+    return Spec(name, options, fraction, chance, lossless and _with_version(lossless, LOSSLESS[lossless]))
+
+
 def get_codec(spec: str) -> Codec:
     """The codec of this spec, as it stands in configs and in frames. Raises ConfigError with the known names."""
     return INTEGER_CODECS.get(spec) or get_float_codec(spec)
@@ -110,15 +154,7 @@ def get_float_codec(spec: str) -> Codec:
     """The codec of this spec for activations or gradients. Raises ConfigError with the known names."""
     if len(spec) > MAX_SPEC:
         raise ConfigError(f"codec: expected a spec of at most {MAX_SPEC} characters, got {len(spec)}")
-    body, plus, stage = spec.partition("+")
-    sparsity, arrow, written = body.rpartition(">")
-    codec = _format(written, spec)
-    if arrow:
-        codec = _sparse(sparsity, codec, spec)
-    if plus:
-        name, _ = _versioned("lossless stage", stage, LOSSLESS, spec)
-        codec = Lossless(f"{codec.name}+{name}", codec)
-    return codec
+    return parse(spec).codec()
 
 
 @dataclass(frozen=True)
@@ -173,27 +209,27 @@ def evaluation_codec(transfer: Transfer) -> Codec:
 
     With `delta` the receiver learns from references in fp16, which are more than the codec says in one sending.
     """
-    name = transfer.codec.name.replace(":stochastic", "")
-    if transfer.delta is not None:
-        name = "".join(["fp16", *name.partition("+")[1:]])
-    return get_float_codec(re.sub(r"^rand(topk[^,>]*),[^>]*", r"\1", name))
+    spec = parse(transfer.codec.name).deterministic()
+    return (spec if transfer.delta is None else Spec("fp16", lossless=spec.lossless)).codec()
 
 
-def _format(written: str, spec: str) -> Codec:
-    """The codec of `name[@version][:option]...`."""
+def _format(written: str, spec: str) -> tuple[str, tuple[str, ...]]:
+    """Format and options of `name[@version][:option]...`."""
     head, *asked = written.split(":")
-    versions = {name: known.version for name, known in FLOAT_FORMATS.items()}
-    head, name = _versioned("codec", head, versions, spec)
+    name = _versioned("codec", head, {name: known.version for name, known in FLOAT_FORMATS.items()}, spec)
     known = FLOAT_FORMATS[name]
     for option in asked:
         if option not in known.options and option not in DEFAULTS:
             raise ConfigError(f"{unknown(f'option of {name}', option, [*DEFAULTS, *known.options])}; in {spec!r}")
-    chosen = [option for option in OPTIONS if option in asked]
-    return known.make(":".join([head, *chosen]), frozenset(chosen))
+    return name, tuple(option for option in OPTIONS if option in asked)
 
 
-def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> tuple[str, str]:
-    """(canonical form, name) of `name[@version]`."""
+def _with_version(name: str, version: int) -> str:
+    return name if version == 1 else f"{name}@{version}"
+
+
+def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> str:
+    """The name in `name[@version]`, checked with its version."""
     name, at, version = written.partition("@")
     if name not in known and name in PAIRS:
         raise ConfigError(f"{name!r} stands for two codecs; for one direction write {' or '.join(PAIRS[name])}")
@@ -204,21 +240,20 @@ def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> tup
             f"{what} {name!r} in version {version!r}: this release knows version {known[name]}; both sides need the "
             "same release"
         )
-    return name if known[name] == 1 else f"{name}@{known[name]}", name
+    return name
 
 
-def _sparse(written: str, inner: Codec, spec: str) -> Codec:
-    """The codec of `topk<fraction>` or `randtopk<fraction>[,<chance>]` around another."""
+def _sparsity(written: str, options: tuple[str, ...], spec: str) -> tuple[float, float | None]:
+    """Fraction and chance of `topk<fraction>` or `randtopk<fraction>[,<chance>]`."""
     match = re.fullmatch(rf"(rand)?topk{NUMBER}(?:,{NUMBER})?", written)
     if not match or (match[3] and not match[1]):
         examples = ["topk0.1>", "randtopk0.1>", "randtopk0.1,0.2>"]
         raise ConfigError(f"{unknown('sparsification', written, examples)}; in {spec!r}")
-    fraction, chance = float(match[2]), float(match[3] or 0.1) if match[1] else 0.0
-    if not (0 < fraction <= 1 and 0 <= chance < 1):
+    fraction, chance = float(match[2]), float(match[3] or 0.1) if match[1] else None
+    if not (0 < fraction <= 1 and 0 <= (chance or 0.0) < 1):
         raise ConfigError(
             f"sparsification {written!r}: expected a fraction above 0 and up to 1, and a chance from 0 to below 1"
         )
-    if ":channel" in inner.name:
+    if "channel" in options:
         raise ConfigError(f"{spec!r}: values kept by {written!r} have no channels; leave ':channel' out")
-    head = f"randtopk{fraction:g},{chance:g}" if match[1] else f"topk{fraction:g}"
-    return TopK(f"{head}>{inner.name}", inner, float(f"{fraction:g}"), float(f"{chance:g}"))
+    return float(f"{fraction:g}"), None if chance is None else float(f"{chance:g}")
