@@ -25,6 +25,7 @@ from cutlayer import (
 )
 from cutlayer.cli import main
 from cutlayer.files import load_tensors
+from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.recipes import digits
 from tests.helpers.processes import CONFIG, join, port_of, serve
@@ -152,6 +153,7 @@ def test_early_stopping_is_the_same_after_an_interruption(tmp_path: Path) -> Non
     best = values.index(max(values))
     assert len(values) == best + 4 < 50
     assert Run(tmp_path / "run").checkpoints.epochs()[-1] == len(values)
+    assert Run(tmp_path / "run").history().merged == result.history.merged != {}
     with pytest.raises(StopHereError):
         train(tmp_path / "other", best + 2, training=early)
     assert same(train(tmp_path / "other", training=early).model, result.model)
@@ -186,6 +188,39 @@ def test_more_epochs(tmp_path: Path, caplog) -> None:
         train(tmp_path / "run", training=dataclasses.replace(long, batch_size=4))
 
 
+def test_a_resume_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    """Its checkpoint is after 4 epochs; a fifth is in the metrics, which a resumed run trains again."""
+    with pytest.raises(StopHereError):
+        train(tmp_path, 5, training=dataclasses.replace(TRAINING, checkpoint_every=2))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="has 4 epochs already, and cannot end after 3"):
+        train(tmp_path, training=dataclasses.replace(TRAINING, checkpoint_every=2, epochs=3))
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_the_model_of_a_run_that_deletes_the_checkpoint_meanwhile(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(StopHereError):
+        train(tmp_path, 5, training=dataclasses.replace(TRAINING, checkpoint_every=1, keep_checkpoints=2))
+    run, read = Run(tmp_path), Checkpoints.read
+    places = []
+
+    def pruned(self, epoch=None):
+        found = read(self, epoch)
+        assert found is not None
+        places.append(found[0])
+        if len(places) == 1:
+            found[0].rename(tmp_path / "aside")
+        return found
+
+    monkeypatch.setattr(Checkpoints, "read", pruned)
+    model = run.model(cut())
+    assert [place.name for place in places] == ["epoch-000005", "epoch-000004"]
+    assert isinstance(model, nn.Module)
+    (places[1] / "server.safetensors").unlink()  # of one that is still there it is damage
+    with pytest.raises(ConfigError, match=r"no checkpoint in .* is whole: .*server\.safetensors is missing"):
+        run.model(cut())
+
+
 def test_beginning_from_another_runs_weights(tmp_path: Path) -> None:
     begun = train(tmp_path / "pretrained").model
     tiny = dataclasses.replace(SGD, lr=1e-30, weight_decay=0.0)
@@ -202,8 +237,10 @@ def test_beginning_from_another_runs_weights(tmp_path: Path) -> None:
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():  # as if killed in the first epoch
         checkpoint.rename(tmp_path / checkpoint.name)
     assert same(train(tmp_path / "run", halves=cut(5), method=SEVERAL).model, whole)
+    same_run = tmp_path / "run" / ".." / "elsewhere"  # by another path, and moved meanwhile
+    assert same(train(tmp_path / "run", halves=cut(5), init=same_run, method=SEVERAL).model, whole)
     with pytest.raises(ConfigError, match=r"was begun with the weights of .*pretrained, and cannot be resumed with"):
-        train(tmp_path / "run", halves=cut(5), init=tmp_path / "elsewhere", method=SEVERAL)
+        train(tmp_path / "run", halves=cut(5), init=tmp_path / "tuned", method=SEVERAL)
     with pytest.raises(ConfigError, match="was begun with weights of its own"):
         train(tmp_path / "elsewhere", init=tmp_path / "run")
     with pytest.raises(ConfigError, match="is not of a network such as this"):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -83,7 +84,6 @@ NOT_OURS = "what answers there is no cutlayer server"
     ("server", "mine", "message"),
     [
         (lambda tls: grpc_server(tls / "ours/server"), "theirs/client", r"is not of the authority in .*ca.crt"),
-        (lambda tls: grpc_server(tls / "ours/server", tls / "theirs/server"), "ours/client", "server refuses the cert"),
         (lambda tls: grpc_server(tls / "ours/client"), "ours/client", "shows a client's certificate, not a server's"),
         (lambda tls: grpc_server(tls / "ours/server"), None, r"the server wants TLS; give .*--tls"),
         (lambda tls: grpc_server(None), "ours/client", "the server is without TLS: leave out --tls, or start it with"),
@@ -94,7 +94,6 @@ NOT_OURS = "what answers there is no cutlayer server"
     ],
     ids=[
         "the server's authority",
-        "the client's authority",
         "a client's certificate",
         "plain to TLS",
         "TLS to plain",
@@ -109,9 +108,32 @@ def test_what_can_never_succeed_ends_at_once(server, mine: str | None, message: 
         take_part(f"127.0.0.1:{port}", tls / mine if mine else None, tmp_path)
 
 
-def test_a_name_that_is_none_ends_at_once(tmp_path: Path) -> None:
+def test_a_name_that_is_none_ends_when_it_has_had_time_to_become_one(tmp_path: Path, caplog, monkeypatch) -> None:
+    """As the name of a service has, which is not up yet."""
+    caplog.set_level(logging.WARNING)
+    with pytest.raises(TimeoutError, match="there is no machine of the name no-such-machine"):
+        take_part("no-such-machine.invalid:7070", None, tmp_path, give_up_after=1.5)
+    assert "no-such-machine.invalid; look at the address; trying again for 30 s" in caplog.text
+    monkeypatch.setattr("cutlayer.backends.grpc.trouble.PATIENCE_SECONDS", 0.5)
+    began = time.monotonic()
     with pytest.raises(ConfigError, match="there is no machine of the name no-such-machine"):
         take_part("no-such-machine.invalid:7070", None, tmp_path)
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_connection_that_ends_without_a_word_may_be_a_server_going_down(
+    tls: Path, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    """gRPC sends no alert, neither then nor if it refuses the client's certificate, which is so here."""
+    caplog.set_level(logging.WARNING)
+    with grpc_server(tls / "ours/server", tls / "theirs/server") as port:
+        address = f"127.0.0.1:{port}"
+        with pytest.raises(TimeoutError, match="If it is not going down, it refuses the certificate"):
+            take_part(address, tls / "ours/client", tmp_path, give_up_after=1.5)
+        assert "trying again for 30 s" in caplog.text
+        monkeypatch.setattr("cutlayer.backends.grpc.trouble.PATIENCE_SECONDS", 0.5)
+        with pytest.raises(ConfigError, match=r"refuses the certificate .*ours/client/own\.crt: it is of another auth"):
+            take_part(address, tls / "ours/client", tmp_path)
 
 
 def test_a_folder_of_two_authorities_is_named(tls: Path, tmp_path: Path) -> None:

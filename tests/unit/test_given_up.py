@@ -134,3 +134,40 @@ def test_a_file_that_is_damaged_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"epochs": ')
     with pytest.raises(ConfigError, match=rf"{name} is damaged"):
         Run(tmp_path).history()
+
+
+def test_a_resumed_run_names_the_damage_and_changes_nothing(tmp_path: Path) -> None:
+    def stop(record) -> None:
+        if record.epoch == 2:
+            raise Interruption
+
+    more = {"method": METHOD, "training": training(checkpoint_every=2), "run": tmp_path}
+    with pytest.raises(Interruption):
+        fit(halves(), data(), data(), on_epoch=stop, **more)
+    (tmp_path / "given_up.json").write_text('{"up": ')
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"given_up\.json is damaged.*remove the file to go on"):
+        fit(halves(), data(), data(), resume=True, **more)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+    (tmp_path / "given_up.json").unlink()
+    assert len(fit(halves(), data(), data(), resume=True, **more).history.epochs) == 5
+
+
+def test_a_loss_that_nothing_recovers_from_ends_the_run(monkeypatch) -> None:
+    """In one process there is nothing to put back in place: clients raise the reason that they were given."""
+    reason, asked = StateLostError("it is lost"), []
+
+    def lost(server, peers) -> float:
+        raise reason
+
+    def recover(self, error: Exception) -> None:
+        asked.append(error)
+        assert len(asked) < 9, "it is asked for ever"
+        raise error
+
+    monkeypatch.setattr("cutlayer.runs.loop.train_epoch", lost)
+    monkeypatch.setattr("cutlayer.backends.local.LocalClients.recover", recover)
+    with pytest.raises(StateLostError) as caught:
+        fit(halves(), data(), data(), method=METHOD, training=training())
+    assert caught.value is reason
+    assert len(asked) == 1

@@ -198,3 +198,57 @@ def test_halves_that_share_a_tensor_are_refused() -> None:
         with pytest.raises(ConfigError, match=r"the halves share .*no training could"):
             Halves(client, server)
     Halves(Shared(weight), copy.deepcopy(Shared(weight)))
+
+
+def test_halves_whose_tensors_are_parts_of_one_flat_buffer() -> None:
+    flat = torch.arange(32.0)
+    first, second = (nn.Parameter(part.view(4, 4)) for part in flat.split(16))
+    Halves(Shared(first), Shared(second))
+    overlapping = nn.Parameter(flat[15:31].view(4, 4))
+    with pytest.raises(ConfigError, match="the halves share"):
+        Halves(Shared(first), Shared(overlapping))
+
+
+class Counting(nn.Module):
+    """Writes to a buffer in its own forward, beside the cut."""
+
+    def __init__(self, *, replaces: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.replaces = nn.Linear(4, 4), nn.Linear(4, 2), replaces
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.replaces:
+            self.calls = self.calls + 1
+        else:
+            self.calls.add_(1)
+        return self.second(self.first(x) / self.calls)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_forward_that_writes_to_a_buffer_is_refused(replaces: bool) -> None:
+    network = Counting(replaces=replaces)
+    with pytest.raises(
+        ConfigError, match=r"forward writes to calls, which the halves would not .*Halves\(client, serv"
+    ):
+        split(network, "first")
+    assert network.calls == 0
+
+
+class Masking(nn.Module):
+    """Makes its default mask from sizes, which `fx` takes only as one tuple."""
+
+    def __init__(self, *size: int) -> None:
+        super().__init__()
+        self.first, self.second, self.size = nn.Linear(4, 4), nn.Linear(4, 2), size
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            mask = torch.ones(x.shape[0], 1, dtype=x.dtype) if self.size else torch.ones(x.shape[0], 1)
+        return self.second(self.first(x) * mask)
+
+
+@pytest.mark.parametrize("network", [Masking(), Masking(1)])
+def test_sizes_that_are_not_one_tuple_are_named_with_the_way_to_write_them(network: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"Write the sizes as one tuple, as in torch\.ones\(\(x\.shape\[0\], 1\)\)"):
+        split(network, "first")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from cutlayer.errors import ConfigError
@@ -47,11 +49,11 @@ def trace(model: nn.Module, cut: str) -> fx.Graph:
     graphs, mode = [], model.training
     for training in (True, False):
         try:
-            graphs.append(_traced(model.train(training), cut))
+            graphs.append(_traced_unchanged(model.train(training), cut))
         except Exception as error:
             raise ConfigError(
-                f"cannot trace the modules that contain {cut!r} with torch.fx: {error}. Cut elsewhere, or write the "
-                "two halves as modules of your own and pass Halves(client, server)."
+                f"cannot trace the modules that contain {cut!r} with torch.fx: {_why(error)}. Cut elsewhere, "
+                "or write the two halves as modules of your own and pass Halves(client, server)."
             ) from error
         finally:
             model.train(mode)
@@ -63,6 +65,39 @@ def trace(model: nn.Module, cut: str) -> fx.Graph:
     graph = graphs[0]
     _choose_output(graph)
     return graph
+
+
+def _why(error: Exception) -> str:
+    """What is wrong, with a simple change of the network that mends it, if there is one."""
+    pattern = r"(\w+)\(\) (takes 1 positional argument but|received an invalid combination of arguments - got \(Proxy,)"
+    found = re.match(pattern, str(error))
+    if found is None or not hasattr(torch, found[1]):
+        return str(error)
+    first = str(error).split(", but expected", 1)[0]
+    return f"{first}. Write the sizes as one tuple, as in torch.{found[1]}((x.shape[0], 1))"
+
+
+def _traced_unchanged(model: nn.Module, cut: str) -> fx.Graph:
+    """As `_traced`. A write to a buffer is done while tracing, and not in the graph: it is undone, and refused."""
+    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        graph = _traced(model, cut)
+    finally:
+        written = []
+        for name, buffer in model.named_buffers():
+            if name in before and not _equal(buffer, before[name]):
+                written.append(name)
+                buffer.data = before[name]
+    if written:
+        raise ConfigError(f"its forward writes to {', '.join(written)}, which the halves would not do")
+    return graph
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal; NaN equals NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.is_meta:
+        return one.shape == other.shape and one.dtype == other.dtype
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _traced(model: nn.Module, cut: str) -> fx.Graph:

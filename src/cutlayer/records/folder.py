@@ -117,6 +117,7 @@ class RunFolder:
             self.create(config, baseline, facts)
             return [], None
         self.check(config, facts)
+        self._check_length(config)
         found = self.checkpoints.load(modules, stores)
         epochs, state = found if found is not None else (0, None)
         records = self.rewind(epochs)
@@ -147,15 +148,22 @@ class RunFolder:
             named = "; ".join(f"{path}: {how}" for path, how in different.items())
             raise ConfigError(f"{self.folder} was begun with something else and cannot be resumed with this: {named}")
 
+    def _check_length(self, config: dict[str, Any]) -> None:
+        """Raise ConfigError if more epochs are done than there are to be. Nothing is changed before that is known."""
+        length = config.get("training", {}).get("epochs")
+        if length is None or not differences(self.read_config()["config"], config):
+            return
+        found = self.checkpoints.read()
+        epochs = found[1]["epoch"] if found is not None else 0
+        if length < epochs:
+            raise ConfigError(f"{self.folder} has {epochs} epochs already, and cannot end after {length}")
+
     def adopt(self, config: dict[str, Any], epochs: int) -> None:
         """Write down choices that were changed, after so many epochs, when the run was resumed."""
         content = self.read_config()
         changes = differences(content["config"], config)
         if not changes:
             return
-        length = config.get("training", {}).get("epochs", epochs)
-        if length < epochs:
-            raise ConfigError(f"{self.folder} has {epochs} epochs already, and cannot end after {length}")
         named = [f"after {epochs} epochs: {path} {how}" for path, how in changes.items()]
         self._write_config({**content, "config": config, "changes": [*content.get("changes", []), *named]})
         if lengths := [how for path, how in changes.items() if path.split(".")[-1] == "epochs"]:
@@ -217,8 +225,10 @@ class RunFolder:
             raise DamagedError(
                 f"{self.metrics_file}: expected the {epochs} epochs of the checkpoint, found {len(records)}"
             )
-        with suppress(ConfigError):  # a line that is damaged says nothing any more
-            self.give_up(crossed(*(record.bytes for record in self.records()[epochs:])))
+        undone: list[EpochRecord] = []
+        with suppress(DamagedError):  # a line that is damaged says nothing any more
+            undone = self.records()[epochs:]
+        self.give_up(crossed(*(record.bytes for record in undone)))
         self.metrics.rewrite(record.as_dict() for record in records)
         return records
 

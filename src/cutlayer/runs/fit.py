@@ -126,7 +126,7 @@ def fit(
             folder.save_model(model)
         merged = scores_of(model, clients.test_batches(), task, training.device)
         if folder is not None:
-            folder.save_merged(merged, training.epochs)
+            folder.save_merged(merged, len(loop.records))
     return Result(History(loop.records, baseline, loop.given_up(), merged), model, halves)
 
 

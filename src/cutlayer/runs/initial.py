@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from cutlayer.errors import ConfigError
 from cutlayer.files import load_tensors
 from cutlayer.models.cut import Halves
@@ -27,7 +29,7 @@ def initialize(halves: Halves, init: str | Path | Run | None, folder: Run | None
     source = init if isinstance(init, Run) or init is None else Run(init)
     if folder is not None and resume and folder.exists():
         begun = folder.read_config().get("init")
-        if source is not None and str(source.folder) != (begun or {}).get("run"):
+        if source is not None and not (begun and _is_that_of(folder, begun["run"], source, halves)):
             was = f"with the weights of {begun['run']}" if begun else "with weights of its own"
             raise ConfigError(f"{folder.folder} was begun {was}, and cannot be resumed with those of {source.folder}")
         if begun:
@@ -39,3 +41,13 @@ def initialize(halves: Halves, init: str | Path | Run | None, folder: Run | None
     if folder is not None:
         folder.initial = Initial(weights, str(source.folder), len(source.records()))
     load_into(halves, weights)
+
+
+def _is_that_of(folder: Run, begun: str, source: Run, halves: Halves) -> bool:
+    """Whether a run is the one whose weights `folder` stores: under whatever path, it may have been moved."""
+    if source.folder.resolve() == Path(begun).resolve():
+        return True
+    if not source.exists():
+        return False
+    stored, weights = load_tensors(folder.initial_file)[0], source.model(halves).state_dict()
+    return stored.keys() == weights.keys() and all(torch.equal(weights[name], stored[name]) for name in stored)

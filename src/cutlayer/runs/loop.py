@@ -28,7 +28,7 @@ from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.folder import RunFolder
 from cutlayer.records.history import Baseline, EpochRecord, crossed
-from cutlayer.runs.watch import Watch
+from cutlayer.runs.watch import watch
 from cutlayer.schedule import Exchange
 from cutlayer.training.participants import (
     LiveParticipant,
@@ -101,7 +101,6 @@ class Loop:
         self.baseline, self.stop = baseline, stop
         self.records: list[EpochRecord] = []
         self._lost: list[dict[str, dict[str, int]]] = []
-        self._watch = Watch()
         self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
 
     # --- the run ---
@@ -146,6 +145,8 @@ class Loop:
                 assert self.checkpoints is not None, "there is one wherever something may be lost"
                 found = self.checkpoints.load(self.modules, self.stores)
             except (StateLostError, ClientUnavailableError) as again:
+                if again is reason:  # nothing can be put back in place
+                    raise
                 reason = again
                 continue
             assert found is not None, "the run began with one"
@@ -200,7 +201,7 @@ class Loop:
         spent = (costs.bytes, costs.flops, costs.seconds)
         record = EpochRecord(epoch, exchange.value, loss, server.samples, scores, *spent, states, sorted(server.absent))
         self.records.append(record)
-        self._watch(self.records)
+        watch(self.records)
         if self.folder is not None:
             # Metrics first: a kill between the two leaves a line too many, which the next start drops.
             self.folder.append(self.records[-1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 from cutlayer.records.history import EpochRecord
 from cutlayer.schedule import Exchange
@@ -11,34 +12,40 @@ from cutlayer.schedule import Exchange
 log = logging.getLogger("cutlayer.training")
 
 
-class Watch:
-    """Warns once if the test loss leaves the training loss far behind in C epochs."""
+def watch(records: Sequence[EpochRecord]) -> None:
+    """Warn after the last of these epochs if the test loss leaves the training loss far behind in C epochs.
 
-    def __init__(self) -> None:
-        self.warned = False
-
-    def __call__(self, records: Sequence[EpochRecord]) -> None:
-        """Look at the last of these epochs."""
-        if not self.warned and records and (reason := left_behind(records)):
-            self.warned = True
-            log.warning(reason)
-
-
-def left_behind(records: Sequence[EpochRecord]) -> str | None:
-    """What to warn of after the last of these epochs, or None.
-
-    The test loss must be twice its best so far and twice the training loss, and have risen from its best by a tenth
-    of the first one, so that a loss near zero may move.
+    Once in a run, also if it was resumed: not if this was so after an earlier epoch.
     """
-    last = records[-1]
-    losses = [record.test["loss"] for record in records if "loss" in record.test]
-    if last.exchange != Exchange.NONE or "loss" not in last.test:
-        return None
-    test, best = last.test["loss"], min(losses)
-    if test < 2 * best or test < 2 * last.loss or test - best < abs(losses[0]) / 10:
-        return None
-    return (
-        f"epoch {last.epoch + 1}: in C epochs the test loss has risen from {best:.3g} to {test:.3g}, the training loss "
-        f"is {last.loss:.3g}. The server half fits stored activations, and the test data no longer profit: let more "
-        "epochs exchange (a lower threshold, more warm-up), shorten the run, or see docs/batch-norm.md"
-    )
+    epochs = list(left_behind(records))
+    if len(epochs) == 1 and epochs[0][0] is records[-1]:
+        log.warning(epochs[0][1])
+
+
+def left_behind(records: Sequence[EpochRecord]) -> Iterator[tuple[EpochRecord, str]]:
+    """The C epochs after which the test loss was far behind the training loss, and what to warn of.
+
+    The test loss must be twice the training loss. Beyond that, either it is ahead of it by half of the first test loss,
+    whether or not it rose; or it is twice its best so far, and has risen from it by a tenth of the first. A loss near
+    zero may move, and a network may fit its training data somewhat better than others.
+    """
+    first, best = math.nan, math.inf
+    for record in records:
+        if "loss" not in record.test:
+            continue
+        test = record.test["loss"]
+        best, first = min(best, test), test if math.isnan(first) else first
+        if record.exchange != Exchange.NONE or test < 2 * record.loss:
+            continue
+        if test >= 2 * best and test - best >= abs(first) / 10:
+            so = f"has risen from {best:.3g} to {test:.3g}"
+        elif test - record.loss >= abs(first) / 2:
+            so = f"is {test:.3g}, after {first:.3g} at first"
+        else:
+            continue
+        yield (
+            record,
+            f"epoch {record.epoch + 1}: in C epochs the test loss {so}, the training loss is {record.loss:.3g}. The "
+            "server half fits stored activations, and the test data no longer profit: let more epochs exchange (a "
+            "lower threshold, more warm-up), shorten the run, or see docs/batch-norm.md",
+        )

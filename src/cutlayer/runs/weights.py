@@ -16,6 +16,8 @@ from cutlayer.models.cut import Halves, copied
 from cutlayer.records.checkpoint import Checkpoints, model_tensors
 from cutlayer.runs.config import RunConfig
 
+ATTEMPTS = 5
+"""How often the checkpoint of a run under way is looked for."""
 Weights = Mapping[str, Tensor]
 WITH_THE_CLIENT = (
     "the server has seen its own half only. Give the client's folder: model(client=FOLDER), or "
@@ -91,7 +93,26 @@ def client_of(checkpoint: Path) -> dict[str, Tensor] | None:
 def halves_of(
     folder: Path, checkpoints: Checkpoints, epochs: int | None, client: str | Path | None
 ) -> tuple[Weights, Weights]:
-    """Both halves of a checkpoint, the newest or that after so many epochs."""
+    """Both halves of a checkpoint, the newest or that after so many epochs.
+
+    If the run, which is under way, deletes it meanwhile, those of the next.
+    """
+    for _ in range(ATTEMPTS):
+        before = checkpoints.epochs()
+        try:
+            return _read_halves(folder, checkpoints, epochs, client)
+        except (FileNotFoundError, ConfigError):
+            if set(before) <= set(checkpoints.epochs()):
+                raise
+    raise ConfigError(
+        f"{folder}: each checkpoint was deleted while it was read: the run writes them fast. Try again, or have it "
+        "store more of them (keep_checkpoints)"
+    )
+
+
+def _read_halves(
+    folder: Path, checkpoints: Checkpoints, epochs: int | None, client: str | Path | None
+) -> tuple[Weights, Weights]:
     if epochs is not None and epochs not in checkpoints.epochs():
         raise ConfigError(
             f"{folder}: the best epoch's checkpoint, after {epochs} epochs, is not there any more; "

@@ -13,8 +13,8 @@ the order of the clients' numbers, never in the order in which they answer: the 
 
 Averages are weighted by the samples trained on since the last one (FedAvg). Those of client halves are taken in A
 epochs only, as nothing else trains them; those of server halves in all epochs. Optimizers are each client's own and are
-not averaged. Batch norm's running statistics are averaged with the weights; a B epoch moves those of the client's copy
-only, until the next weights come.
+not averaged. Batch norm's running statistics are averaged with the weights; a B epoch moves them only
+under `norm_in_b="train"`, those of the client's copy, until the next weights come.
 """
 
 from cutlayer.errors import ConfigError, unknown

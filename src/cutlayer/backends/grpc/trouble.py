@@ -24,6 +24,9 @@ log = logging.getLogger("cutlayer.wire")
 
 LOOK_SECONDS = 5.0
 REMIND_SECONDS = 30.0
+# How long something must last to be hopeless if it may as well be a server on its way up or down: a name may be that of
+# a service that is not up yet (Docker Compose, Kubernetes), and a server that goes down ends connections, too.
+PATIENCE_SECONDS = 30.0
 # The beginning of HTTP/2 from a client, with empty settings; the server's settings are to come first.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS = 4
@@ -32,10 +35,17 @@ NOT_OURS = "what answers there is no cutlayer server; look at the address and th
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why an attempt to connect failed; `hopeless` if the next one cannot do better until someone mends something."""
+    """Why an attempt to connect failed.
+
+    Attributes:
+        reason: in words.
+        hopeless: whether the next one cannot do better until someone mends something.
+        after: seconds that this must last before it is taken to be hopeless.
+    """
 
     reason: str
     hopeless: bool = False
+    after: float = 0.0
 
 
 class Attempts:
@@ -49,22 +59,28 @@ class Attempts:
 
     def __init__(self, address: str, tls: str | Path | None) -> None:
         self.address, self.tls, self.last = address, tls, ""
-        self._in_vain, self._told = 0, -REMIND_SECONDS
+        self._in_vain, self._since, self._told = 0, 0.0, -REMIND_SECONDS
 
     def failed(self, error: Exception, *, known: bool = False) -> bool:
-        """Take note of a failure; whether further attempts are in vain. That is so if two in a row say so.
+        """Take note of a failure; whether further attempts are in vain.
+
+        That is so if two in a row say so, and for as long as it takes to be sure: `PATIENCE_SECONDS` for a host name
+        that is not known, and for a server that ends connections without a word of why.
 
         With a server that is `known` none is in vain, and no time is lost with looking.
         """
         trouble = Trouble(describe(error)) if known else explain(self.address, self.tls, error)
         changed = trouble.reason != self.last
-        self._in_vain = 0 if not trouble.hopeless else 1 if changed else self._in_vain + 1
-        self.last = trouble.reason
         now = time.monotonic()
-        if self._in_vain < 2 and not trouble.hopeless and (changed or now - self._told >= REMIND_SECONDS):
+        if changed or not trouble.hopeless:
+            self._in_vain, self._since = 0, now
+        self._in_vain += trouble.hopeless
+        self.last = trouble.reason
+        if (trouble.after or not trouble.hopeless) and (changed or now - self._told >= REMIND_SECONDS):
             self._told = now
-            log.warning("no connection to %s: %s; trying again until there is one", self.address, self.last)
-        return self._in_vain >= 2
+            how_long = f"for {trouble.after:.0f} s" if trouble.hopeless else "until there is one"
+            log.warning("no connection to %s: %s; trying again %s", self.address, self.last, how_long)
+        return self._in_vain >= 2 and now - self._since >= trouble.after
 
 
 def explain(address: str, tls: str | Path | None, error: Exception) -> Trouble:
@@ -91,7 +107,7 @@ def _look(host: str, port: int, tls: str | Path | None) -> Trouble | None:
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             return Trouble(f"the name {host} cannot be looked up at the moment")
-        return Trouble(f"there is no machine of the name {host}; look at the address", hopeless=True)
+        return Trouble(f"there is no machine of the name {host}; look at the address", True, PATIENCE_SECONDS)
     try:
         with socket.create_connection((host, port), LOOK_SECONDS) as connection:
             return _look_closer(connection, tls, found[0][4][0])
@@ -118,7 +134,7 @@ def _look_closer(connection: socket.socket, tls: str | Path | None, ip: str | in
         with context.wrap_socket(connection, server_hostname=SERVER_NAME) as secured:
             if secured.selected_alpn_protocol() != "h2":
                 return Trouble(NOT_OURS, hopeless=True)
-            return None if secured.recv(9) else _refused(tls)
+            return None if secured.recv(9) else _ended(tls)
     except ssl.SSLCertVerificationError as error:
         return Trouble(_distrusted(error.verify_message, tls), hopeless=True)
     except ssl.SSLEOFError:
@@ -131,7 +147,7 @@ def _look_closer(connection: socket.socket, tls: str | Path | None, ip: str | in
                 return Trouble("the server is without TLS: leave out --tls, or start it with --tls", hopeless=True)
         return Trouble(NOT_OURS, hopeless=True)
     except ConnectionResetError:
-        return _refused(tls)
+        return _ended(tls)
 
 
 def _refused(tls: str | Path) -> Trouble:
@@ -139,6 +155,17 @@ def _refused(tls: str | Path) -> Trouble:
         f"the server refuses the certificate {Path(tls) / 'own.crt'}: it is of another authority than the server's, or "
         "not valid by the server's clock. Both machines need folders from the same `cutlayer certs`",
         hopeless=True,
+    )
+
+
+def _ended(tls: str | Path) -> Trouble:
+    """The connection ends without an alert, which is all that gRPC gives to one whose certificate it refuses."""
+    return Trouble(
+        f"the server ends the connection. If it is not going down, it refuses the certificate {Path(tls) / 'own.crt'}: "
+        "it is of another authority than the server's, or not valid by the server's clock. Both machines need folders "
+        "from the same `cutlayer certs`",
+        hopeless=True,
+        after=PATIENCE_SECONDS,
     )
 
 
