@@ -148,3 +148,12 @@ def test_dropout_in_a_frozen_half_still_draws() -> None:
     network = nn.Sequential(nn.Linear(4, WIDTH).requires_grad_(False), nn.Dropout(0.5), nn.Linear(WIDTH, 3))
     halves = Halves(network[:2], copy.deepcopy(network[2:]))
     assert len({*fit(halves, data(), training=TRAINING).history.losses}) == EPOCHS
+
+
+@pytest.mark.parametrize("norm_in_b", ["calibrated", "eval", "train"])
+def test_batch_norm_of_a_frozen_half_stays_as_it_is_unless_asked(norm_in_b: str) -> None:
+    client = nn.Sequential(nn.Linear(4, WIDTH), nn.BatchNorm1d(WIDTH)).requires_grad_(False)
+    before = copy.deepcopy(client.state_dict())
+    halves = Halves(client, nn.Linear(WIDTH, 3))
+    after = fit(halves, data(), method=Method(norm_in_b=norm_in_b), training=TRAINING).halves.client.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items()) == (norm_in_b != "train")
