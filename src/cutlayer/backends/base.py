@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -67,13 +67,16 @@ class Clients(ABC):
 
     @abstractmethod
     @contextmanager
-    def exchange(self, epoch: int, wanted: Sequence[int], active: Sequence[int]) -> Iterator[Attendance]:
+    def exchange(
+        self, epoch: int, wanted: Sequence[int], active: Sequence[int], calibrating: Collection[int] = ()
+    ) -> Iterator[Attendance]:
         """Inside the block the epoch depends on the clients.
 
         Args:
             epoch: its number.
             wanted: those that are to take part.
             active: those that do not rest in it, which may take their place, and may be evaluated at its end.
+            calibrating: those that send a frame before their first step.
         """
 
     def training_over(self) -> None:  # noqa: B027
@@ -120,12 +123,15 @@ class TrustedClients(Clients):
         self._fleet, self._seed = fleet, seed
 
     @contextmanager
-    def exchange(self, epoch: int, wanted: Sequence[int], active: Sequence[int]) -> Iterator[Attendance]:
+    def exchange(
+        self, epoch: int, wanted: Sequence[int], active: Sequence[int], calibrating: Collection[int] = ()
+    ) -> Iterator[Attendance]:
         """All clients are there; some are lost in the midst of the epoch, if the fleet's dropout says so."""
         self.begin()
         for number in wanted:
             steps = len(self.descriptions[number].sizes)
-            self.peers[number].lose_after(self._fleet.lost_after(self._seed, epoch, number, steps))
+            after = self._fleet.lost_after(self._seed, epoch, number, steps)
+            self.peers[number].lose_after(after if after is None else after + (number in calibrating))
         yield Attendance({number: self.peers[number] for number in wanted}, dict(enumerate(self.peers)))
 
     def training_over(self) -> None:

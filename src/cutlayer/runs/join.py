@@ -243,7 +243,7 @@ class _Joining:
             else:
                 raise RefusedError(f"expected a plan from the server, got {message}")
 
-    def _done(self, message: Plan | EvaluationRequest) -> dict[str, int]:
+    def _done(self, message: Plan | EvaluationRequest | Calibrate) -> dict[str, int]:
         """An epoch or an evaluation is done; the FLOPs that the server is told of."""
         if isinstance(message, Plan):
             # On the disk before the server hears of it, so that the server never has gone on further than this client.

@@ -37,6 +37,7 @@ from cutlayer.training.participants import (
     ReplayedParticipant,
     calibrate,
     evaluate,
+    measure,
     testers,
 )
 from cutlayer.training.server import Server
@@ -185,10 +186,14 @@ class Loop:
         active = [client for client, planned in enumerate(each) if planned is not Exchange.NONE]
         if active:
             wanted = server.method.fleet.participants(self.training.seed, epoch, len(server.clients))
-            with self.clients.exchange(epoch, [client for client in wanted if client in active], active) as attendance:
+            wanted = [client for client in wanted if client in active]
+            with self.clients.exchange(epoch, wanted, active, server.calibrating()) as attendance:
                 loss = train_epoch(server, list(attendance.training.values()))
-                self.clients.completed(epoch, [n for n in attendance.training if n not in server.absent])
+                done = [client for client in attendance.training if client not in server.absent]
+                self.clients.completed(epoch, done)
                 self.clients.training_over()
+                if server.measures(each) and self.training.evaluates(epoch):
+                    measure(server, [attendance.training[client] for client in done], epoch)
                 for client in testers(server, each, due):
                     if client in attendance.all:
                         with suppress(ClientUnavailableError):  # what it sent of an earlier epoch is evaluated

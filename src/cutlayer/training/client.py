@@ -46,7 +46,7 @@ class Client:
         trained: Callable[[], TrainedHalf],
         ledger: Ledger,
         flops: FlopTable | None = None,
-        on_done: Callable[[Plan | EvaluationRequest], dict[str, int]] = lambda message: {},
+        on_done: Callable[[Plan | EvaluationRequest | Calibrate], dict[str, int]] = lambda message: {},
     ) -> None:
         number, train, method = job.number, job.train, job.method
         self.number, self.train, self.test = number, train, job.test
@@ -155,19 +155,22 @@ class Client:
         self._pooling = message.epoch if message.share else None
         half = self.half
         if calibrates := bool(norm_layers(half)) and not is_frozen(half):
-            calibrate(half.train(), partial(self._measure, message.epoch))
+            calibrate(half.train(), partial(self._measure, message))
         if message.share:
-            answer = Weights(self.number, message.epoch, statistics=True)
+            answer = Weights(self.number, message.epoch, statistics=True, evaluation=message.evaluation)
             yield partial(weights_frame, answer, statistics(half) if calibrates else {})
+        if message.evaluation:
+            yield partial(self._done, message, 0)
 
-    def _measure(self, epoch: int) -> None:
+    def _measure(self, message: Calibrate) -> None:
+        epoch, what = message.epoch, "evaluation" if message.evaluation else "forward"
         for step, batch in enumerate(islice(self._timed(self.train.epoch(epoch)), CALIBRATION_BATCHES)):
             with (
-                self.ledger.phase("client forward"),
+                self.ledger.phase("evaluation" if message.evaluation else "client forward"),
                 seeded(self.seed, "calibrate", self.number, epoch, step, device=self.device),
             ):
                 self.half(batch.inputs.to(self.device, non_blocking=True))
-            self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
+            self.ledger.flops("client", what, self.flops(len(batch.ids))[0])
 
     def _require(self, ok: bool, expected: str, got: object) -> None:
         if not ok:
@@ -212,7 +215,7 @@ class Client:
             steps += 1
         yield partial(self._done, ask, steps)
 
-    def _done(self, message: Plan | EvaluationRequest, steps: int) -> bytes:
+    def _done(self, message: Plan | EvaluationRequest | Calibrate, steps: int) -> bytes:
         return pack(Frame(Done(self.number, message.epoch, steps, self.on_done(message))))
 
     # --- a step ---

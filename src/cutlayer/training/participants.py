@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from cutlayer.errors import ClientUnavailableError, RefusedError
@@ -78,7 +79,7 @@ class LiveParticipant(Participant):
         self._over = False  # its last weights have come
         self._taken: tuple[Received, StepBatch] | None = None
         self._trains = server.states.of(peer.number) is Exchange.BOTH
-        self._pools = self._has_half = False
+        self._pools = False
 
     def calibrate(self) -> None:
         """In a B epoch, send the newest shared half, if there is one, and have its statistics measured."""
@@ -86,12 +87,12 @@ class LiveParticipant(Participant):
             return
         epoch, shared = self.server.states.epoch, self.server.shared.frames
         frames = shared(Weights(self.client, epoch))
-        self._pools = self._has_half = bool(frames)
+        self._pools = bool(frames)
         for frame in (*frames, pack(Frame(Calibrate(self.client, epoch, share=self._pools)))):
             self._send(frame)
 
-    def take_statistics(self) -> None:
-        """Take the statistics that the client measured, if it is to share them."""
+    def take_statistics(self) -> bool:
+        """Take the statistics that the client measured, if it is to share them; whether it measured any."""
         while self._pools and not self.finished and (data := self._receive()) is not None:
             try:
                 received = read(data)
@@ -101,15 +102,14 @@ class LiveParticipant(Participant):
                 samples = self.server.clients[self.client].samples
                 self.server.shared.add_statistics(self.client, frame.tensors, samples)
                 self.server.ledger.frame("up", received)
-                return
+                return True
             except RefusedError as error:
                 self.refuse(error)
+        return not (self._trains or self._pools or self.lost)
 
     def begin(self) -> None:
-        """Send the newest shared half, if there is one, and the plan; of a half that it has, what was pooled since."""
-        shared, message = self.server.shared, Weights(self.client, self.server.states.epoch)
-        frames = self.server.statistics_frames(self.client) if self._has_half else shared.frames(message)
-        for frame in (*frames, self.server.plan(self.client)):
+        """Send the newest shared half, if there is one, or what is new in it, and the plan."""
+        for frame in (*self.server.beginning(self.client, self._pools), self.server.plan(self.client)):
             self._send(frame)
 
     def next_batch(self) -> StepBatch | None:
@@ -224,9 +224,47 @@ def calibrate(server: Server, participants: Sequence[Participant]) -> None:
     clients = [each for each in participants if isinstance(each, LiveParticipant)]
     for client in clients:
         client.calibrate()
-    for client in clients:
-        client.take_statistics()
-    server.pool_statistics()
+    measured = [client.take_statistics() for client in clients]
+    server.pool_statistics(any(measured))
+
+
+def measure(server: Server, peers: Sequence[Peer], epoch: int) -> None:
+    """After an A epoch, have clients measure the statistics of the half that was averaged, and pool them.
+
+    Those that A left are averages over steps in which the weights moved, and over weights that were averaged since.
+    """
+    asked: list[Peer] = []
+    for peer in peers:
+        message = Calibrate(peer.number, epoch, share=True, evaluation=True)
+        shared = server.shared.frame(Weights(peer.number, epoch, evaluation=True))
+        with suppress(ClientUnavailableError):
+            for frame in (shared, pack(Frame(message))):
+                peer.send(frame)
+                server.ledger.frame("down", read(frame))
+            asked.append(peer)
+    for peer in asked:
+        with suppress(ClientUnavailableError):
+            _take_measured(server, peer, Weights(peer.number, epoch, statistics=True, evaluation=True))
+    server.shared.pool_statistics()
+
+
+def _take_measured(server: Server, peer: Peer, expected: Weights) -> None:
+    """A client's statistics, once, and its word that it is done."""
+    came = False
+    while True:
+        try:
+            received = read(peer.receive())
+            if came or not isinstance(received.message, Weights):
+                check_done(server, received, Done(peer.number, expected.epoch, 0, {}))
+                return
+            if received.message != expected:
+                raise RefusedError(f"client {peer.number}: expected {expected}, got {received.message}")
+            samples = server.clients[peer.number].samples
+            server.shared.add_statistics(peer.number, received.unpack().tensors, samples)
+            server.ledger.frame("up", received)
+            came = True
+        except RefusedError as error:
+            peer.refuse(error)
 
 
 def evaluate(server: Server, peer: Peer, epoch: int) -> None:

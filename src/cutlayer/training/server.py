@@ -67,6 +67,7 @@ class Server:
         self.states = States(method.schedule, owners, frozen=all(info.frozen for info in clients))
         self.shared, self.stale = SharedHalf(), False
         self._statistics: dict[str, Tensor] = {}
+        self._pooled_version = -1
         self._last: dict[int, Step] = {}
         self.absent: set[int] = set()
 
@@ -108,14 +109,27 @@ class Server:
         """Whether clients of this epoch are to measure the statistics of batch norm before they send activations."""
         return self.stale and self.method.norm_in_b == "calibrated" and self.states.exchange is not Exchange.NONE
 
-    def pool_statistics(self) -> None:
-        """Pool what clients measured into the shared half."""
-        self._statistics = self.shared.pool_statistics()
-        self.stale = False
+    def calibrating(self) -> list[int]:
+        """The clients that send what they measured before they send activations."""
+        several = self.calibrates() and bool(self.shared.tensors)
+        return [n for n in range(len(self.clients)) if several and self.states.of(n) is Exchange.ACTIVATIONS]
 
-    def statistics_frames(self, client: int) -> list[bytes]:
-        """What was pooled in this epoch, for a client that has the rest of the shared half."""
-        message = Weights(client, self.states.epoch, statistics=True)
+    def measures(self, planned: Sequence[Exchange]) -> bool:
+        """Whether clients are to measure the statistics of the half that was averaged in an epoch, to evaluate it."""
+        return Exchange.BOTH in planned and self.method.norm_in_b == "calibrated" and bool(self.shared.tensors)
+
+    def pool_statistics(self, measured: bool) -> None:
+        """Pool what clients measured, if any did, into the shared half."""
+        self._statistics = self.shared.pool_statistics()
+        self._pooled_version = self.shared.version
+        self.stale = not measured
+
+    def beginning(self, client: int, calibrated: bool) -> list[bytes]:
+        """The newest shared half, if there is one; for a client that has it, what was pooled since."""
+        epoch = self.states.epoch
+        if not calibrated or self.shared.version != self._pooled_version:
+            return self.shared.frames(Weights(client, epoch))
+        message = Weights(client, epoch, statistics=True)
         return [weights_frame(message, self._statistics)] if self._statistics else []
 
     def take(self, received: Received, client: int | None = None) -> StepBatch:

@@ -40,14 +40,17 @@ class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=
 
 
 class Calibrate(msgspec.Struct, frozen=True, tag="calibrate", forbid_unknown_fields=True, omit_defaults=True):
-    """Server to client, before the plan of a B epoch: measure the batch norm statistics of the half anew.
+    """Server to client: measure the batch norm statistics of the half anew.
 
-    `share`: send them up, to be pooled with the other clients'.
+    Attributes:
+        share: send them up, to be pooled with the other clients'.
+        evaluation: whether they are to be evaluated with, after an A epoch; otherwise the plan of a B epoch follows.
     """
 
     client: int
     epoch: int
     share: bool = False
+    evaluation: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -112,7 +112,9 @@ class GrpcClients(Clients):
         return server
 
     @contextmanager
-    def exchange(self, epoch: int, wanted: Sequence[int], active: Sequence[int]) -> Iterator[Attendance]:
+    def exchange(
+        self, epoch: int, wanted: Sequence[int], active: Sequence[int], calibrating: Collection[int] = ()
+    ) -> Iterator[Attendance]:
         """The block begins when all that are wanted are there; with patience, once that has passed, when anyone is.
 
         Raises StateLostError if, without patience, a client began anew in the meantime.
