@@ -19,7 +19,12 @@ from tests.helpers.small import SGD, close, data, equal, halves, training
 def train(
     mode: Strategy, sets: list[TensorDataset], chosen: Training, *, norm: bool = False, **fleet: object
 ) -> Halves:
-    return fit(halves(norm), sets, method=Method(Always(), fleet=Fleet(strategy=mode, **fleet)), training=chosen).halves
+    return fit(
+        halves(norm),
+        sets,
+        method=Method(Always(), norm_in_b="eval", fleet=Fleet(strategy=mode, **fleet)),
+        training=chosen,
+    ).halves
 
 
 class Learner:

@@ -1,5 +1,7 @@
 """Batch norm in B epochs: what is measured, how it is pooled, and what of it is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cutlayer import Fleet, Halves, Method, Optimizer, Periodic, RefusedError, Training, fit
+from cutlayer import Always, Fleet, Halves, Method, Once, Optimizer, Periodic, RefusedError, Training, fit
 from cutlayer.codecs import encode_exactly
 from cutlayer.data.batches import Batches
 from cutlayer.records.ledger import Ledger
@@ -195,3 +197,43 @@ def test_a_client_measures_and_shares_as_its_own_choices_say_only() -> None:
     with pytest.raises(RefusedError, match="expected pooled statistics that it asked for"):
         list(client().answers(read(weights_frame(Weights(0, 1, statistics=True), statistics(half)))))
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())
+
+
+def test_a_run_that_ends_in_an_a_epoch_delivers_a_half_with_its_own_statistics() -> None:
+    """The clients' running statistics lag behind, and their weights were averaged since."""
+    sets = data((40, 16, 24))
+    result = fit(halves(), sets, sets[0], method=Method(Always()), training=training(2))
+    assert result.history.exchanges == "AA"
+    client = result.halves.client
+    with torch.no_grad():
+        outputs = client[0](torch.cat([part.tensors[0] for part in sets]))
+    torch.testing.assert_close(client[1].running_mean, outputs.mean(0), rtol=1e-4, atol=1e-4)
+    record = result.history.epochs[-1]
+    assert record.bytes["up"]["evaluation"] > 0
+    lagging = fit(halves(), sets, sets[0], method=Method(Always(), norm_in_b="eval"), training=training(2))
+    assert lagging.history.losses == result.history.losses  # training itself is the same
+    assert lagging.history.bytes() == result.history.bytes()  # and what it costs
+
+
+def test_a_client_is_lost_after_a_step_also_if_it_measured_before() -> None:
+    """Dropout of clients that would otherwise be lost before they taught anything, all of them at once."""
+    for seed in range(6):
+        chosen = Method(Once(), fleet=Fleet(dropout=0.7))
+        options = dataclasses.replace(training(3), batch_size=8, seed=seed)
+        history = fit(halves(), data((8, 8)), method=chosen, training=options).history
+        assert all(record.samples == 16 for record in history.epochs)
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_a_run_of_several_clients_is_resumed_to_the_same_bits_after_every_epoch(stop: int, tmp_path) -> None:
+    def interrupt(record) -> None:
+        if record.epoch == stop:
+            raise KeyboardInterrupt
+
+    sets, method = data((16, 16, 24)), Method(Periodic(period=3))
+    whole = fit(halves(), sets, sets[0], method=method, training=training(6))
+    with pytest.raises(KeyboardInterrupt):
+        fit(halves(), sets, sets[0], method=method, training=training(6), run=tmp_path, on_epoch=interrupt)
+    resumed = fit(halves(), sets, sets[0], method=method, training=training(6), run=tmp_path, resume=True)
+    state = whole.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())

@@ -22,7 +22,7 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.averaging import weights_frame
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
-from cutlayer.training.participants import Peer
+from cutlayer.training.peers import Peer
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.server import Server
 from cutlayer.wire.messages import Weights

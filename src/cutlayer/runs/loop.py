@@ -30,16 +30,10 @@ from cutlayer.records.folder import RunFolder
 from cutlayer.records.history import Baseline, EpochRecord, crossed
 from cutlayer.runs.watch import watch
 from cutlayer.schedule import Exchange
-from cutlayer.training.participants import (
-    LiveParticipant,
-    Participant,
-    Peer,
-    ReplayedParticipant,
-    calibrate,
-    evaluate,
-    measure,
-    testers,
-)
+from cutlayer.strategies.party import Participant
+from cutlayer.training.end_of_epoch import evaluate, measure, testers
+from cutlayer.training.participants import LiveParticipant, ReplayedParticipant, calibrate
+from cutlayer.training.peers import Peer
 from cutlayer.training.server import Server
 
 log = logging.getLogger("cutlayer.training")
@@ -192,7 +186,7 @@ class Loop:
                 done = [client for client in attendance.training if client not in server.absent]
                 self.clients.completed(epoch, done)
                 self.clients.training_over()
-                if server.measures(each) and self.training.evaluates(epoch):
+                if server.measures(each) and (due or epoch + 1 == self.training.epochs):
                     measure(server, [attendance.training[client] for client in done], epoch)
                 for client in testers(server, each, due):
                     if client in attendance.all:

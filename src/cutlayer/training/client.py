@@ -216,7 +216,8 @@ class Client:
         yield partial(self._done, ask, steps)
 
     def _done(self, message: Plan | EvaluationRequest | Calibrate, steps: int) -> bytes:
-        return pack(Frame(Done(self.number, message.epoch, steps, self.on_done(message))))
+        asked = not isinstance(message, Plan)
+        return pack(Frame(Done(self.number, message.epoch, steps, self.on_done(message), evaluation=asked)))
 
     # --- a step ---
 

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Protocol
 
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant, StepBatch
+from cutlayer.training.peers import Peer, check_done
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Received, pack, read
-from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Step, Weights
-
-
-class Peer(Protocol):
-    """A connection to one client, wherever it is."""
-
-    number: int
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame. Raises ClientUnavailableError."""
-        ...
-
-    def receive(self) -> bytes:
-        """The client's next frame. Raises ClientUnavailableError."""
-        ...
-
-    def refuse(self, error: RefusedError) -> None:
-        """Deal with a frame that was refused; if this returns, the next frame is read."""
-        ...
+from cutlayer.wire.messages import Calibrate, Done, Step, Weights
 
 
 class ReplayedParticipant(Participant):
@@ -200,25 +181,6 @@ class LiveParticipant(Participant):
         self.server.absent.add(self.client)
 
 
-def testers(server: Server, trained: Sequence[Exchange], due: bool) -> list[int]:
-    """Which clients are to send their test activations at the end of an epoch.
-
-    Those that have test data and did not rest, if an evaluation is due or they rest from now on: a client that rests is
-    evaluated on what it sent before, and does nothing.
-
-    Args:
-        trained: what the epoch exchanged with each client.
-        due: whether it ends in an evaluation.
-    """
-    return [
-        client
-        for client, info in enumerate(server.clients)
-        if info.test_samples
-        and trained[client] is not Exchange.NONE
-        and (due or server.states.of(client) is Exchange.NONE)
-    ]
-
-
 def calibrate(server: Server, participants: Sequence[Participant]) -> None:
     """Have the clients of a B epoch measure the statistics of batch norm anew, all at the same time, and pool them."""
     clients = [each for each in participants if isinstance(each, LiveParticipant)]
@@ -226,84 +188,3 @@ def calibrate(server: Server, participants: Sequence[Participant]) -> None:
         client.calibrate()
     measured = [client.take_statistics() for client in clients]
     server.pool_statistics(any(measured))
-
-
-def measure(server: Server, peers: Sequence[Peer], epoch: int) -> None:
-    """After an A epoch, have clients measure the statistics of the half that was averaged, and pool them.
-
-    Those that A left are averages over steps in which the weights moved, and over weights that were averaged since.
-    """
-    asked: list[Peer] = []
-    for peer in peers:
-        message = Calibrate(peer.number, epoch, share=True, evaluation=True)
-        shared = server.shared.frame(Weights(peer.number, epoch, evaluation=True))
-        with suppress(ClientUnavailableError):
-            for frame in (shared, pack(Frame(message))):
-                peer.send(frame)
-                server.ledger.frame("down", read(frame))
-            asked.append(peer)
-    for peer in asked:
-        with suppress(ClientUnavailableError):
-            _take_measured(server, peer, Weights(peer.number, epoch, statistics=True, evaluation=True))
-    server.shared.pool_statistics()
-
-
-def _take_measured(server: Server, peer: Peer, expected: Weights) -> None:
-    """A client's statistics, once, and its word that it is done."""
-    came = False
-    while True:
-        try:
-            received = read(peer.receive())
-            if came or not isinstance(received.message, Weights):
-                check_done(server, received, Done(peer.number, expected.epoch, 0, {}))
-                return
-            if received.message != expected:
-                raise RefusedError(f"client {peer.number}: expected {expected}, got {received.message}")
-            samples = server.clients[peer.number].samples
-            server.shared.add_statistics(peer.number, received.unpack().tensors, samples)
-            server.ledger.frame("up", received)
-            came = True
-        except RefusedError as error:
-            peer.refuse(error)
-
-
-def evaluate(server: Server, peer: Peer, epoch: int) -> None:
-    """Have a client send its test activations, with the shared half if there is one. Raises ClientUnavailableError."""
-    shared = server.shared.frames(Weights(peer.number, epoch, evaluation=True))
-    for frame in (*shared, pack(Frame(EvaluationRequest(peer.number, epoch)))):
-        peer.send(frame)
-        server.ledger.frame("down", read(frame))
-    steps, left = 0, 2 * server.clients[peer.number].test_samples
-    while True:
-        data = peer.receive()
-        try:
-            received = read(data)
-            frame = received.unpack()
-            if not isinstance(frame.message, Evaluate):
-                check_done(server, received, Done(peer.number, epoch, steps, {}))
-                return
-            left -= server.evaluation.add(frame, Evaluate(peer.number, epoch, steps), left)
-            server.ledger.frame("up", received)
-            steps += 1
-        except RefusedError as error:
-            peer.refuse(error)
-
-
-def check_done(server: Server, received: Received, expected: Done) -> None:
-    """Check a client's word that it is at its end, and count it and the FLOPs that it tells of."""
-    message = received.message
-    if not isinstance(message, Done) or (message.client, message.epoch, message.steps) != (
-        expected.client,
-        expected.epoch,
-        expected.steps,
-    ):
-        raise RefusedError(
-            f"expected client {expected.client} to be done after {expected.steps} steps of epoch {expected.epoch}, "
-            f"got {message}"
-        )
-    known = {"forward", "backward", "evaluation"}
-    if not set(message.flops) <= known or any(not 0 <= count < 1 << 62 for count in message.flops.values()):
-        raise RefusedError(f"flops: expected counts of {sorted(known)}, got {message.flops}")
-    server.ledger.frame("up", received)
-    for what, count in message.flops.items():
-        server.ledger.flops("client", what, count)

@@ -17,7 +17,7 @@ import msgspec
 
 from cutlayer.codecs import Encoded, get_codec
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.wire.messages import Calibrate, Evaluate, Message, Weights
+from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Message, Weights
 
 MAGIC = b"CUTL"
 VERSION = 2
@@ -123,7 +123,8 @@ class Received:
         for whole frames of weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
         """
         length, message = len(self.data), self.message
-        if isinstance(message, Evaluate) or (isinstance(message, Weights | Calibrate) and message.evaluation):
+        asked = isinstance(message, Weights | Calibrate | Done) and message.evaluation
+        if asked or isinstance(message, Evaluate | EvaluationRequest):
             yield "evaluation", length
             return
         if isinstance(message, Weights):

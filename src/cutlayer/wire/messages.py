@@ -167,13 +167,14 @@ class EvaluationRequest(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_f
     epoch: int
 
 
-class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
-    """Client to server: it has sent all `steps` of the epoch, or of the evaluation, and saved what they changed."""
+class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True, omit_defaults=True):
+    """Client to server: it has sent all `steps` of the epoch, or of the `evaluation`, and saved what they changed."""
 
     client: int
     epoch: int
     steps: int
     flops: dict[str, int]
+    evaluation: bool = False
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished", forbid_unknown_fields=True):
