@@ -43,7 +43,7 @@ RUN_DIR, RESUME, METRICS = "--run-dir", "--resume", "metrics.jsonl"
 MODEL, SERVER_HALF, CLIENT_HALF = "model.safetensors", "server.safetensors", "client.safetensors"
 # Kinds of bytes that every run counts the same way. Of control bytes that holds in one process only: processes also say
 # that they are there.
-KINDS = ("activations", "gradients", "labels", "weights", "evaluation")
+KINDS = ("activations", "gradients", "labels", "weights")
 SCORES = ("loss", "accuracy")
 
 SIZES = {"train_samples": 200, "test_samples": 60, "epochs": 6, "batch_size": 32, "threads": 1}
@@ -231,7 +231,7 @@ def measure(row: Row, command: str | Path) -> dict[str, Any]:
         if len(files) < len(folders):
             raise RuntimeError(f"{row.name}: expected weights in each of {len(folders)} folders, found {len(files)}")
         lines = (folders[0] / METRICS).read_text().splitlines()
-        kinds = KINDS if row.how == "grpc" else (*KINDS, "control")
+        kinds = KINDS if row.how == "grpc" else (*KINDS, "control", "evaluation")
         return {
             "weights": {str(file.relative_to(temporary)): digest(file) for file in files},
             "epochs": [epoch(json.loads(line), kinds) for line in lines],

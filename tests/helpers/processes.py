@@ -112,7 +112,8 @@ def records(run: Path) -> list[dict]:
     for record in found:
         del record["seconds"], record["checksum"]
         for way in ("up", "down"):
-            record["bytes"][way].pop("control", None)
+            for kind in ("control", "evaluation"):  # between processes clients tell of their FLOPs
+                record["bytes"][way].pop(kind, None)
     return found
 
 
@@ -126,6 +127,7 @@ def run_in_process(folder: Path, backend: Backend = LOCAL, **changes: object) ->
     weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     for record in (found := [record.as_dict() for record in Run(folder).records()]):
         for way in ("up", "down"):
-            record["bytes"][way].pop("control", None)
+            for kind in ("control", "evaluation"):  # between processes clients tell of their FLOPs
+                record["bytes"][way].pop(kind, None)
         del record["seconds"]
     return weights, found, str(Run(folder).history().baseline)

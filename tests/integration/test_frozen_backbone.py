@@ -34,7 +34,10 @@ def sets() -> list[TensorDataset]:
 
 
 def counted(history: History) -> list[tuple]:
-    bytes_ = [{way: {**kinds, "control": 0} for way, kinds in record.bytes.items()} for record in history.epochs]
+    bytes_ = [
+        {way: {**kinds, "control": 0, "evaluation": 0} for way, kinds in record.bytes.items()}
+        for record in history.epochs
+    ]
     return [(r.exchange, r.loss, r.test, sent, r.flops) for r, sent in zip(history.epochs, bytes_, strict=True)]
 
 
