@@ -173,6 +173,11 @@ def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
     that cross-entropy leaves out, do not count.
     """
     if labels.is_floating_point() and labels.shape == outputs.shape:
+        if outputs.shape[1] == 1:
+            raise ConfigError(
+                "accuracy: expected outputs for two classes or more, got one output; for regression give "
+                "Task(loss=..., metrics=...), with metrics of your own or {}"
+            )
         labels = labels.argmax(1)
     right, counts = outputs.argmax(1) == labels, labels >= 0
     return right[counts].double().mean()

@@ -177,3 +177,22 @@ def test_labels_that_are_wrong_are_few_in_the_message() -> None:
     assert str(error.value).endswith("got 3 (sample 3), 4 (sample 4), 5 (sample 5), 6 (sample 6), 7 (sample 7)")
     with pytest.raises(CutlayerError, match=r"got 7 \(sample 0\), .* \(sample 4\) and 3 more$"):
         trained(TensorDataset(INPUTS, labels * 0 + 7), training=Training(epochs=1, batch_size=8, shuffle=False))
+
+
+def test_regression_labels_that_a_loss_would_broadcast_are_refused() -> None:
+    inputs = torch.randn(32, 4)
+    halves = Halves(nn.Linear(4, 3), nn.Linear(3, 1))
+    task = Task(loss=nn.functional.mse_loss, metrics={})
+    with pytest.raises(
+        ConfigError, match=r"outputs \[\d+, 1\] and labels torch.float32 \[\d+\]; give the labels the shape"
+    ):
+        fit(halves, TensorDataset(inputs, inputs[:, 0]), training=Training(epochs=1), task=task)
+    fit(halves, TensorDataset(inputs, inputs[:, :1]), training=Training(epochs=1), task=task)
+
+
+def test_accuracy_of_one_output_is_refused() -> None:
+    inputs = torch.randn(32, 4)
+    data = TensorDataset(inputs, inputs[:, :1])
+    halves = Halves(nn.Linear(4, 3), nn.Linear(3, 1))
+    with pytest.raises(ConfigError, match="expected outputs for two classes or more"):
+        fit(halves, data, data, training=Training(epochs=1), task=Task(loss=nn.functional.mse_loss))

@@ -20,7 +20,7 @@ from cutlayer.seeds import seeded
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
-from cutlayer.training.losses import require_mean, shapes
+from cutlayer.training.losses import require_mean, require_one_shape, shapes
 
 
 class TrainingStep:
@@ -101,6 +101,8 @@ class TrainingStep:
 
     def _loss(self, outputs: Tensor, batch: StepBatch, name: tuple[int | str, ...], check: bool) -> Tensor:
         function, labels = self.job.task.loss, batch.labels
+        if not self._loss_tried:
+            require_one_shape(outputs, labels)
         try:
             loss = function(outputs, labels)
         except Exception as error:
