@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from cutlayer import ConfigError, CutlayerError, DivergedError, Drop, Halves, Method, Task, Training, accuracy, fit
+from cutlayer import (
+    ConfigError,
+    CutlayerError,
+    DivergedError,
+    Drop,
+    Halves,
+    Method,
+    Task,
+    Training,
+    accuracy,
+    fit,
+)
 
 TRAINING = Training(epochs=1, batch_size=4)
 MSE = Task(functional.mse_loss, {})

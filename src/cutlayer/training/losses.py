@@ -21,13 +21,14 @@ def shapes(outputs: Tensor, labels: Tensor) -> str:
     return f"outputs {list(outputs.shape)} and labels {labels.dtype} {list(labels.shape)}"
 
 
-def require_one_shape(outputs: Tensor, labels: Tensor) -> None:
-    """Raise ConfigError for float labels of other dimensions: a loss such as mse_loss would compare each with all."""
-    if labels.is_floating_point() and labels.shape != outputs.shape and labels.numel() == outputs.numel():
-        raise ConfigError(
-            f"expected outputs and labels of one shape, got {shapes(outputs, labels)}; give the labels the shape "
-            f"{list(outputs.shape[1:])} a sample, or have the network squeeze its output"
-        )
+def broadcast(outputs: Tensor, labels: Tensor) -> str | None:
+    """What is wrong with float labels of other dimensions, which a loss such as mse_loss would compare each with all."""
+    if not labels.is_floating_point() or labels.shape == outputs.shape or labels.numel() != outputs.numel():
+        return None
+    return (
+        f"expected outputs and labels of one shape, got {shapes(outputs, labels)}; give the labels the shape "
+        f"{list(outputs.shape[1:])} a sample, or have the network squeeze its output"
+    )
 
 
 def require_mean(function: Function, outputs: Tensor, labels: Tensor, loss: Tensor) -> None:

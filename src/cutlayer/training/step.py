@@ -20,7 +20,7 @@ from cutlayer.seeds import seeded
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
-from cutlayer.training.losses import require_mean, require_one_shape, shapes
+from cutlayer.training.losses import broadcast, require_mean, shapes
 
 
 class TrainingStep:
@@ -101,8 +101,8 @@ class TrainingStep:
 
     def _loss(self, outputs: Tensor, batch: StepBatch, name: tuple[int | str, ...], check: bool) -> Tensor:
         function, labels = self.job.task.loss, batch.labels
-        if not self._loss_tried:
-            require_one_shape(outputs, labels)
+        if not self._loss_tried and (wrong := broadcast(outputs, labels)):
+            raise RefusedBatchError(wrong, batch)
         try:
             loss = function(outputs, labels)
         except Exception as error:
