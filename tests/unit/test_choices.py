@@ -195,7 +195,7 @@ def test_regression_labels_that_a_loss_would_broadcast_are_refused() -> None:
     halves = Halves(nn.Linear(4, 3), nn.Linear(3, 1))
     task = Task(loss=nn.functional.mse_loss, metrics={})
     with pytest.raises(
-        ConfigError, match=r"outputs \[\d+, 1\] and labels torch.float32 \[\d+\]; give the labels the shape"
+        RefusedError, match=r"outputs \[\d+, 1\] and labels torch.float32 \[\d+\]; give the labels the shape"
     ):
         fit(halves, TensorDataset(inputs, inputs[:, 0]), training=Training(epochs=1), task=task)
     fit(halves, TensorDataset(inputs, inputs[:, :1]), training=Training(epochs=1), task=task)

@@ -22,7 +22,7 @@ def shapes(outputs: Tensor, labels: Tensor) -> str:
 
 
 def broadcast(outputs: Tensor, labels: Tensor) -> str | None:
-    """What is wrong with float labels of other dimensions, which a loss such as mse_loss would compare each with all."""
+    """What is wrong with float labels of other dimensions: a loss such as mse_loss would compare each with all."""
     if not labels.is_floating_point() or labels.shape == outputs.shape or labels.numel() != outputs.numel():
         return None
     return (
