@@ -17,6 +17,7 @@ from cutlayer import (
     Drop,
     Halves,
     Method,
+    RefusedError,
     Task,
     Training,
     accuracy,
