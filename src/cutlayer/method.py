@@ -220,6 +220,8 @@ class Task:
     classes: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metrics, Mapping):
+            raise ConfigError(f'metrics: expected them by name, such as {{"accuracy": accuracy}}, got {self.metrics!r}')
         if "loss" in self.metrics:
             raise ConfigError('the metric name "loss" is taken by the loss itself; choose another')
         of = self.loss.keywords if isinstance(self.loss, functools.partial) else getattr(self.loss, "__dict__", {})

@@ -120,8 +120,8 @@ class LossBased(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.threshold >= 0:
-            raise ConfigError(f"threshold must be at least 0, got {self.threshold}")
+        if not isinstance(self.threshold, (int, float)) or not self.threshold >= 0:
+            raise ConfigError(f"threshold must be a number of at least 0, got {self.threshold!r}")
 
     @staticmethod
     def settle(exchange: Exchange) -> Exchange:

@@ -208,3 +208,10 @@ def test_accuracy_of_one_output_is_refused() -> None:
     halves = Halves(nn.Linear(4, 3), nn.Linear(3, 1))
     with pytest.raises(ConfigError, match="expected outputs for two classes or more"):
         fit(halves, data, data, training=Training(epochs=1), task=Task(loss=nn.functional.mse_loss))
+
+
+def test_wrong_types_are_named_before_training() -> None:
+    with pytest.raises(ConfigError, match="threshold must be a number of at least 0, got '0.1'"):
+        Drop(threshold="0.1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="metrics: expected them by name"):
+        Task(metrics=["accuracy"])  # type: ignore[arg-type]

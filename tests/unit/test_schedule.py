@@ -87,8 +87,8 @@ def test_a_loss_that_is_not_finite_is_refused(loss: float) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Drop(threshold=-1), "threshold must be at least 0, got -1"),
-        (lambda: Drop(threshold=math.nan), "threshold must be at least 0, got nan"),
+        (lambda: Drop(threshold=-1), "threshold must be a number of at least 0, got -1"),
+        (lambda: Drop(threshold=math.nan), "threshold must be a number of at least 0, got nan"),
         (lambda: Drift(warmup=0), "warmup must be at least 1"),
         (lambda: Periodic(period=0), "period must be at least 1"),
         (

@@ -14,7 +14,7 @@ from cutlayer.files import link
 
 
 class ClusterHalves:
-    """All clients' halves and optimizers, as a `pool.HalfPool` of them has them in checkpoints: a file for each client.
+    """All clients' halves and optimizers, as a `HalfPool` of them has them in checkpoints: a file for each client.
 
     The files of the last checkpoint are kept here, for an actor that is made anew.
     """
