@@ -49,7 +49,7 @@ class Fleet:
         if self.live < 1:
             raise ConfigError(f"live: expected at least 1 client half in memory, got {self.live}")
 
-    def participants(self, seed: int, epoch: int, clients: int) -> list[int]:
+    def draw(self, seed: int, epoch: int, clients: int) -> list[int]:
         """The clients that take part in an epoch, by number: `fraction` of them, rounded up."""
         count = math.ceil(self.fraction * clients - 1e-9)
         drawn = torch.randperm(clients, generator=generator(seed, "participants", epoch))[:count]

@@ -72,10 +72,10 @@ def test_weights_cross_in_a_epochs_and_are_in_the_ledger() -> None:
 
 def test_a_fraction_takes_part_each_epoch_and_everyone_in_the_end() -> None:
     fleet = Fleet(fraction=0.3)
-    drawn = [fleet.participants(0, epoch, 10) for epoch in range(40)]
+    drawn = [fleet.draw(0, epoch, 10) for epoch in range(40)]
     assert all(len(chosen) == 3 and chosen == sorted(chosen) for chosen in drawn)
     assert {client for chosen in drawn for client in chosen} == set(range(10))
-    assert drawn == [fleet.participants(0, epoch, 10) for epoch in range(40)]
+    assert drawn == [fleet.draw(0, epoch, 10) for epoch in range(40)]
     history = fit(halves(), data((8,) * 10), method=method(Always(), fraction=0.3), training=training(4)).history
     assert [record.samples for record in history.epochs] == [24] * 4
 
@@ -98,7 +98,7 @@ def test_a_client_lost_in_an_epoch_leaves_what_it_taught_and_takes_its_weights_a
 def test_a_client_that_was_away_comes_back_with_the_newest_half(monkeypatch) -> None:
     """Client 1 is absent in epoch 0: in epoch 1 it trains on from what client 0 made."""
     sets = data((16, 16))
-    monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, clients: [0] if epoch == 0 else [1])
+    monkeypatch.setattr(Fleet, "draw", lambda self, seed, epoch, clients: [0] if epoch == 0 else [1])
     result = fit(halves(), sets, method=method(Always(), strategy=SplitFedV2()), training=training(2))
     monkeypatch.undo()
     handed_on = fit(halves(), sets, method=method(Always(), strategy=Sequential()), training=training(1))
@@ -109,7 +109,7 @@ def test_a_client_that_was_away_comes_back_with_the_newest_half(monkeypatch) -> 
 @pytest.mark.parametrize("replay", [True, False])
 def test_the_store_speaks_for_the_absent(replay: bool, monkeypatch) -> None:
     present = {0: [0, 1], 1: [0, 1], 2: [0]}
-    monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, clients: present[epoch])
+    monkeypatch.setattr(Fleet, "draw", lambda self, seed, epoch, clients: present[epoch])
     chosen = method(Periodic(period=2), replay_absent=replay)
     history = fit(halves(), data((16, 8)), method=chosen, training=training(3)).history
     assert history.exchanges == "ABA"
@@ -171,7 +171,7 @@ def test_a_client_that_rests_under_a_state_of_its_own_is_left_alone(evaluate_eve
 def test_the_state_of_an_absent_client_stays_where_it_is(way: str, monkeypatch) -> None:
     """Under states of their own: what client 1 was to do in epoch 1 it does in epoch 2."""
     if way == "away":
-        monkeypatch.setattr(Fleet, "participants", lambda self, seed, epoch, n: [0] if epoch == 1 else [0, 1])
+        monkeypatch.setattr(Fleet, "draw", lambda self, seed, epoch, n: [0] if epoch == 1 else [0, 1])
     else:
         lost = {(1, 1): 1}
         monkeypatch.setattr(Fleet, "lost_after", lambda self, seed, epoch, client, n: lost.get((epoch, client)))

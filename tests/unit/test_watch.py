@@ -3,8 +3,8 @@
 import logging
 
 from cutlayer import EpochRecord, run_experiment, with_choices
+from cutlayer.runs.overfitting_watch import watch
 from cutlayer.runs.recipes import digits
-from cutlayer.runs.watch import watch
 
 
 def record(epoch: int, exchange: str, loss: float, test: float | None) -> EpochRecord:

@@ -1,4 +1,4 @@
-"""1. The batches of a client's data, with the ids of their samples."""
+"""The batches of a client's data, with the ids of their samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""4, 6. Delta: what crosses is the change of a sample's activations since the last time.
+"""Delta: what crosses is the change of a sample's activations since the last time.
 
 Client and server keep a reference m of every training sample, in float16, with the same bits. The client encodes the
 change a - m, and both move on to m' = float16(m + the decoded change); the server trains on m'. What one sending lost

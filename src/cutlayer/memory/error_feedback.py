@@ -1,4 +1,4 @@
-"""8. Error feedback: what a codec lost of a sample's gradients is added to its next ones, so nothing is lost for good.
+"""Error feedback: what a codec lost of a sample's gradients is added to its next ones, so nothing is lost for good.
 
 Made for gradients that are sparsified or rounded hard. The memory is the sender's; the receiver decodes as ever.
 Sources: Seide et al., "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed Training of

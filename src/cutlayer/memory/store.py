@@ -1,4 +1,4 @@
-"""7. The replay store: each sample's newest activation, encoded, with its label."""
+"""The replay store: each sample's newest activation, encoded, with its label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2. Whether two halves are apart: no tensor of one is in the memory of the other's."""
+"""Whether two halves are apart: no tensor of one is in the memory of the other's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2. What crosses a cut: tensors whose values the server half uses.
+"""What crosses a cut: tensors whose values the server half uses.
 
 If it asks only for a tensor's shape, type or device, the tensor need not cross: a stand-in made from the activations at
 the cut answers. What follows from such facts alone, a mask of ones for instance, is computed on both sides.

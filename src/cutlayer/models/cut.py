@@ -1,4 +1,4 @@
-"""2. The cut: one network in two halves, at a named layer."""
+"""The cut: one network in two halves, at a named layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2. The networks: VGG11, VGG13 and ResNet18 for 32x32 input, and a small CNN for digits.
+"""The networks: VGG11, VGG13 and ResNet18 for 32x32 input, and a small CNN for digits.
 
 All take raw uint8 images and normalize them in their first layer. VGG layers are named `layer1`, `layer2`, ... counting
 convolutions and max-pools alike, as publications on split learning count cut layers.

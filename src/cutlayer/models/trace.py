@@ -1,4 +1,4 @@
-"""2. A network as a graph of calls, from its one input to its one output tensor, for `split`."""
+"""A network as a graph of calls, from its one input to its one output tensor, for `split`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
 from cutlayer.models.cut import Halves, split
 from cutlayer.models.networks import MODELS, make_model
-from cutlayer.runs.encoding import decode, encode
+from cutlayer.runs.config_json import decode, encode
 from cutlayer.seeds import seeded
 
 

@@ -10,7 +10,7 @@ from cutlayer.data.augment import Augment, CropFlip
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.runs.choices import PLACES, SCHEDULE_VALUES
 from cutlayer.runs.config import RunConfig
-from cutlayer.runs.encoding import encode
+from cutlayer.runs.config_json import encode
 from cutlayer.schedule import Schedule, make_schedule
 from cutlayer.strategies import Strategy, make_strategy
 

@@ -1,7 +1,7 @@
 """The loop. What happens to a batch, in order, and where to read it:
 
     batch                        data.batches.Batches
-    client half, encode          training.client.Client.forward
+    client half, encode          training.client.Client.forward, training.client_frames
     wire                         backends: local, grpc between machines, ray on a cluster
     checks                       training.checks.FrameChecks
     decode                       training.server.Server.take
@@ -28,7 +28,7 @@ from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.folder import RunFolder
 from cutlayer.records.history import Baseline, EpochRecord, crossed
-from cutlayer.runs.watch import watch
+from cutlayer.runs.overfitting_watch import watch
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant
 from cutlayer.training.end_of_epoch import evaluate, measure, testers
@@ -179,7 +179,7 @@ class Loop:
         due = any(summary.test_samples for summary in server.clients) and self.training.evaluates(epoch)
         active = [client for client, planned in enumerate(each) if planned is not Exchange.NONE]
         if active:
-            wanted = server.method.fleet.participants(self.training.seed, epoch, len(server.clients))
+            wanted = server.method.fleet.draw(self.training.seed, epoch, len(server.clients))
             wanted = [client for client in wanted if client in active]
             with self.clients.exchange(epoch, wanted, active, server.calibrating()) as attendance:
                 loss = train_epoch(server, list(attendance.training.values()))

@@ -17,7 +17,7 @@ from cutlayer.models.trace import output_tensor
 from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import FrameChecks, decoded
 from cutlayer.training.job import Job
-from cutlayer.training.losses import blaming
+from cutlayer.training.loss_checks import blaming
 from cutlayer.wire.frames import Frame
 from cutlayer.wire.messages import Evaluate
 

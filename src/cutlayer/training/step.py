@@ -20,7 +20,7 @@ from cutlayer.seeds import seeded
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
-from cutlayer.training.losses import broadcast, require_mean, shapes
+from cutlayer.training.loss_checks import broadcast, require_mean, shapes
 
 
 class TrainingStep:

@@ -1,4 +1,4 @@
-"""5. The wire between machines: links over gRPC bidirectional streams, with mutual TLS, on one port.
+"""The wire between machines: links over gRPC bidirectional streams, with mutual TLS, on one port.
 
 What both ends share; `listener` is the server's, `session` the client's. Each stream begins with the client's Hello
 and the server's Welcome or Refusal; what follows are the messages of a `link.Link`.

@@ -1,4 +1,4 @@
-"""1. How the training data are divided among clients.
+"""How the training data are divided among clients.
 
 partition = make_partition("dirichlet:0.5", train.labels, clients=10, seed=0)
 parts = [partition.subset(train, client) for client in range(10)]

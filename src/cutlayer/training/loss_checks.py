@@ -1,4 +1,4 @@
-"""6. What the loss and the metrics of a task give, checked: a loss is the mean over the samples of a batch."""
+"""What the loss and the metrics of a task give, checked: a loss is the mean over the samples of a batch."""
 
 from __future__ import annotations
 
