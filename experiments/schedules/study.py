@@ -17,7 +17,7 @@ from cutlayer import RunConfig, with_choices
 from cutlayer.runs.choices import Choices
 from cutlayer.runs.fit import Result
 from cutlayer.runs.recipes import cifar10_small, digits
-from cutlayer.studies import Outcome, Study, add_options, carry_out
+from cutlayer.studies import Outcome, Study, add_options, carry_out, usual_figures
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -61,19 +61,7 @@ def key(config: RunConfig) -> str:
 
 def measure(config: RunConfig, result: Result) -> dict:
     """What a run gave."""
-    history = result.history
-    return {
-        "key": key(config),
-        "seed": config.training.seed,
-        "accuracy": history.test("accuracy"),
-        "test_loss": history.test("loss"),
-        "exchanges": history.exchanges,
-        "bytes_up": history.bytes("up"),
-        "bytes_down": history.bytes("down"),
-        "traffic_reduction": history.traffic_reduction,
-        "client_flops_reduction": history.client_flops_reduction,
-        "seconds": round(history.seconds, 1),
-    }
+    return {"key": key(config), "seed": config.training.seed, **usual_figures(config, result)}
 
 
 def table(name: str, runs: Study) -> str:

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,23 @@ class Together:
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
         assert listening.wait(20)
+
+    def join_all(
+        self, data: Mapping[str, tuple[Any, Any]], late: str = "", timeout: float = 120
+    ) -> dict[str, torch.nn.Module]:
+        """All clients take part, each in a thread, one of them half a second later; their halves at the end."""
+        halves: dict[str, torch.nn.Module] = {}
+
+        def take_part(name: str) -> None:
+            time.sleep(0.5 * (name == late))
+            halves[name] = self.join(name, *data[name])
+
+        threads = [threading.Thread(target=take_part, args=(name,), daemon=True) for name in data]
+        for thread in threads:
+            thread.start()
+        for thread in (*threads, self.thread):
+            thread.join(timeout)
+        return halves
 
     def join(self, name: str, train: Any, test: Images | None, **more: object) -> torch.nn.Module:
         return join(

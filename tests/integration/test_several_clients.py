@@ -26,17 +26,7 @@ def test_several_clients_take_turns_and_speed_does_not_matter(tmp_path: Path) ->
 
     def run(folder: Path, late: str) -> tuple[dict[str, torch.Tensor], list[EpochRecord]]:
         together = Together(config, folder, ("alice", "bob"))
-        halves: dict[str, torch.nn.Module] = {}
-
-        def take_part(name: str) -> None:
-            time.sleep(0.5 * (name == late))
-            halves[name] = together.join(name, *data[name])
-
-        threads = [threading.Thread(target=take_part, args=(name,), daemon=True) for name in data]
-        for thread in threads:
-            thread.start()
-        for thread in (*threads, together.thread):
-            thread.join(60)
+        halves = together.join_all(data, late, 60)
         assert together.served is not None
         weights = {f"{name}.{key}": value for name, half in halves.items() for key, value in half.state_dict().items()}
         return {**weights, **together.served.half.state_dict()}, list(together.served.history.epochs)
@@ -77,16 +67,7 @@ def test_several_clients_between_processes_give_the_bits_of_one_process(name: st
     config = with_choices(digits(), epochs=6, batch_size=32, test_samples=100, threads=1, **settings)
     data = shares(config, ("alice", "bob", "carol"))
     together = Together(config, tmp_path, tuple(data))
-    halves: dict[str, torch.nn.Module] = {}
-
-    def take_part(name: str) -> None:
-        halves[name] = together.join(name, *data[name])
-
-    threads = [threading.Thread(target=take_part, args=(name,), daemon=True) for name in data]
-    for thread in threads:
-        thread.start()
-    for thread in (*threads, together.thread):
-        thread.join(120)
+    halves = together.join_all(data)
     assert together.served is not None
     expected = in_process(config, data)
     for half in halves.values():

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
-from cutlayer.training.peers import Peer, check_done
+from cutlayer.training.peers import Peer, check_done, send
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Weights
@@ -43,8 +43,7 @@ def measure(server: Server, peers: Sequence[Peer], epoch: int) -> None:
         shared = server.shared.frame(Weights(peer.number, epoch, evaluation=True))
         with suppress(ClientUnavailableError):
             for frame in (shared, pack(Frame(message))):
-                peer.send(frame)
-                server.ledger.frame("down", read(frame))
+                send(server.ledger, peer, frame)
             asked.append(peer)
     for peer in asked:
         with suppress(ClientUnavailableError):
@@ -61,11 +60,7 @@ def _take_measured(server: Server, peer: Peer, expected: Weights) -> None:
             if came or not isinstance(received.message, Weights):
                 check_done(server, received, Done(peer.number, expected.epoch, 0, {}, evaluation=True))
                 return
-            if received.message != expected:
-                raise RefusedError(f"client {peer.number}: expected {expected}, got {received.message}")
-            samples = server.clients[peer.number].samples
-            server.shared.add_statistics(peer.number, received.unpack().tensors, samples)
-            server.ledger.frame("up", received)
+            server.take_statistics(received, expected)
             came = True
         except RefusedError as error:
             peer.refuse(error)
@@ -75,8 +70,7 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
     """Have a client send its test activations, with the shared half if there is one. Raises ClientUnavailableError."""
     shared = server.shared.frames(Weights(peer.number, epoch, evaluation=True))
     for frame in (*shared, pack(Frame(EvaluationRequest(peer.number, epoch)))):
-        peer.send(frame)
-        server.ledger.frame("down", read(frame))
+        send(server.ledger, peer, frame)
     steps, left = 0, 2 * server.clients[peer.number].test_samples
     while True:
         data = peer.receive()

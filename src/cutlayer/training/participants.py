@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant, StepBatch
-from cutlayer.training.peers import Peer, check_done
+from cutlayer.training.peers import Peer, check_done, send
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, Received, pack, read
 from cutlayer.wire.messages import Calibrate, Done, Step, Weights
@@ -76,13 +76,8 @@ class LiveParticipant(Participant):
         """Take the statistics that the client measured, if it is to share them; whether it measured any."""
         while self._pools and not self.finished and (data := self._receive()) is not None:
             try:
-                received = read(data)
-                frame, expected = received.unpack(), Weights(self.client, self.server.states.epoch, statistics=True)
-                if frame.message != expected:
-                    raise RefusedError(f"client {self.client}: expected {expected}, got {frame.message}")
-                samples = self.server.clients[self.client].samples
-                self.server.shared.add_statistics(self.client, frame.tensors, samples)
-                self.server.ledger.frame("up", received)
+                expected = Weights(self.client, self.server.states.epoch, statistics=True)
+                self.server.take_statistics(read(data), expected)
                 return True
             except RefusedError as error:
                 self.refuse(error)
@@ -164,8 +159,7 @@ class LiveParticipant(Participant):
     def _send(self, frame: bytes) -> None:
         try:
             if not self.lost:
-                self.peer.send(frame)
-                self.server.ledger.frame("down", read(frame))
+                send(self.server.ledger, self.peer, frame)
         except ClientUnavailableError:
             self._lose()
 

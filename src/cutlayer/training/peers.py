@@ -7,8 +7,9 @@ from typing import Protocol
 import msgspec
 
 from cutlayer.errors import RefusedError
+from cutlayer.records.ledger import Ledger
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Received
+from cutlayer.wire.frames import Received, read
 from cutlayer.wire.messages import Done
 
 
@@ -28,6 +29,12 @@ class Peer(Protocol):
     def refuse(self, error: RefusedError) -> None:
         """Deal with a frame that was refused; if this returns, the next frame is read."""
         ...
+
+
+def send(ledger: Ledger, peer: Peer, frame: bytes) -> None:
+    """Send a frame to a client, and count it. Raises ClientUnavailableError."""
+    peer.send(frame)
+    ledger.frame("down", read(frame))
 
 
 def check_done(server: Server, received: Received, expected: Done) -> None:

@@ -118,6 +118,14 @@ class Server:
         """Whether clients are to measure the statistics of the half that was averaged in an epoch, to evaluate it."""
         return Exchange.BOTH in planned and self.method.norm_in_b == "calibrated" and bool(self.shared.tensors)
 
+    def take_statistics(self, received: Received, expected: Weights) -> None:
+        """A client's statistics of batch norm, to be pooled. Raises RefusedError for another message than expected."""
+        if received.message != expected:
+            raise RefusedError(f"client {expected.client}: expected {expected}, got {received.message}")
+        samples = self.clients[expected.client].samples
+        self.shared.add_statistics(expected.client, received.unpack().tensors, samples)
+        self.ledger.frame("up", received)
+
     def pool_statistics(self, measured: bool) -> None:
         """Pool what clients measured, if any did, into the shared half."""
         self._statistics = self.shared.pool_statistics()

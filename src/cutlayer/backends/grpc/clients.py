@@ -27,9 +27,10 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.averaging import SharedHalf
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
+from cutlayer.training.peers import send
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.frames import Frame, pack
 from cutlayer.wire.messages import Finished, Saved, Weights
 
 log = logging.getLogger("cutlayer.server")
@@ -140,8 +141,7 @@ class GrpcClients(Clients):
         saved = pack(Frame(self._oldest()))
         for peer in peers:
             with suppress(ClientUnavailableError):
-                peer.send(saved)
-                self.ledger.frame("down", read(saved))
+                send(self.ledger, peer, saved)
 
     def completed(self, epoch: int, clients: Sequence[int]) -> None:
         """These have a checkpoint after this epoch."""
