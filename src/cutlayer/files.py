@@ -126,6 +126,30 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, about
 
 
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors in a file, by name, read each time they are asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """As `load_tensors`."""
+        return load_tensors(self._file)
+
+    def link(self, target: Path) -> None:
+        """Give the file a second name; whoever changes one of the two must write a new file."""
+        link(self._file, target)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read()[0][name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.read()[0]
+
+    def __len__(self) -> int:
+        return len(self.read()[0])
+
+
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

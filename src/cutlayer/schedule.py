@@ -43,9 +43,13 @@ class State:
     epoch: int = 0
     reference: float = math.inf
 
+    def as_dict(self) -> dict[str, Any]:
+        """It as JSON values."""
+        return dict(vars(self))
+
     @staticmethod
-    def restored(values: Mapping[str, Any]) -> State:
-        """The state whose attributes were written to a checkpoint as JSON values, among others."""
+    def from_dict(values: Mapping[str, Any]) -> State:
+        """Inverse of `as_dict`; other names are left alone."""
         return State(Exchange(values["exchange"]), values["epoch"], values["reference"])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cutlayer import ConfigError, Method
+from cutlayer.files import sealed
 from cutlayer.runs.run import Run
 from tests.helpers.processes import join, port_of, records, serve, weights
 from tests.helpers.resumable import ONE_CLIENT, SEVERAL, halves, train
@@ -124,6 +125,24 @@ def test_damage_of_metrics_config_and_model_is_named(tmp_path: Path) -> None:
         train(tmp_path)
 
 
+def as_before(content: dict) -> dict:
+    """What state.json held before all parts had a state dict: facts of optimizers and of stores."""
+    facts = content.pop("facts")
+    return {**content, "optimizers": {"server": facts.pop("server")}, "stores": facts, "format": 3}
+
+
+def test_a_run_with_checkpoints_of_the_format_before_goes_on(tmp_path: Path, caplog) -> None:
+    train(tmp_path, epochs=4)
+    for state in (tmp_path / "checkpoints").glob("*/state.json"):
+        content = as_before(json.loads(state.read_text()))
+        del content["checksum"]
+        state.write_text(json.dumps(sealed(content)))
+    train(tmp_path)
+    assert "checksums" not in caplog.text
+    train(tmp_path / "undisturbed")
+    assert outcome(tmp_path) == outcome(tmp_path / "undisturbed")
+
+
 def test_a_run_of_an_older_release_goes_on_with_a_note(tmp_path: Path, caplog) -> None:
     """It has no checksums, and its config none of the newer choices."""
     train(tmp_path, epochs=4)
@@ -135,7 +154,7 @@ def test_a_run_of_an_older_release_goes_on_with_a_note(tmp_path: Path, caplog) -
         del record["checksum"]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for state in (tmp_path / "checkpoints").glob("*/state.json"):
-        content = {**json.loads(state.read_text()), "format": 2}
+        content = {**as_before(json.loads(state.read_text())), "format": 2}
         del content["checksum"], content["files"]
         state.write_text(json.dumps(content))
     train(tmp_path)

@@ -8,6 +8,7 @@ import torch
 from cutlayer import StoreFullError, StoreOptions
 from cutlayer.codecs import get_float_codec
 from cutlayer.memory.error_feedback import RESIDUAL, ErrorFeedback
+from cutlayer.records import state_dicts
 
 SAMPLES, VALUES = 6, 30
 
@@ -33,8 +34,8 @@ def test_residuals_are_of_their_sample_and_survive_a_checkpoint(tmp_path: Path) 
     memory, other = feedback("topk0.1>fp16"), feedback("topk0.1>fp16")
     gradients = torch.randn(4, VALUES)
     memory.encode(torch.tensor([0, 1, 2, 3]), gradients)
-    memory.store.save(tmp_path)
-    other.store.load(tmp_path, memory.store.about())
+    facts = state_dicts.write(memory.store.state_dict(), tmp_path / "residuals")
+    other.store.load_state_dict(state_dicts.read(tmp_path / "residuals", facts))
     ids = torch.tensor([3, 5])
     encoded = [kept.encode(ids, torch.ones(2, VALUES)) for kept in (memory, other)]
     assert torch.equal(encoded[0].rows, encoded[1].rows)

@@ -7,6 +7,7 @@ import torch
 from cutlayer import ConfigError, RefusedError, StoreFullError, StoreOptions
 from cutlayer.codecs import get_float_codec
 from cutlayer.memory.store import ReplayStore
+from cutlayer.records import state_dicts
 
 CODEC = get_float_codec("fp8_e4m3")
 
@@ -108,15 +109,16 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_saved_and_loaded(tmp_path: Path) -> None:
     store, empty = ReplayStore(9), ReplayStore(3)
     put(store, [1, 5, 7], torch.randn(3, 2, 2))
-    store.save(tmp_path / "a")
-    empty.save(tmp_path / "b")
+    parts = {"a": store, "b": empty}
+    states = {name: state_dicts.write(part.state_dict(), tmp_path / name) for name, part in parts.items()}
+    states = {name: state_dicts.read(tmp_path / name, facts) for name, facts in states.items()}
     again = ReplayStore(9)
-    again.load(tmp_path / "a", store.about())
+    again.load_state_dict(states["a"])
     for (kept, labels), (kept_again, labels_again) in zip(store.batches(2), again.batches(2), strict=True):
         assert torch.equal(CODEC.decode(kept), CODEC.decode(kept_again))
         assert torch.equal(labels, labels_again)
     empty_again = ReplayStore(3)
-    empty_again.load(tmp_path / "b", empty.about())
+    empty_again.load_state_dict(states["b"])
     assert len(empty_again) == 0
     with pytest.raises(ConfigError, match="holds 9 samples, the data set has 8"):
-        ReplayStore(8).load(tmp_path / "a", store.about())
+        ReplayStore(8).load_state_dict(states["a"])

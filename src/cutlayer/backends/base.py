@@ -17,8 +17,8 @@ from cutlayer.data.batches import Batches
 from cutlayer.errors import ClientUnavailableError, StateLostError
 from cutlayer.fleet import Fleet
 from cutlayer.method import Method, Training
-from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Store
 from cutlayer.training.averaging import weights_frame
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job

@@ -13,8 +13,8 @@ from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.group import build_clients, store_name
 from cutlayer.data.batches import Batches
 from cutlayer.method import Method, Training
-from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Store
 from cutlayer.training.client import Client
 
 

@@ -15,7 +15,7 @@ Sources: Wang et al., "Fine-tuning Language Models over Slow Networks using Acti
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -94,13 +94,13 @@ class DeltaSender:
 
 
 class ReferenceStore(ReplayStore):
-    """References in a checkpoint can be done without: where they cannot be read, everything is sent in full."""
+    """References in a checkpoint can be done without: if they cannot be read, everything is sent in full."""
 
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """As `ReplayStore.load`; empty where that fails."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `ReplayStore.load_state_dict`; empty if that fails."""
         try:
-            super().load(folder, about)
+            super().load_state_dict(state)
         except (OSError, EOFError, ValueError, KeyError) as error:
-            log.warning("references in %s cannot be read (%s)", folder, error)
+            log.warning("references in the checkpoint cannot be read (%s)", error)
             self.clear(0, self.capacity)
-            self.version = about["version"] + 1
+            self.version = state["version"] + 1

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -202,16 +202,16 @@ class ReplayStore:
             name: np.zeros(shapes[name], arrays[name].dtype) for name in shapes if name != "rows" or not on_disk
         }
         if on_disk:
-            allocated["rows"] = self._mapped(shapes["rows"])
+            allocated["rows"] = self._mapped(shapes["rows"], arrays["rows"].dtype)
         self._arrays, self.codec, self.shape = allocated, codec, shape
 
-    def _mapped(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 zeros in a file without a name; its room is taken now, as a full disk later would end the process."""
-        size = math.prod(shape)
+    def _mapped(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Zeros in a file without a name; its room is taken now, as a full disk later would end the process."""
+        size = math.prod(shape) * dtype.itemsize
         try:
             with tempfile.TemporaryFile(dir=self.options.folder, prefix="cutlayer-store-") as file:
                 os.posix_fallocate(file.fileno(), 0, max(1, size))
-                return np.memmap(file, np.uint8, "r+", shape=shape)
+                return np.memmap(file, dtype, "r+", shape=shape)
         except OSError as error:
             folder = self.options.folder or tempfile.gettempdir()
             raise StoreFullError(
@@ -222,26 +222,25 @@ class ReplayStore:
 
     # --- checkpoints ---
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint must know beside the files."""
-        return {"codec": self.codec, "shape": list(self.shape), "version": self.version}
+    def state_dict(self) -> dict[str, Any]:
+        """The arrays, which it shares, and the facts about them."""
+        facts = {"codec": self.codec, "shape": list(self.shape), "version": self.version}
+        return {**facts, **self._arrays, "present": self._present}
 
-    def save(self, folder: Path) -> None:
-        """Write the store's arrays into a folder as .npy files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in {**self._arrays, "present": self._present}.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
-
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote."""
-        arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy")}
-        present = arrays.pop("present")
-        if len(present) != self.capacity:
-            raise ConfigError(f"{folder}: the store holds {len(present)} samples, the data set has {self.capacity}")
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, with a copy of the arrays."""
+        self._check_capacity(state["present"])
+        arrays = {name: state[name] for name in ("rows", "shared", "labels") if name in state}
         self._arrays = {}
         if arrays:
-            self._allocate(about["codec"], tuple(about["shape"]), arrays)
+            self._allocate(state["codec"], tuple(state["shape"]), arrays)
             for name, array in arrays.items():
                 self._arrays[name][:] = array
-        self._present[:] = present
-        self.version = about["version"]
+        self._present[:] = state["present"]
+        self.version = state["version"]
+
+    def _check_capacity(self, present: np.ndarray) -> None:
+        if len(present) != self.capacity:
+            raise ConfigError(
+                f"the {self.name} of the checkpoint holds {len(present)} samples, the data set has {self.capacity}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -120,25 +120,25 @@ class ScheduledOptimizer:
         """Update the weights."""
         self.optimizer.step()
 
+    # --- checkpoints ---
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name and the rest as JSON values."""
-    state = optimizer.state_dict()
-    tensors, rest = {}, {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                rest.setdefault(str(index), {})[key] = value
-    return tensors, {"groups": state["param_groups"], "rest": rest}
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's tensors, as "optimizer.PARAMETER.NAME", and the rest as JSON values."""
+        state = self.optimizer.state_dict()
+        tensors, rest = {}, {}
+        for index, values in state["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value
+                else:
+                    rest.setdefault(str(index), {})[key] = value
+        return {**tensors, "groups": state["param_groups"], "rest": rest}
 
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Inverse of `optimizer_state`; tensors of other names are left alone."""
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in about["rest"].items()}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value.clone()  # which PyTorch would not copy
-    optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; other names are left alone."""
+        own: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in state["rest"].items()}
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                own.setdefault(int(index), {})[key] = value.clone()  # which PyTorch would not copy
+        self.optimizer.load_state_dict({"state": own, "param_groups": state["groups"]})

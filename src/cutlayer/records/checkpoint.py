@@ -12,33 +12,14 @@ import shutil
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from cutlayer.errors import ConfigError, CutlayerError, DamagedError, DiskError
-from cutlayer.files import link, load_tensors, replace, save_tensors, sealed
-from cutlayer.models.optim import load_optimizer, optimizer_state
-from cutlayer.records import manifest
+from cutlayer.files import link, replace, sealed
+from cutlayer.records import manifest, state_dicts
+from cutlayer.records.state_dicts import Stateful
 
 log = logging.getLogger("cutlayer.checkpoint")
-
-
-class Store(Protocol):
-    """Something large that a checkpoint keeps in a folder of its own."""
-
-    def about(self) -> dict[str, Any]:
-        """What `load` must know beside the folder; equal only where nothing has changed."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write it into a new folder."""
-        ...
-
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote."""
-        ...
 
 
 class Checkpoints:
@@ -77,8 +58,7 @@ class Checkpoints:
     def save(
         self,
         epoch: int,
-        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: Mapping[str, Store],
+        parts: Mapping[str, Stateful],
         state: dict[str, Any],
         *,
         keep: int | None = None,
@@ -88,8 +68,7 @@ class Checkpoints:
 
         Args:
             epoch: epochs done.
-            modules: each half and its optimizer, by name.
-            stores: by name. One that has not changed since the last checkpoint is linked, not copied.
+            parts: by name. A store that has not changed since the last checkpoint is linked, not copied.
             state: whatever else there is to know, as JSON values.
             keep: how many checkpoints stay, with this one; None leaves all of them, for `prune`.
             also: epochs whose checkpoints stay beside those.
@@ -99,7 +78,7 @@ class Checkpoints:
         """
         new = self.folder / f"writing-{epoch:06d}"
         try:
-            self._write(new, epoch, modules, stores, state)
+            self._write(new, epoch, parts, state)
         except OSError as error:  # not all of them have a number: NumPy counts what it could write
             shutil.rmtree(new, ignore_errors=True)
             before = self.epochs()
@@ -112,36 +91,24 @@ class Checkpoints:
         if keep is not None:
             self.prune({*self.epochs()[-keep:], *also})
 
-    def _write(
-        self,
-        new: Path,
-        epoch: int,
-        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: Mapping[str, Store],
-        state: dict[str, Any],
-    ) -> None:
+    def _write(self, new: Path, epoch: int, parts: Mapping[str, Stateful], state: dict[str, Any]) -> None:
         previous, before = self._previous()
-        known = before["stores"]
+        known = before["facts"]
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        optimizers = {}
-        for name, (module, optimizer) in modules.items():
-            tensors, optimizers[name] = optimizer_state(optimizer)
-            tensors |= {f"model.{key}": value for key, value in module.state_dict().items()}
-            save_tensors(tensors, new / f"{name}.safetensors")
-        written, unchanged = {}, set()
-        for name, store in stores.items():
-            written[name] = store.about()
-            if written[name] == known.get(name):
+        facts, unchanged = {}, set()
+        for name, part in parts.items():
+            version = getattr(part, "version", None)  # which a `Store` has
+            if version is not None and version == known.get(name, {}).get("version"):
+                facts[name] = known[name]
                 shutil.copytree(previous / name, new / name, copy_function=link)
                 unchanged.add(name)
             else:
-                store.save(new / name)
+                facts[name] = state_dicts.write(part.state_dict(), new / name)
         content = {
             "format": manifest.FORMAT,
             "epoch": epoch,
-            "optimizers": optimizers,
-            "stores": written,
+            "facts": facts,
             "state": state,
             "files": manifest.digests(new, previous, before["files"], unchanged),
         }
@@ -163,7 +130,7 @@ class Checkpoints:
 
     def _previous(self) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint and what its state.json holds, to link from; without any, nothing."""
-        nothing = {"stores": {}, "files": {}}
+        nothing = {"facts": {}, "files": {}}
         latest = self.latest()
         if latest is None:
             return self.folder, nothing
@@ -183,11 +150,10 @@ class Checkpoints:
 
     def load(
         self,
-        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: Mapping[str, Store],
+        parts: Mapping[str, Stateful],
         epoch: int | None = None,
     ) -> tuple[int, dict[str, Any]] | None:
-        """Bring modules, optimizers and stores to the newest checkpoint that is whole.
+        """Bring the parts to the newest checkpoint that is whole.
 
         What is damaged is logged, and set aside as `damaged-epoch-N`. With `epoch`, only the checkpoint after this many
         epochs will do.
@@ -202,7 +168,8 @@ class Checkpoints:
             if not content["files"]:
                 log.warning("%s has no checksums, it was written by an older release: its files are not checked", place)
             try:
-                self._restore(place, content, modules, stores)
+                for name, part in parts.items():
+                    part.load_state_dict(state_dicts.read(place / name, content["facts"][name]))
             except CutlayerError:  # among them what was lost while it was loaded
                 raise
             except Exception as error:
@@ -250,25 +217,6 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             self.place(epoch).rename(aside)
             log.warning("%s; set aside as %s, which can be deleted", text, aside.name)
-
-    @staticmethod
-    def _restore(
-        latest: Path,
-        content: dict[str, Any],
-        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: Mapping[str, Store],
-    ) -> None:
-        for name, (module, optimizer) in modules.items():
-            tensors = load_tensors(latest / f"{name}.safetensors")[0]
-            load_optimizer(optimizer, tensors, content["optimizers"][name])
-            module.load_state_dict(model_tensors(tensors))
-        for name, store in stores.items():
-            store.load(latest / name, content["stores"][name])
-
-
-def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of the tensors in a checkpoint's file those of the half, by the half's names for them."""
-    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
 def _flush(path: Path) -> None:

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cutlayer.describe import differences
 from cutlayer.errors import ConfigError, DamagedError
 from cutlayer.files import load_tensors, replace, save_sealed, sealed, unsealed
 from cutlayer.method import Training
-from cutlayer.records.checkpoint import Checkpoints, Store
+from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.environment import environment
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines
+from cutlayer.records.state_dicts import Stateful
 
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
@@ -104,8 +104,7 @@ class RunFolder:
         facts: dict[str, Any],
         baseline: Baseline,
         resume: bool,
-        modules: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
-        stores: Mapping[str, Store],
+        parts: Mapping[str, Stateful],
     ) -> tuple[list[EpochRecord], dict[str, Any] | None]:
         """Begin the run, or bring everything to the newest checkpoint of one that is to be resumed.
 
@@ -118,7 +117,7 @@ class RunFolder:
             return [], None
         self.check(config, facts)
         self._check_length(config)
-        found = self.checkpoints.load(modules, stores)
+        found = self.checkpoints.load(parts)
         epochs, state = found if found is not None else (0, None)
         records = self.rewind(epochs)
         self.adopt(config, epochs)

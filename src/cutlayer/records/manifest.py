@@ -13,7 +13,7 @@ from cutlayer.files import digest, unsealed
 
 log = logging.getLogger("cutlayer.checkpoint")
 
-FORMAT, FORMAT_WITHOUT_CHECKSUMS = 3, 2
+FORMAT, FORMAT_OF_MODULES_AND_STORES, FORMAT_WITHOUT_CHECKSUMS = 4, 3, 2
 MENDED = "references"
 """Start of the names of stores whose damage client and server notice and mend when they next meet; see memory.delta."""
 
@@ -30,12 +30,14 @@ def content(checkpoint: Path) -> dict[str, Any]:
     except DamagedError as error:
         raise DamagedError(f"state.json: {error}") from None
     number = values.get("format")
-    if number == FORMAT and not checked:
+    if number in (FORMAT, FORMAT_OF_MODULES_AND_STORES) and not checked:
         raise DamagedError("state.json: it is damaged (expected a checksum)")
-    if number not in (FORMAT, FORMAT_WITHOUT_CHECKSUMS):
+    if number not in (FORMAT, FORMAT_OF_MODULES_AND_STORES, FORMAT_WITHOUT_CHECKSUMS):
         raise ConfigError(
             f"{checkpoint}: expected a checkpoint of format {FORMAT}, got {number}; it was written by another release"
         )
+    if "facts" not in values:  # of an older release, which told modules from stores
+        values["facts"] = {**values.pop("optimizers"), **values.pop("stores")}
     return {"files": {}, **values}
 
 

@@ -26,6 +26,7 @@ from cutlayer.files import save_sealed
 from cutlayer.method import Method, Training, require_choices
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Stateful
 from cutlayer.training.averaging import largest_weights, weights_frame
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
@@ -121,7 +122,7 @@ class _Joining:
         self.train, self.test = train, test
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.checkpoints.set_aside_damaged()  # so that the server is told of those that are whole
-        self.body = TrainedHalf(half, training.client, training.epochs, training.device)
+        self.trained = TrainedHalf(half, training.client, training.epochs, training.device)
         # The number, part of the name of each random draw, is the server's to tell; until then it is 0.
         self.client = self._client(0)
         self.run = (self.checkpoints.state() or {}).get("run", "")
@@ -136,7 +137,7 @@ class _Joining:
     def _client(self, number: int) -> Client:
         feed, test = ClientData(self.train, self.test).feeds(number, self.training)
         job = ClientJob(number, feed, test, self.method, self.training)
-        return Client(job, lambda: self.body, self.ledger, on_done=self._done)
+        return Client(job, lambda: self.trained, self.ledger, on_done=self._done)
 
     def take_part(
         self, address: str, tls: str | Path | None, give_up_after: float | None, keepalive: float = KEEPALIVE
@@ -198,16 +199,16 @@ class _Joining:
             )
         if welcome.client != self.client.number:
             self.client = self._client(welcome.client)
-        self.checkpoints.load(self._modules(), self.client.stores(), welcome.restore)
+        self.checkpoints.load(self._parts(), welcome.restore)
         self.checkpoints.prune(range(welcome.restore + 1))
         self.run, self.stop.saved = welcome.run, welcome.restore
         self.ledger.take()
 
-    def _modules(self) -> dict:
-        return {"client": (self.half, self.body.optimizer.optimizer)}
+    def _parts(self) -> dict[str, Stateful]:
+        return {"client": self.trained, **self.client.stores()}
 
     def _save(self, epochs: int) -> None:
-        self.checkpoints.save(epochs, self._modules(), self.client.stores(), {"run": self.run})
+        self.checkpoints.save(epochs, self._parts(), {"run": self.run})
         self.stop.saved = epochs
 
     def _obey(self, session: Session) -> bool:

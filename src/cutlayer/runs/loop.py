@@ -28,6 +28,7 @@ from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.folder import RunFolder
 from cutlayer.records.history import Baseline, EpochRecord, crossed
+from cutlayer.records.state_dicts import Stateful
 from cutlayer.runs.overfitting_watch import watch
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant
@@ -96,7 +97,7 @@ class Loop:
         self.baseline, self.stop = baseline, stop
         self.records: list[EpochRecord] = []
         self._lost: list[dict[str, dict[str, int]]] = []
-        self.modules, self.stores = server.modules(), {**clients.stores, **server.stores()}
+        self.parts: dict[str, Stateful] = {**server.parts(), **clients.stores}
 
     # --- the run ---
 
@@ -104,7 +105,7 @@ class Loop:
         """Begin, or go on from the newest checkpoint."""
         state = None
         if self.folder is not None:
-            found = self.folder.open(config, facts, self.baseline, resume, self.modules, self.stores)
+            found = self.folder.open(config, facts, self.baseline, resume, self.parts)
             self.records, state = found
             self.folder.forget_models(self.records, self.training)
         if state is not None:
@@ -138,7 +139,7 @@ class Loop:
                 self.clients.recover(reason)
                 log.warning("back to the last checkpoint: %s", reason)
                 assert self.checkpoints is not None, "there is one wherever something may be lost"
-                found = self.checkpoints.load(self.modules, self.stores)
+                found = self.checkpoints.load(self.parts)
             except (StateLostError, ClientUnavailableError) as again:
                 if again is reason:  # nothing can be put back in place
                     raise
@@ -222,13 +223,13 @@ class Loop:
     def _save(self) -> None:
         if self.checkpoints is not None:
             keep, also = self.training.keep_checkpoints, self.training.ending.kept(self.records)
-            state = {**self.server.saved(), **self.clients.state_dict()}
-            self.checkpoints.save(len(self.records), self.modules, self.stores, state, keep=keep, also=also)
+            state = {**self.server.state_dict(), **self.clients.state_dict()}
+            self.checkpoints.save(len(self.records), self.parts, state, keep=keep, also=also)
             self._saved()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Modules and stores are loaded; the rest of the state follows."""
-        self.server.go_back(state)
+        """The parts are loaded; the rest of the state follows."""
+        self.server.load_state_dict(state)
         self.clients.load_state_dict(state)
         self.server.ledger.take()
         self._saved()

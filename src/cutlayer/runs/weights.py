@@ -13,8 +13,9 @@ from cutlayer.errors import ConfigError
 from cutlayer.files import load_tensors, save_sealed
 from cutlayer.method import Training
 from cutlayer.models.cut import Halves, copied
-from cutlayer.records.checkpoint import Checkpoints, model_tensors
+from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.runs.config import RunConfig
+from cutlayer.training.halves import model_tensors
 
 ATTEMPTS = 5
 """How often the checkpoint of a run under way is looked for."""

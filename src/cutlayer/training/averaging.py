@@ -7,7 +7,6 @@ Source of the average: McMahan et al., "Communication-Efficient Learning of Deep
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from cutlayer.codecs import INTEGER_CODECS, Encoded, encode_exactly, get_codec, isfinite
 from cutlayer.errors import RefusedError
-from cutlayer.files import load_tensors, save_tensors
 from cutlayer.training.calibration import check_statistics, pooled, statistics
 from cutlayer.wire.frames import Frame, pack
 from cutlayer.wire.messages import Weights
@@ -130,18 +128,13 @@ class SharedHalf:
 
     # --- checkpoints ---
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint must know beside the file."""
-        return {"version": self.version}
+    def state_dict(self) -> dict[str, Any]:
+        """The newest tensors, as "shared"."""
+        return {"version": self.version, "shared": self.tensors}
 
-    def save(self, folder: Path) -> None:
-        """Write the shared half into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(self.tensors, folder / "shared.safetensors")
-
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote."""
-        self.tensors, self.version = load_tensors(folder / "shared.safetensors")[0], about["version"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.tensors, self.version = dict(state["shared"]), state["version"]
         self._kinds = self._kinds or {name: _kind(value) for name, value in self.tensors.items()}
         self.forget()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError
-from cutlayer.files import link, load_tensors, save_tensors
+from cutlayer.files import TensorFile, save_tensors
 from cutlayer.method import Training
 from cutlayer.models.cut import copied
-from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer, load_optimizer, optimizer_state
+from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer
+from cutlayer.records.state_dicts import split
 
 
 class TrainedHalf:
@@ -38,15 +40,22 @@ class TrainedHalf:
         self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), epochs)
         self.pinned = False
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All of its state: tensors by name, and the rest as JSON values."""
-        tensors, about = optimizer_state(self.optimizer.optimizer)
-        return {**tensors, **{f"model.{name}": value for name, value in self.half.state_dict().items()}}, about
+    def state_dict(self) -> dict[str, Any]:
+        """The half's tensors, as "model.NAME", and what the optimizer has."""
+        return {
+            **self.optimizer.state_dict(),
+            **{f"model.{name}": value for name, value in self.half.state_dict().items()},
+        }
 
-    def load(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Inverse of `tensors`."""
-        load_optimizer(self.optimizer.optimizer, tensors, about)
-        self.half.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.optimizer.load_state_dict(state)
+        self.half.load_state_dict(model_tensors(state))
+
+
+def model_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of the half alone, by its own names for them, out of the state of a `TrainedHalf`."""
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
 class HalfPool:
@@ -74,8 +83,10 @@ class HalfPool:
         blank = copied(half) if owners > 1 else half
         self._make = lambda: TrainedHalf(copied(blank), spec, training.epochs, training.device)
         self._first: TrainedHalf | None = TrainedHalf(half, spec, training.epochs, training.device)
-        tensors, about = self._first.tensors()
-        self._initial = {name: value.clone() for name, value in tensors.items()} if owners > 1 else {}, about
+        self._initial: Mapping[str, Any] = {}
+        if owners > 1:
+            tensors, facts = split(self._first.state_dict())
+            self._initial = {**facts, **{name: value.clone() for name, value in tensors.items()}}
         self._live, self._in_memory = live, OrderedDict[int, TrainedHalf]()
         self._parent: str | Path | None = folder
         self._own: tempfile.TemporaryDirectory | None = None
@@ -91,9 +102,9 @@ class HalfPool:
         trained = self._room()
         file = self._file(owner) if self._own is not None else None
         if file is not None and file.exists():
-            trained.load(*_read(file))
+            trained.load_state_dict(_read(TensorFile(file)))
         elif trained is not self._first:
-            trained.load(*self._initial)
+            trained.load_state_dict(self._initial)
         self._first = None
         self._in_memory[owner] = trained
         return trained
@@ -134,9 +145,9 @@ class HalfPool:
         return self._folder / f"{owner}.safetensors"
 
     def _write(self, owner: int, trained: TrainedHalf) -> None:
-        tensors, about = trained.tensors()
+        tensors, facts = split(trained.state_dict())
         try:
-            written = json.dumps(about)
+            written = json.dumps(facts)
         except TypeError as error:
             raise ConfigError(
                 f"an optimizer's state cannot be written as tensors and JSON values ({error}); "
@@ -147,30 +158,29 @@ class HalfPool:
 
     # --- checkpoints ---
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint must know beside the files."""
-        return {"version": self.version}
-
-    def save(self, folder: Path) -> None:
-        """Write every owner's half and optimizer into a folder, a file each; those at the beginning have none."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def state_dict(self) -> dict[str, Any]:
+        """Every owner's half and optimizer, a file each, by number; those at the beginning have none."""
         for owner, trained in self._in_memory.items():
             self._write(owner, trained)
-        for file in self._folder.glob("*.safetensors"):
-            link(file, folder / file.name)
+        return {
+            "version": self.version,
+            **{file.stem: TensorFile(file) for file in self._folder.glob("*.safetensors")},
+        }
 
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` of another pool returned; owners without a file begin anew."""
         for file in self._folder.glob("*.safetensors"):
             file.unlink()
-        for file in folder.glob("*.safetensors"):
-            link(file, self._folder / file.name)
+        for name, value in state.items():
+            if isinstance(value, TensorFile):
+                value.link(self._folder / f"{name}.safetensors")
         for owner, trained in self._in_memory.items():
             trained.pinned = False
-            trained.load(*(_read(file) if (file := self._file(owner)).exists() else self._initial))
-        self.version = about["version"]
+            file = self._file(owner)
+            trained.load_state_dict(_read(TensorFile(file)) if file.exists() else self._initial)
+        self.version = state["version"]
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, about = load_tensors(file)
-    return tensors, json.loads(about["about"])
+def _read(file: TensorFile) -> dict[str, Any]:
+    tensors, about = file.read()
+    return {**tensors, **json.loads(about["about"])}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from cutlayer.errors import ConfigError
 from cutlayer.memory.store import ReplayStore
-from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Stateful
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.checks import ClientSummary
@@ -79,10 +79,10 @@ class Learner:
     def finish(self) -> None:
         """End the epoch: have everything in `halves` and `counts`."""
 
-    def loaded(self) -> None:
-        """Modules and stores were loaded from a checkpoint."""
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds: the half and its optimizer, the store, and the clients' own server halves."""
+        parts: dict[str, Stateful] = {"server": self.halves.main, "store": self.replayed.store}
+        return parts if self.halves.pool is None else {**parts, "server_halves": self.halves.pool}
 
-    def stores(self) -> Mapping[str, Store]:
-        """What a checkpoint holds beside the half and its optimizer."""
-        stores: dict[str, Store] = {"store": self.replayed.store}
-        return stores if self.halves.pool is None else {**stores, "server_halves": self.halves.pool}
+    def parts_loaded(self) -> None:
+        """The parts were loaded from a checkpoint."""

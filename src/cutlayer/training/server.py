@@ -12,8 +12,8 @@ from cutlayer.codecs import get_transfer, isfinite
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, RefusedError
 from cutlayer.memory.error_feedback import ErrorFeedback
 from cutlayer.models.flops import FlopTable
-from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Stateful
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import derive
 from cutlayer.strategies.party import StepBatch
@@ -226,25 +226,21 @@ class Server:
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
-    def modules(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
-        """What a checkpoint holds of the server: its half and optimizer."""
-        return {"server": (self.half, self.learner.halves.main.optimizer.optimizer)}
-
-    def stores(self) -> dict[str, Store]:
-        """And what is large."""
-        stores: dict[str, Store] = {"test_store": self.evaluation.store, **self.learner.stores()}
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds of the server in files, by name: its half and optimizer, and its stores."""
+        parts: dict[str, Stateful] = {"test_store": self.evaluation.store, **self.learner.parts()}
         if len(self.clients) > 1:
-            stores["shared"] = self.shared
+            parts["shared"] = self.shared
         if self.feedback is not None:
-            stores["residuals"] = self.feedback.store
-        return stores
+            parts["residuals"] = self.feedback.store
+        return parts
 
-    def saved(self) -> dict[str, Any]:
-        """The states of the schedule as JSON values."""
-        return {**self.states.saved(), "stale": self.stale}
+    def state_dict(self) -> dict[str, Any]:
+        """What there is beside the parts: facts."""
+        return {**self.states.state_dict(), "stale": self.stale}
 
-    def go_back(self, values: Mapping[str, Any]) -> None:
-        """Go on from what `saved` returned."""
-        self.states.go_back(values)
-        self.stale = values.get("stale", False)
-        self.learner.loaded()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, once the parts are loaded."""
+        self.states.load_state_dict(state)
+        self.stale = state.get("stale", False)
+        self.learner.parts_loaded()

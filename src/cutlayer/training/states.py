@@ -71,11 +71,11 @@ class States:
 
     # --- checkpoints ---
 
-    def saved(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return {**vars(self.state), "own": [vars(state) for state in self.own]}
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the schedule, and those of single clients as "own"; facts all of them."""
+        return {**self.state.as_dict(), "own": [state.as_dict() for state in self.own]}
 
-    def go_back(self, values: Mapping[str, Any]) -> None:
-        """Go on from what `saved` returned."""
-        self.state = State.restored(values)
-        self.own = [State.restored(state) for state in values.get("own", [])]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.state = State.from_dict(state)
+        self.own = [State.from_dict(own) for own in state.get("own", [])]

@@ -22,8 +22,8 @@ from cutlayer.backends.grpc.terms import terms_of
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.errors import ClientUnavailableError, StateLostError
 from cutlayer.method import Method, Training
-from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Store
 from cutlayer.training.averaging import SharedHalf
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job

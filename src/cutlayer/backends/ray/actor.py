@@ -15,7 +15,9 @@ from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.group import build_clients
 from cutlayer.method import Method, Training
+from cutlayer.records import state_dicts
 from cutlayer.records.ledger import EpochCosts, Ledger
+from cutlayer.records.state_dicts import on_cpu, plain_arrays
 
 
 class ClientActor:
@@ -70,47 +72,40 @@ class ClientActor:
         self.pool.close()
         self._staged.cleanup()
 
-    # --- halves and optimizers, as files ---
-
-    def about(self, number: int, name: str) -> dict[str, Any]:
-        """As `about` of a client's own store of this name."""
-        return self.clients[number].stores()[name].about()
-
-    def saved_store(self, number: int, name: str) -> Iterator[tuple[str, bytes]]:
-        """All files of a checkpoint of that store, by name."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.clients[number].stores()[name].save(Path(folder))
-            for file in sorted(Path(folder).iterdir()):
-                yield file.name, file.read_bytes()
-
-    def load_store(self, number: int, name: str, about: dict[str, Any]) -> None:
-        """Bring that store to the files that were staged."""
-        self.clients[number].stores()[name].load(Path(self._staged.name), about)
-        self._unstage()
-
     def weights(self, number: int) -> dict[str, Tensor]:
         """A client's half."""
-        return {name: value.cpu() for name, value in self.clients[number].half.state_dict().items()}
+        return on_cpu(self.clients[number].half.state_dict())
 
-    def saved(self) -> Iterator[tuple[str, bytes]]:
-        """All files of a checkpoint of the clients here, by name."""
+    # --- checkpoints: halves and optimizers as files, a store in memory ---
+
+    def state_dict(self) -> Iterator[tuple[str, bytes]]:
+        """The halves of all clients here, by name, each as the content of its file."""
         with tempfile.TemporaryDirectory() as folder:
-            self.pool.save(Path(folder))
+            state_dicts.write(self.pool.state_dict(), Path(folder))
             for file in sorted(Path(folder).iterdir()):
                 yield file.name, file.read_bytes()
 
     def stage(self, name: str, content: bytes) -> None:
-        """Take a file for `load`."""
+        """Take a file for `load_state_dict`."""
         (Path(self._staged.name) / name).write_bytes(content)
 
-    def load(self) -> None:
-        """Bring the clients to the files that were staged; to their beginning where there is none for them."""
+    def load_state_dict(self) -> None:
+        """Bring the clients to the files that were staged; to their beginning if there is none for them."""
         for answers in self._answers.values():
             answers.clear()
-        self.pool.load(Path(self._staged.name), {"version": 0})
-        self._unstage()
-        self.ledger.take()
-
-    def _unstage(self) -> None:
+        self.pool.load_state_dict(state_dicts.read(Path(self._staged.name), {"version": 0}))
         for file in Path(self._staged.name).iterdir():
             file.unlink()
+        self.ledger.take()
+
+    def store_version(self, number: int, name: str) -> int:
+        """The version of a client's own store of this name."""
+        return self.clients[number].stores()[name].version
+
+    def store_state_dict(self, number: int, name: str) -> dict[str, Any]:
+        """The state of that store."""
+        return plain_arrays(self.clients[number].stores()[name].state_dict())
+
+    def load_store_state_dict(self, number: int, name: str, state: dict[str, Any]) -> None:
+        """Bring that store to this state."""
+        self.clients[number].stores()[name].load_state_dict(state)

@@ -25,8 +25,8 @@ from cutlayer.backends.ray.stores import ClusterHalves, ClusterStore
 from cutlayer.data.batches import Batches
 from cutlayer.errors import ClientUnavailableError, ConfigError, CutlayerError, StateLostError
 from cutlayer.method import Method, Training
-from cutlayer.records.checkpoint import Store
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Store
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
 
@@ -136,7 +136,7 @@ class RayClients(TrustedClients):
             with suppress(ClientUnavailableError):  # the epoch goes on without them
                 self._revive(dead)
                 for handle in dead:
-                    self._halves.load_seat(handle)
+                    self._halves.load_actor(handle)
 
     def recover(self, reason: StateLostError | ClientUnavailableError) -> None:
         """Make anew the actors that died; what is on its way from the others is forgotten."""

@@ -79,16 +79,16 @@ class ActorHandle:
             return self.get(self.actor.costs.remote())
         return None
 
-    def saved(self, method: str, *arguments: Any) -> Iterator[tuple[str, bytes]]:
-        """Files of a checkpoint, by name, from this method of `ClientActor`."""
-        for reference in getattr(self.actor, method).options(num_returns="streaming").remote(*arguments):
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Names and contents of the files with the clients' halves."""
+        for reference in self.actor.state_dict.options(num_returns="streaming").remote():
             yield self.get(reference)
 
-    def load(self, files: Iterable[tuple[str, bytes]], method: str, *arguments: Any) -> None:
-        """Give these files to this method of `ClientActor`."""
+    def load_files(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Bring the clients to what `files` gave."""
         for name, content in files:
             self.get(self.actor.stage.remote(name, content), patient=True)
-        self.get(getattr(self.actor, method).remote(*arguments), patient=True)
+        self.get(self.actor.load_state_dict.remote(), patient=True)
 
     def kill(self) -> None:
         """End the actor, if it lives."""

@@ -14,6 +14,7 @@ from cutlayer.codecs import Encoded, get_transfer
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import on_cpu
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.checks import ClientSummary
@@ -59,8 +60,7 @@ class ParallelLearner(Learner):
             return
         state = None
         if self._ahead:
-            tensors, about = self.halves.main.tensors()
-            state = ray.put(({name: value.cpu() for name, value in tensors.items()}, about))
+            state = ray.put(on_cpu(self.halves.main.state_dict()))
         self.group.later(self.group.each("begin", lambda rank: (epoch, state)))
         self._ahead = False
 
@@ -111,12 +111,12 @@ class ParallelLearner(Learner):
                 self.group.wait()
                 for loss in self.group.get(self.group.each("finish", lambda rank: ())):
                     self.counts.loss_sum += loss
-                (state,) = self.group.get([self.group.workers[0].state.remote()])
-                self.halves.main.load(*state)
+                (state,) = self.group.get([self.group.workers[0].state_dict.remote()])
+                self.halves.main.load_state_dict(state)
         super().finish()
 
-    def loaded(self) -> None:
-        """As `Learner.loaded`."""
+    def parts_loaded(self) -> None:
+        """As `Learner.parts_loaded`."""
         self._ahead = True
 
     def _sent(self, batches: Sequence[StepBatch]) -> Samples | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cutlayer.backends.ray.group import Group
 from cutlayer.codecs import Encoded
-from cutlayer.errors import ConfigError
 from cutlayer.memory.store import ReplayStore, StoreOptions
 
 CHUNK = 4096
@@ -61,33 +60,28 @@ class ShardedStore(ReplayStore):
 
     # --- checkpoints ---
 
-    def save(self, folder: Path) -> None:
-        """Write all shards into a folder, as one store."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "present.npy", self._present, allow_pickle=False)
-        files: dict[str, np.ndarray] = {}
+    def state_dict(self) -> dict[str, Any]:
+        """As one store has it; what the workers hold is gathered in files without a name."""
+        arrays: dict[str, np.ndarray] = {}
         for ids in self._all():
             encoded, labels = self.get(ids)
             for name, values in (("rows", encoded.rows), ("shared", encoded.shared), ("labels", labels)):
-                array = values.numpy()
-                if name not in files:
-                    shape = (self.capacity, *array.shape[1:])
-                    files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", array.dtype, shape)
-                files[name][ids.numpy()] = array
+                part = values.numpy()
+                if name not in arrays:
+                    arrays[name] = self._mapped((self.capacity, *part.shape[1:]), part.dtype)
+                arrays[name][ids.numpy()] = part
+        return {**super().state_dict(), **arrays}
 
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote, here or in one process."""
-        arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy")}
-        present = arrays.pop("present")
-        if len(present) != self.capacity:
-            raise ConfigError(f"{folder}: the store holds {len(present)} samples, the data set has {self.capacity}")
-        self._present[:] = present
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the workers what one store, or this one, had."""
+        self._check_capacity(state["present"])
+        self._present[:] = state["present"]
+        arrays = [state[name] for name in ("rows", "shared", "labels") if name in state]
         for ids in self._all():
-            names = ("rows", "shared", "labels")
-            rows, shared, labels = (torch.from_numpy(arrays[name][ids.numpy()]) for name in names)
-            self.put(ids, Encoded(about["codec"], tuple(about["shape"]), rows, shared), labels)
+            rows, shared, labels = (torch.from_numpy(array[ids.numpy()]) for array in arrays)
+            self.put(ids, Encoded(state["codec"], tuple(state["shape"]), rows, shared), labels)
         self.group.wait()
-        self.version = about["version"]
+        self.version = state["version"]
 
     def _all(self) -> tuple[Tensor, ...]:
         present = torch.from_numpy(np.flatnonzero(self._present))

@@ -3,63 +3,61 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cutlayer.backends.ray.handle import ActorHandle
 from cutlayer.errors import ClientUnavailableError
-from cutlayer.files import link
+from cutlayer.files import TensorFile
+from cutlayer.records.state_dicts import plain_arrays
 
 
 class ClusterHalves:
     """All clients' halves and optimizers, as a `HalfPool` of them has them in checkpoints: a file for each client.
 
-    The files of the last checkpoint are kept here, for an actor that is made anew.
+    The files of the last checkpoint are stored here, for an actor that is made anew.
     """
 
     def __init__(self, handles: Sequence[ActorHandle]) -> None:
         self.handles, self._base = handles, 0
-        self._kept = tempfile.TemporaryDirectory(prefix="cutlayer-halves-")
+        self._stored = tempfile.TemporaryDirectory(prefix="cutlayer-halves-")
 
     @property
-    def _version(self) -> int:
+    def version(self) -> int:
+        """Counts the calls that change clients."""
         return self._base + sum(handle.calls for handle in self.handles)
 
     def _file(self, name: str) -> Path:
-        return Path(self._kept.name) / name
+        return Path(self._stored.name) / name
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint must know beside the files."""
-        return {"version": self._version}
-
-    def save(self, folder: Path) -> None:
-        """Write what every client holds into a folder; of those whose actor died, what it held before."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def state_dict(self) -> dict[str, Any]:
+        """Every client's half and optimizer; of those whose actor died, what it had before."""
         for handle in self.handles:
             try:
-                for name, content in () if handle.dead else handle.saved("saved"):
+                for name, content in () if handle.dead else handle.files():
                     self._file(name).unlink(missing_ok=True)  # a checkpoint may share the old one
                     self._file(name).write_bytes(content)
             except ClientUnavailableError:
                 continue
-        for file in Path(self._kept.name).iterdir():
-            link(file, folder / file.name)
+        files = {file.stem: TensorFile(file) for file in Path(self._stored.name).iterdir()}
+        return {"version": self.version, **files}
 
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote, and have the clients begin from there."""
-        for file in Path(self._kept.name).iterdir():
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict`, or that of a `HalfPool`, returned, and have the clients begin from there."""
+        for file in Path(self._stored.name).iterdir():
             file.unlink()
-        for file in folder.glob("*.safetensors"):
-            link(file, self._file(file.name))
+        for name, value in state.items():
+            if isinstance(value, TensorFile):
+                value.link(self._file(f"{name}.safetensors"))
         for handle in self.handles:
-            self.load_seat(handle)
-        self._base = about["version"] - sum(handle.calls for handle in self.handles)
+            self.load_actor(handle)
+        self._base = state["version"] - sum(handle.calls for handle in self.handles)
 
-    def load_seat(self, handle: ActorHandle) -> None:
-        """Bring one actor's clients to what is kept of them."""
-        handle.load(self._files(handle), "load")
+    def load_actor(self, handle: ActorHandle) -> None:
+        """Bring one actor's clients to what is stored of them."""
+        handle.load_files(self._files(handle))
 
     def _files(self, handle: ActorHandle) -> Iterator[tuple[str, bytes]]:
         for number in handle.clients:
@@ -72,23 +70,26 @@ class ClusterStore:
 
     def __init__(self, handle: ActorHandle, number: int, name: str) -> None:
         self.handle, self.number, self.name = handle, number, name
-        self._about: dict[str, Any] = {}
+        self._known = -1
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint must know beside the files; as before where the actor died, for the files of before."""
+    @property
+    def version(self) -> int:
+        """Counts the changes; as before if the actor died, for the files of before."""
         if not self.handle.dead:
             with suppress(ClientUnavailableError):
-                self._about = self.handle.get(self.handle.actor.about.remote(self.number, self.name))
-        return self._about
+                self._known = self.handle.get(self.handle.actor.store_version.remote(self.number, self.name))
+        return self._known
 
-    def save(self, folder: Path) -> None:
-        """Write the store into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.handle.saved("saved_store", self.number, self.name):
-            (folder / name).write_bytes(content)
+    def state_dict(self) -> dict[str, Any]:
+        """The client's."""
+        return self.handle.get(self.handle.actor.store_state_dict.remote(self.number, self.name))
 
-    def load(self, folder: Path, about: dict[str, Any]) -> None:
-        """Read back what `save` wrote."""
-        files = ((file.name, file.read_bytes()) for file in folder.iterdir())
-        self.handle.load(files, "load_store", self.number, self.name, about)
-        self._about = about
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give it to the client; if it cannot be read, its version alone."""
+        try:
+            sent = plain_arrays(state)
+        except (OSError, EOFError, ValueError):  # what that means is the client's to say
+            sent = {"version": state["version"]}
+        call = self.handle.actor.load_store_state_dict.remote(self.number, self.name, sent)
+        self.handle.get(call, patient=True)
+        self._known = state["version"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cutlayer.codecs import Encoded, get_transfer
 from cutlayer.errors import ConfigError, RefusedBatchError, StateLostError
 from cutlayer.memory.store import ReplayStore
+from cutlayer.records.state_dicts import on_cpu
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
@@ -60,10 +61,10 @@ class Worker:
 
     # --- an epoch ---
 
-    def begin(self, epoch: int, state: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+    def begin(self, epoch: int, state: dict[str, Any] | None) -> None:
         """Begin an epoch, from this state of half and optimizer unless it is the one here."""
         if state is not None:
-            self.trained.load(*state)
+            self.trained.load_state_dict(state)
         self.epoch = epoch
         self.trained.half.train()
         self.trained.optimizer.begin(epoch)
@@ -95,10 +96,9 @@ class Worker:
         self._average_buffers()
         return self.counts.loss_sum.item()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Half and optimizer."""
-        tensors, about = self.trained.tensors()
-        return {name: value.cpu() for name, value in tensors.items()}, about
+    def state_dict(self) -> dict[str, Any]:
+        """Half and optimizer, their tensors on the CPU."""
+        return on_cpu(self.trained.state_dict())
 
     def _train(self, step: int, pieces: Sequence[tuple[Encoded, Tensor]], total: int) -> None:
         """Train on this worker's samples of a step, if it has any: encoded activations, and labels."""
