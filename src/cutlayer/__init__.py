@@ -14,6 +14,8 @@ from cutlayer.memory.store import StoreOptions
 from cutlayer.method import Method, Metric, Task, Training, accuracy
 from cutlayer.models.cut import Halves, cut_points, impossible_cuts, split
 from cutlayer.models.optim import CustomOptimizer, Optimizer
+from cutlayer.planning.choice import Plan, plan
+from cutlayer.planning.plan import Energy, Limits
 from cutlayer.records.history import EpochRecord, History
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import DataConfig, ModelConfig, RunConfig
@@ -35,11 +37,13 @@ __all__ = [
     "Drift",
     "Drop",
     "EarlyStopping",
+    "Energy",
     "EpochRecord",
     "Exchange",
     "Fleet",
     "Halves",
     "History",
+    "Limits",
     "Method",
     "Metric",
     "ModelConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "Optimizer",
     "Partition",
     "Periodic",
+    "Plan",
     "Plateau",
     "RefusedError",
     "Result",
@@ -62,6 +67,7 @@ __all__ = [
     "fit",
     "impossible_cuts",
     "make_partition",
+    "plan",
     "run_experiment",
     "split",
     "with_choices",

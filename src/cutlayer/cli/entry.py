@@ -13,6 +13,7 @@ from cutlayer.cli.compare import compare
 from cutlayer.cli.demo import demo
 from cutlayer.cli.merge import merge
 from cutlayer.cli.partition import partition
+from cutlayer.cli.plan import plan
 from cutlayer.cli.train import train
 from cutlayer.errors import ConfigError, CutlayerError, unknown
 
@@ -34,6 +35,7 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
 
 
 COMMANDS = {
+    "plan": plan,
     "train": train,
     "compare": compare,
     "demo": demo,

@@ -92,12 +92,12 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of this epoch."""
-        for step, (ids, (inputs, labels)) in enumerate(self._fetch(self._indices(epoch), epoch)):
+        for step, (ids, (inputs, labels)) in enumerate(self._fetch(self.order(epoch), epoch)):
             yield Batch(ids, self._augmented(inputs, epoch, step), labels)
 
     def batch_sizes(self) -> list[int]:
         """Sizes of the batches of an epoch (the first, where a sampler's differ from epoch to epoch)."""
-        return [len(batch) for batch in self._indices(0)]
+        return [len(batch) for batch in self.order(0)]
 
     def sample(self) -> Batch:
         """The first one or two samples, as they are trained on, to see shapes and types with."""
@@ -116,7 +116,8 @@ class Batches:
         with seeded_everywhere(self.seed, *name):  # for an augmentation that does not use the generator it is given
             return self.augment(inputs, generator(self.seed, *name))
 
-    def _indices(self, epoch: int) -> list[list[int]]:
+    def order(self, epoch: int) -> list[list[int]]:
+        """The ids of the samples in each batch of this epoch, without reading a sample."""
         if self.loader is None:
             count = len(self)
             order = torch.arange(count)

@@ -117,26 +117,36 @@ class Received:
         return Frame(self.message, tensors)
 
     def sizes(self) -> Iterator[tuple[str, int]]:
-        """What each byte is for, as (kind, bytes) pairs that sum to the frame's length.
+        """What each byte is for, as `kinds` says."""
+        return kinds(self.message, self.fields, len(self.data))
 
-        Kinds are "activations" (with "sent"), "gradients" and "labels" for these tensors, "weights" and "evaluation"
-        for whole frames of weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
-        """
-        length, message = len(self.data), self.message
-        asked = isinstance(message, Weights | Calibrate | Done) and message.evaluation
-        if asked or isinstance(message, Evaluate | EvaluationRequest):
-            yield "evaluation", length
-            return
-        if isinstance(message, Weights):
-            yield "weights", length
-            return
-        counted = 0
-        for field in self.fields:
-            kind = "activations" if field.name == "sent" else field.name
-            if kind in ("activations", "gradients", "labels"):
-                counted += field.nbytes
-                yield kind, field.nbytes
-        yield "control", length - counted
+
+def kinds(message: Message, fields: tuple[Field, ...], length: int) -> Iterator[tuple[str, int]]:
+    """What each byte of a frame of this length is for, as (kind, bytes) pairs that sum to its length.
+
+    Kinds are "activations" (with "sent"), "gradients" and "labels" for these tensors, "weights" and "evaluation" for
+    whole frames of weights and of an evaluation, and "control" for the rest: prefix, header, sample ids, plans.
+    """
+    asked = isinstance(message, Weights | Calibrate | Done) and message.evaluation
+    if asked or isinstance(message, Evaluate | EvaluationRequest):
+        yield "evaluation", length
+        return
+    if isinstance(message, Weights):
+        yield "weights", length
+        return
+    counted = 0
+    for field in fields:
+        kind = "activations" if field.name == "sent" else field.name
+        if kind in ("activations", "gradients", "labels"):
+            counted += field.nbytes
+            yield kind, field.nbytes
+    yield "control", length - counted
+
+
+def frame_length(message: Message, fields: tuple[Field, ...] = ()) -> int:
+    """The length of the frame that `pack` would make of a message and tensors of these sizes."""
+    header = _header_encoder.encode(Header(message, fields))
+    return PREFIX.size + len(header) + sum(field.nbytes for field in fields)
 
 
 def read(data: bytes) -> Received:

@@ -1,0 +1,90 @@
+"""The memory that a client needs for its half: followed tensor by tensor, on a copy without data."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cutlayer.method import Training
+from cutlayer.models.cut import copied, is_frozen
+from cutlayer.training.halves import TrainedHalf
+
+
+class LiveTensors(TorchDispatchMode):
+    """Inside the block, counts the bytes of the tensors that are alive.
+
+    Attributes:
+        live: bytes now.
+        peak: the most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor until it is let go of; views of the same memory count once."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.live -= size
+
+        weakref.finalize(storage, gone)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it returns."""
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor):
+                self.add(each)
+        return out
+
+
+def client_memory(half: nn.Module, inputs: Tensor, training: Training) -> tuple[int, int]:
+    """Peak bytes of a client half with its optimizer, for a batch: in an A epoch, and in a B epoch.
+
+    Weights, gradients, optimizer state, inputs and all tensors in between are counted; what Python and PyTorch take
+    themselves (a few hundred MB) and the data set are not.
+
+    Args:
+        inputs: a batch [B, ...]; only its shape and type matter.
+    """
+    try:
+        return _peaks(half, inputs, training, "meta")
+    except (RuntimeError, NotImplementedError):  # a module that cannot do without data
+        return _peaks(half, inputs, training, "cpu")
+
+
+def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> tuple[int, int]:
+    trained = TrainedHalf(copied(half).to(device), training.client, training.epochs, device)
+    batch = torch.zeros(inputs.shape, dtype=inputs.dtype, device=device)
+    parameters = [*trained.half.parameters(), *trained.half.buffers(), batch]
+    with torch.random.fork_rng(devices=[]), LiveTensors() as forward, torch.no_grad():
+        for tensor in parameters:
+            forward.add(tensor)
+        trained.half.train()(batch)
+    if is_frozen(half):
+        return forward.peak, forward.peak
+    with torch.random.fork_rng(devices=[]), LiveTensors() as both:
+        for tensor in parameters:
+            both.add(tensor)
+        for _ in range(2):  # the optimizer's state is there from the first step on
+            trained.optimizer.zero_grad()
+            activations = trained.half(batch)
+            activations.backward(torch.ones_like(activations))
+            del activations
+            trained.optimizer.step()
+    return both.peak, forward.peak

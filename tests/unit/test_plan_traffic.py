@@ -1,0 +1,93 @@
+"""The bytes and FLOPs that a plan predicts are those that a run of it counts, to the byte."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from cutlayer import Fleet, Halves, Method, Optimizer, Periodic, Training, fit, split
+from cutlayer.backends.client_data import client_data_of
+from cutlayer.models.flops import FlopTable
+from cutlayer.planning.load import Load
+from cutlayer.planning.traffic import Traffic
+from cutlayer.schedule import Always, Once, Schedule
+from cutlayer.strategies import ParallelSplit, Sequential, SplitFedV1, SplitFedV2
+
+SIZES = (300, 41, 24)
+SGD = Optimizer(lr=1e-4, schedule="constant")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 4)
+    )
+
+
+def dataset(samples: int) -> TensorDataset:
+    draw = torch.Generator().manual_seed(samples)
+    inputs = torch.randn(samples, 1, 8, 8, generator=draw)
+    return TensorDataset(inputs, torch.randint(0, 4, (samples,), generator=draw))
+
+
+def agree(
+    halves: Halves, method: Method, training: Training, clients: int | tuple[int, ...], tests: int | None = 37
+) -> None:
+    parts = [dataset(size) for size in (SIZES[:clients] if isinstance(clients, int) else clients)]
+    test = dataset(tests) if tests else None
+    training = dataclasses.replace(training, client=SGD, server=SGD)
+    result = fit(halves, parts, test, method=method, training=training)
+    load = Load(client_data_of(parts, test), method, training)
+    with torch.no_grad():
+        shape = tuple(halves.client.eval()(dataset(2).tensors[0]).shape[1:])
+    table = FlopTable(halves.client, (1, 8, 8), torch.float32)
+    predicted = list(Traffic(load, halves.client, shape, method.schedule).epochs())
+    for record, epoch in zip(result.history.epochs, predicted, strict=True):
+        assert (epoch.exchange, epoch.bytes) == (record.exchange, record.bytes), f"epoch {record.epoch}"
+        assert epoch.client_flops(table) == record.flops["client"], f"epoch {record.epoch}"
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp8", "hfp8", "mxfp4", "nvfp4", "int4", "topk0.1>fp16/ef>int8"])
+@pytest.mark.parametrize("schedule", [Always(), Periodic(period=4), Once(warmup=2)], ids=lambda s: type(s).__name__)
+def test_codecs_and_schedules(codec: str, schedule: Schedule) -> None:
+    agree(split(network(), "2"), Method.of(schedule, codec), Training(epochs=6, batch_size=32), 1)
+
+
+@pytest.mark.parametrize("cut", ["0", "2", "3", "4"])
+def test_cuts(cut: str) -> None:
+    agree(split(network(), cut), Method.of(Periodic(period=3), "fp8"), Training(epochs=4, batch_size=40), 1, None)
+
+
+STRATEGIES = [Sequential(), SplitFedV1(), SplitFedV2(average_every=2), ParallelSplit(), ParallelSplit(average_every=3)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{type(s).__name__}{s.share}")
+def test_clients(strategy: object) -> None:
+    for norm in ("calibrated", "eval", "train") if strategy == STRATEGIES[2] else ("calibrated",):
+        clients(strategy, norm)
+
+
+def clients(strategy: object, norm: str) -> None:
+    method = Method.of(Periodic(period=4), "fp8", norm_in_b=norm, fleet=Fleet(strategy=strategy))
+    agree(split(network(), "2"), method, Training(epochs=9, batch_size=8, evaluate_every=2), 3)
+
+
+def test_some_of_the_clients_each_with_a_state_of_its_own() -> None:
+    method = Method.of(Periodic(period=3), "fp8", fleet=Fleet(fraction=0.5, state="own"))
+    agree(split(network(), "2"), method, Training(epochs=9, batch_size=16), 3)
+
+
+def test_counters_and_numbers_that_take_more_bytes_as_they_grow() -> None:
+    method = Method.of(Periodic(period=26), "fp8")
+    agree(split(network(), "2"), method, Training(epochs=2, batch_size=1), 1, None)
+    agree(split(network(), "2"), method, Training(epochs=131, batch_size=12, evaluate_every=50), (24, 24))
+
+
+def test_microbatches_and_a_frozen_half() -> None:
+    training = Training(epochs=4, batch_size=30, microbatches=4)
+    agree(split(network(), "2"), Method.of(Periodic(period=2), "fp8"), training, 2)
+    halves = split(network(), "2")
+    halves.client.requires_grad_(False)
+    agree(halves, Method.of(Periodic(period=2), "fp8"), Training(epochs=4, batch_size=30), 2)
