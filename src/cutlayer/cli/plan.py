@@ -102,7 +102,7 @@ def tables(plan: Plan) -> Iterator[Table]:
         yield made
 
 
-SENT = ("shape", "bytes a sample", "run, up", "run, down", "evaluation", "stored")
+SENT = ("shape", "B a sample", "run, up", "run, down", "evaluation", "stored")
 CLIENT = ("parameters", "memory A", "memory B", "GFLOPs", "energy")
 TIMES = ("epoch A", "epoch B", "epoch C", "evaluation", "run")
 

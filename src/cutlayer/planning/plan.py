@@ -63,6 +63,7 @@ class CutPlan:
         store_bytes: of the server's store of activations.
         seconds: of an epoch of each kind and of an evaluation ("evaluation"); empty without a link.
         run_seconds: None without a link.
+        epoch_seconds: of every epoch of the run, evaluations included.
         joules: of the clients; None if nothing is said of energy.
     """
 
@@ -79,6 +80,7 @@ class CutPlan:
     store_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     run_seconds: float | None = None
+    epoch_seconds: tuple[float, ...] = ()
     joules: float | None = None
 
     @property
@@ -165,15 +167,16 @@ class Planner:
         self, plan: CutPlan, load: Load, table: FlopTable, epochs: Sequence[EpochTraffic], link: Link
     ) -> CutPlan:
         clock = Clock(load, self._speeds(plan.cut, table, plan.shape), link)
-        total, each, evaluations = 0.0, {}, 0.0
+        every, each, evaluations = [], {}, 0.0
         for number, epoch in enumerate(epochs):
             up, down, tests = (totals([epoch])[kind] for kind in ("up", "down", "evaluation"))
             seconds = clock.epoch(Exchange(epoch.exchange), up, down)
             each[epoch.exchange] = seconds  # of the last of its kind, in which weights are handed on
             due = load.training.evaluates(number) or tests
             evaluations = max(evaluations, spent := clock.evaluated(tests, 0.0) if due else 0.0)
-            total += seconds + spent
-        return replace(plan, seconds={**dict(sorted(each.items())), "evaluation": evaluations}, run_seconds=total)
+            every.append(seconds + spent)
+        kinds = {**dict(sorted(each.items())), "evaluation": evaluations}
+        return replace(plan, seconds=kinds, run_seconds=sum(every), epoch_seconds=tuple(every))
 
     def _speeds(self, cut: str, table: FlopTable, shape: tuple[int, ...]) -> Steps:
         """Seconds of a batch, timed here once, or by what is stated."""
