@@ -22,12 +22,25 @@ from cutlayer.runs.config import DataConfig, ModelConfig, RunConfig
 from cutlayer.runs.experiment import run_experiment
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.run import Run
-from cutlayer.schedule import Always, Drift, Drop, Exchange, Once, Periodic, Plateau, Schedule
+from cutlayer.schedule import (
+    Always,
+    Budget,
+    Drift,
+    Drop,
+    Exchange,
+    Fixed,
+    Once,
+    Periodic,
+    Plateau,
+    Schedule,
+    Settle,
+)
 from cutlayer.stopping import Best, EarlyStopping
 
 __all__ = [
     "Always",
     "Best",
+    "Budget",
     "ConfigError",
     "CropFlip",
     "CustomOptimizer",
@@ -40,6 +53,7 @@ __all__ = [
     "Energy",
     "EpochRecord",
     "Exchange",
+    "Fixed",
     "Fleet",
     "Halves",
     "History",
@@ -58,6 +72,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Schedule",
+    "Settle",
     "StoreFullError",
     "StoreOptions",
     "Task",

@@ -33,6 +33,10 @@ BACKENDS = {"in process": run_in_process, "grpc": run_over_grpc, "ray": run_on_r
 CODECS = ["fp8", "fp32", "delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2"]
 
 
+RATES = {"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6}
+"""The client's learning rate falls over its updates."""
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> dict[str, tuple]:
     """What the first backend gives, by codec."""
@@ -50,3 +54,11 @@ class TestConformance:
         assert weights == expected[codec][0]
         assert records == expected[codec][1]
         assert baseline == expected[codec][2]
+
+    @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "in process"])
+    def test_the_clients_rate_falls_alike(self, backend: str, tmp_path: Path, request) -> None:
+        expected = run_in_process(tmp_path / "expected", **RATES)
+        if backend == "ray":
+            request.getfixturevalue("cluster")
+        assert BACKENDS[backend](tmp_path, **RATES) == expected
+        assert "".join(record["exchange"] for record in expected[1]) == "AABCCBCC"

@@ -116,8 +116,14 @@ class ScheduledOptimizer:
         """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self) -> None:
-        """Update the weights."""
+    def step(self, fallen: float | None = None) -> None:
+        """Update the weights; with a rate that is on its fall to zero, as half a cosine: 0 is its begin, 1 its end.
+
+        Source: Loshchilov and Hutter, "SGDR" (ICLR 2017, arXiv 1608.03983), without restarts.
+        """
+        if fallen is not None:
+            for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
+                group["lr"] = initial * 0.5 * (1 + math.cos(math.pi * fallen))
         self.optimizer.step()
 
     # --- checkpoints ---
@@ -142,3 +148,8 @@ class ScheduledOptimizer:
                 _, index, key = name.split(".", 2)
                 own.setdefault(int(index), {})[key] = value.clone()  # which PyTorch would not copy
         self.optimizer.load_state_dict({"state": own, "param_groups": state["groups"]})
+
+
+def fallen(settling: tuple[float, float] | None, done: float) -> float | None:
+    """How far a learning rate has fallen after a part of an epoch that begins and ends so far; see `schedule.State`."""
+    return None if settling is None else settling[0] + (settling[1] - settling[0]) * min(1.0, done)

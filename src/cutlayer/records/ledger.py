@@ -92,6 +92,10 @@ class Ledger:
         for name, spent in costs.seconds.items():
             self._seconds[name] += spent
 
+    def training_bytes(self) -> int:
+        """Bytes of training in both directions since the last `take`."""
+        return sum(sizes[kind] for sizes in self._bytes.values() for kind in sizes if kind != "evaluation")
+
     def take(self) -> EpochCosts:
         """The costs since the last call; counting starts again from zero."""
         costs = EpochCosts(

@@ -18,6 +18,7 @@ from cutlayer.method import Method, NormInB
 from cutlayer.models.optim import Optimizer
 from cutlayer.runs.config import RunConfig
 from cutlayer.schedule import SCHEDULES, Schedule
+from cutlayer.schedule.settle import Spread
 from cutlayer.stopping import Best, EarlyStopping
 from cutlayer.strategies import STRATEGIES, Strategy, make_strategy
 
@@ -46,7 +47,20 @@ PLACES = {
         )
     },
 }
-SCHEDULE_VALUES = ("warmup", "threshold", "period")
+# What makes up a schedule, by the names that its classes have for it.
+SCHEDULE_VALUES = {
+    "exchanges": "exchanges",
+    "threshold": "threshold",
+    "warmup": "warmup",
+    "period": "period",
+    "both_epochs": "both",
+    "activation_epochs": "activations",
+    "last_exchange": "last",
+    "spread": "spread",
+    "megabytes": "megabytes",
+    "client_gflops": "client_gflops",
+    "both_share": "share",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +83,30 @@ class Choices:
     cut: str
     """Name of the layer to cut after; a wrong name lists the possible ones."""
 
-    schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once"]
+    schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once", "fixed", "settle", "budget"]
     """When to communicate: "always" is plain split learning; see docs/schedules.md."""
     threshold: float | None
-    """For drift, drop and plateau: the change of the training loss that counts."""
+    """For drift, drop, plateau and budget: the change of the training loss that counts."""
     warmup: int
     """Epochs at the start that exchange both ways, whatever the schedule says (the first always does)."""
     period: int | None
     """For periodic: epochs in a cycle of A, B, C, C, ..."""
+    exchanges: str | None
+    """For fixed: a letter for each epoch, such as AAABCCB; C after the last."""
+    both_epochs: int | None
+    """For settle: A epochs at the start, in which the client's rate falls to zero; see docs/few-exchanges.md."""
+    activation_epochs: int | None
+    """For settle: B epochs after them."""
+    last_exchange: float | None
+    """For settle and budget: the last B epoch, as a fraction of the run."""
+    spread: Spread | None
+    """For settle: B epochs at even distances, or the denser the higher the server's learning rate is."""
+    megabytes: float | None
+    """For budget: 10^6 bytes that may cross in training, in both directions."""
+    client_gflops: float | None
+    """For budget: 10^9 FLOPs that the clients may spend on training."""
+    both_share: float | None
+    """For budget: part of it that is for A epochs."""
     codec: str
     """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down), "mxfp4+zstd", or UP/DOWN such as
     "delta0.3>mxfp4+zstd/mxfp4:stochastic"; see docs/formats.md."""
@@ -148,7 +178,7 @@ class Choices:
         every = getattr(strategy, "average_every", None)
         made: dict[str, Any] = {
             **{name: _at(config, place) for name, place in PLACES.items()},
-            **{name: getattr(schedule, name, None) for name in SCHEDULE_VALUES},
+            **{name: getattr(schedule, field, None) for name, field in SCHEDULE_VALUES.items()},
             "schedule": _name(schedule, SCHEDULES),
             "strategy": _name(strategy, STRATEGIES),
             "average_every": every if every != getattr(type(strategy)(), "average_every", None) else None,
@@ -204,7 +234,8 @@ def _schedule(before: Schedule, given: Mapping[str, Any]) -> Schedule:
     kind = SCHEDULES[name] if name is not None else type(before)
     names = [field.name for field in dataclasses.fields(kind)]
     values = {name: getattr(before, name) for name in names if hasattr(before, name)}
-    return kind(**{**values, **{name: given[name] for name in SCHEDULE_VALUES if name in names and name in given}})
+    new = {field: given[name] for name, field in SCHEDULE_VALUES.items() if field in names and name in given}
+    return kind(**{**values, **new})
 
 
 def _strategy(before: Strategy, given: Mapping[str, Any]) -> Strategy:

@@ -26,9 +26,9 @@ from cutlayer.report import shown
 from cutlayer.runs.initial import initialize
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.run import Run
+from cutlayer.training.baseline import baseline_of
 from cutlayer.training.evaluation import scores_of
 from cutlayer.training.job import Job
-from cutlayer.training.plain import baseline_of
 
 
 @dataclass(frozen=True, eq=False)

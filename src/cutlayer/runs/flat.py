@@ -8,13 +8,14 @@ from typing import Any
 from cutlayer.codecs import get_pair
 from cutlayer.data.augment import Augment, CropFlip
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.runs.choices import PLACES, SCHEDULE_VALUES
+from cutlayer.runs.choices import PLACES
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.config_json import encode
 from cutlayer.schedule import Schedule, make_schedule
 from cutlayer.strategies import Strategy, make_strategy
 
-MADE = ("schedule", *SCHEDULE_VALUES, "mode", "average_every", "codec", "activations", "gradients", "augment")
+LIMITS = ("warmup", "threshold", "period")
+MADE = ("schedule", *LIMITS, "mode", "average_every", "codec", "activations", "gradients", "augment")
 
 
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         if name in values:
             _put(new, place, values[name])
     activations, gradients = get_pair(values.get("codec", "fp8"))
-    limits = {name: values[name] for name in SCHEDULE_VALUES if name in values}
+    limits = {name: values[name] for name in LIMITS if name in values}
     for place, value in {
         "method.activations": values.get("activations") or activations.name,
         "method.gradients": values.get("gradients") or gradients.name,

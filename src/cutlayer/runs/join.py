@@ -185,6 +185,7 @@ class _Joining:
             **dataclasses.asdict(client_summary(client.train, client.test, client.half)),
             epoch_steps=plain.steps,
             epoch_flops=plain.flops,
+            epoch_forward=plain.forward,
             epoch_bytes=plain.bytes,
             weights_bytes=len(weights_frame(Weights(0, 1), client.half.state_dict())),
             half_bytes=self.half_bytes,

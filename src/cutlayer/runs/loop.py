@@ -97,6 +97,7 @@ class Loop:
         self.baseline, self.stop = baseline, stop
         self.records: list[EpochRecord] = []
         self._lost: list[dict[str, dict[str, int]]] = []
+        server.look_ahead(clients.plain, clients.weights_bytes)
         self.parts: dict[str, Stateful] = {**server.parts(), **clients.stores}
 
     # --- the run ---

@@ -23,8 +23,8 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
+from cutlayer.training.baseline import baseline_of
 from cutlayer.training.job import Job
-from cutlayer.training.plain import baseline_of
 from cutlayer.wire.messages import Saved
 
 

@@ -16,6 +16,7 @@ from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.memory.store import ReplayStore
 from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
+from cutlayer.models.optim import fallen
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import seeded
@@ -64,7 +65,7 @@ class Client:
         self.cut_shape = self.flops.output_shape
         self.frames = ClientFrames(job, self.cut_shape, ledger)
         self.deltas = self.frames.deltas
-        self.anew = False
+        self.anew, self._updates = False, len(train.batch_sizes())
         self.plan = Plan(number, -1, "")
         self.pending: deque[tuple[Step, Tensor]] = deque()
         self._ahead: Batch | None = None
@@ -272,7 +273,7 @@ class Client:
                 trained.optimizer.zero_grad()
             activations.backward(gradients)
             if message.part + 1 == message.parts:
-                trained.optimizer.step()
+                trained.optimizer.step(fallen(self.plan.settling, message.step / self._updates))
         self.ledger.flops("client", "backward", self.flops(len(gradients))[1])
         self.pending.popleft()
         trained.pinned = message.part + 1 < message.parts

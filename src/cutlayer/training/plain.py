@@ -1,20 +1,15 @@
-"""What an epoch of plain split learning in 32 bits costs: what the savings of a run are measured against."""
+"""A client's part in an epoch of plain split learning in 32 bits."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cutlayer.codecs import encode_exactly, get_codec
-from cutlayer.codecs.base import numel
 from cutlayer.models.cut import is_frozen
-from cutlayer.records.history import Baseline
-from cutlayer.strategies import Sequential
 from cutlayer.training.client import Client
-from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, pack
 from cutlayer.wire.messages import Done, Plan, Step, Update
 
@@ -27,12 +22,14 @@ class PlainEpoch:
         samples, steps: samples trained on, in so many batches.
         flops: of the client half, forward and backward.
         bytes: of all frames in both directions, but for those of weights.
+        forward: FLOPs of the client half, forward alone.
     """
 
     samples: int
     steps: int
     flops: int
     bytes: int
+    forward: int
 
     @staticmethod
     def of(client: Client) -> PlainEpoch:
@@ -52,23 +49,6 @@ class PlainEpoch:
             down = pack(Frame(Update(number, 1, 1), {"gradients": values}))
             total += count * (len(up) + (0 if frozen else len(down)))
         steps, samples = sum(sizes.values()), sum(size * count for size, count in sizes.items())
-        flops = sum(count * sum(client.flops(size)) for size, count in sizes.items())
-        return PlainEpoch(samples, steps, flops, total)
-
-
-def baseline_of(clients: Sequence[PlainEpoch], server: Server, weights: int) -> Baseline:
-    """The costs of an epoch of all clients, with this server's strategy.
-
-    Args:
-        weights: bytes of a frame with the weights of the client half.
-    """
-    samples = sum(client.samples for client in clients)
-    total = first = sum(client.bytes for client in clients)
-    frozen = server.states.frozen
-    if (share := server.share) is not None and not frozen:
-        within = sum((client.steps - 1) // share for client in clients) if share else 0
-        total += 2 * weights * (within + len(clients))
-        # No one has weights to hand on before the first epoch; one after the other, all but the first client get some.
-        first = total - weights * (1 if isinstance(server.strategy, Sequential) else len(clients))
-    exchanged = samples * numel(server.cut_shape) * 4 * (1 if frozen else 2)
-    return Baseline(exchanged, sum(client.flops for client in clients), samples, total, first)
+        forward = sum(count * client.flops(size)[0] for size, count in sizes.items())
+        backward = sum(count * client.flops(size)[1] for size, count in sizes.items())
+        return PlainEpoch(samples, steps, forward + backward, total, forward)

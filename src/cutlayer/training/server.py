@@ -14,7 +14,7 @@ from cutlayer.memory.error_feedback import ErrorFeedback
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Stateful
-from cutlayer.schedule import Exchange
+from cutlayer.schedule import NOTHING, Exchange
 from cutlayer.seeds import derive
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.averaging import SharedHalf, weights_frame
@@ -22,6 +22,8 @@ from cutlayer.training.checks import ClientSummary, FrameChecks, decoded
 from cutlayer.training.evaluation import Evaluation
 from cutlayer.training.job import Job
 from cutlayer.training.learner import Learner
+from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.run_costs import RunCosts
 from cutlayer.training.states import States
 from cutlayer.wire.frames import Frame, Received, pack
 from cutlayer.wire.messages import Plan, Step, Update, Weights
@@ -65,7 +67,8 @@ class Server:
         self.evaluation = Evaluation(job, self.checks, ledger)
         owners = len(clients) if several and method.fleet.state == "own" else 0
         self.states = States(method.schedule, owners, frozen=all(info.frozen for info in clients))
-        self.shared, self.stale = SharedHalf(), False
+        self.shared, self.stale, self._calibrated = SharedHalf(), False, False
+        self._costs: RunCosts | None = None
         self._statistics: dict[str, Tensor] = {}
         self._pooled_version = -1
         self._last: dict[int, Step] = {}
@@ -86,12 +89,23 @@ class Server:
         """Samples trained on in this epoch."""
         return self.learner.counts.samples
 
+    def look_ahead(self, plain: Sequence[PlainEpoch], weights_bytes: int) -> None:
+        """Begin with the schedule as it is in this run. Raises ConfigError if it cannot be followed.
+
+        Args:
+            plain: each client's part in an epoch of plain split learning.
+            weights_bytes: of a frame with the weights of the client half.
+        """
+        self._costs = RunCosts(plain, weights_bytes, self.cut_shape, self.share, self.states.frozen)
+        self.states.plan(self._costs.outlook(self.method, self.job.training))
+
     # --- an epoch -----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Begin the epoch that the schedule's state names."""
         self.learner.begin(self.states.epoch, self.states.exchange)
         self._last, self.absent = {}, set()
+        self._calibrated = self.calibrates()
         self.shared.forget()
 
     def replays_alone(self) -> bool:
@@ -101,9 +115,10 @@ class Server:
     def plan(self, client: int) -> bytes:
         """The frame that tells a client what this epoch exchanges."""
         exchange = self.states.of(client)
-        share = self.share if exchange is Exchange.BOTH else None
+        both = exchange is Exchange.BOTH
+        share, settling = (self.share, self.states.settling(client)) if both else (None, None)
         digest = self.replayed.digest(client) if self.delta else None
-        return pack(Frame(Plan(client, self.states.epoch, exchange.value, share, digest)))
+        return pack(Frame(Plan(client, self.states.epoch, exchange.value, share, digest, settling)))
 
     def calibrates(self) -> bool:
         """Whether clients of this epoch are to measure the statistics of batch norm before they send activations."""
@@ -197,7 +212,11 @@ class Server:
         loss = counts.loss()
         losses = counts.client_losses() if self.states.own else {}  # reading one waits for the device
         self.stale = self.stale or self.states.exchange is Exchange.BOTH
-        self.states.finish(loss, losses, self.absent)
+        spent = NOTHING
+        if self._costs is not None:
+            took_part = [(client, self.states.of(client)) for client in self._last]
+            spent = self._costs.spent(self.ledger.training_bytes(), took_part, self._calibrated)
+        self.states.finish(loss, losses, self.absent, spent)
         return loss
 
     def evaluate(self) -> dict[str, float]:

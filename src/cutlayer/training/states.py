@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Container, Mapping
 from typing import Any
 
-from cutlayer.schedule import Exchange, Schedule, State
+from cutlayer.errors import ConfigError
+from cutlayer.schedule import NOTHING, Budget, Cost, Exchange, Outlook, Schedule, State
 
 
 class States:
@@ -22,6 +23,14 @@ class States:
         self.schedule, self.frozen = schedule, frozen
         self.state = self._useful(schedule.start())
         self.own: list[State] = [self.state] * owners
+
+    def plan(self, outlook: Outlook) -> None:
+        """Begin with the schedule as it is in a run with this outlook. Raises ConfigError if it cannot be followed."""
+        if self.own and isinstance(self.schedule, Budget):
+            raise ConfigError('a budget is for all clients together: expected state="shared", got "own"')
+        self.schedule = self.schedule.for_run(outlook)
+        self.state = self._useful(self.schedule.start())
+        self.own = [self.state] * len(self.own)
 
     @property
     def epoch(self) -> int:
@@ -45,16 +54,21 @@ class States:
         """The exchanges by client, where they have states of their own."""
         return "".join(state.exchange for state in self.own)
 
-    def finish(self, loss: float, losses: Mapping[int, float], absent: Container[int]) -> None:
+    def settling(self, client: int) -> tuple[float, float] | None:
+        """How far a client's learning rate falls in the epoch, if it does not follow the epochs; see `State`."""
+        return self.own[client].settling if self.own else self.state.settling
+
+    def finish(self, loss: float, losses: Mapping[int, float], absent: Container[int], spent: Cost = NOTHING) -> None:
         """Move on to the next epoch.
 
         Args:
             loss: mean training loss of the epoch that ends.
             losses: the same of single clients, where they have states of their own.
             absent: clients that did not do what was planned, and are to do it in the next epoch.
+            spent: what the epoch cost.
         """
         if not self.own:
-            self.state = self._useful(self.schedule.next(self.state, loss))
+            self.state = self._useful(self.schedule.next(self.state, loss, spent))
             return
         self.own = [
             self._useful(self.schedule.next(state, losses[client]))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, omit_defaults=True):
@@ -12,6 +16,8 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
         share: in an A epoch, the steps after which the client sends its weights and waits for new ones, beside the
             end of the epoch, where it only sends them; 0 for the end alone, None where its half is its own.
         references: where changes are sent, the digest of the references that the server has of this client's samples.
+        settling: how far the learning rate of the client half has fallen at the beginning and at the end of an A epoch,
+            from 0 to 1; None if it follows the epochs.
     """
 
     client: int
@@ -19,6 +25,7 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
     exchange: str
     share: int | None = None
     references: int | None = None
+    settling: tuple[Part, Part] | None = None
 
 
 class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=True, omit_defaults=True):
@@ -98,7 +105,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         run: the run that its checkpoints belong to; "" if it has none.
         checkpoints: the epochs after which it has one.
         samples, test_samples, batch_size, drop_last, test_batch_size, frozen: as in `checks.ClientSummary`.
-        epoch_samples, epoch_steps, epoch_flops, epoch_bytes: of an epoch of plain split learning, see `plain`.
+        epoch_samples, epoch_steps, epoch_flops, epoch_bytes, epoch_forward: of an epoch of plain split learning, see
+            `plain`.
         weights_bytes: bytes of a frame that holds the client half.
         half_bytes: bytes of the largest such frame.
         terms: what both sides must agree on, by name.
@@ -118,6 +126,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     epoch_samples: int = 0
     epoch_steps: int = 0
     epoch_flops: int = 0
+    epoch_forward: int = 0
     epoch_bytes: int = 0
     weights_bytes: int = 0
     half_bytes: int = 0

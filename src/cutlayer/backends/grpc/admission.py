@@ -46,6 +46,7 @@ IDENTITY = (
     "frozen",
     "epoch_samples",
     "epoch_flops",
+    "epoch_forward",
 )
 
 

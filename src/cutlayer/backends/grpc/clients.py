@@ -101,7 +101,9 @@ class GrpcClients(Clients):
         hellos = [self.admission.hellos[number] for number in range(len(self.names))]
         fields = [field.name for field in dataclasses.fields(ClientSummary)]
         self.summaries = [ClientSummary(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
-        self.plain = [PlainEpoch(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes) for h in hellos]
+        self.plain = [
+            PlainEpoch(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes, h.epoch_forward) for h in hellos
+        ]
         self.weights_bytes = hellos[0].weights_bytes
 
     def server(self, job: Job, ledger: Ledger) -> Server:

@@ -1,0 +1,55 @@
+"""A budget is kept by real runs: random budgets, codecs, data sizes and numbers of clients, by their ledgers."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cutlayer import Budget, ConfigError, Fleet, History, Method, fit
+from cutlayer.strategies import STRATEGIES
+from tests.helpers.small import data, halves, training
+
+CODECS = ["fp32", "fp8", "int4+zstd", "mxfp4+zstd/ef>topk0.5>fp8_e5m2", "delta0.2>mxfp4+zstd/mxfp4"]
+
+
+def ran(budget: Budget, sizes: list[int], codec: str, strategy: str, parts: int, epochs: int = 12) -> History:
+    method = Method.of(budget, codec, fleet=Fleet(strategy=STRATEGIES[strategy]()))
+    parts = parts if strategy != "parallel" or len(sizes) == 1 else 1
+    return fit(
+        halves(norm=True), data(tuple(sizes)), method=method, training=training(epochs, microbatches=parts)
+    ).history
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([8, 16, 24, 40]), min_size=1, max_size=3),
+    codec=st.sampled_from(CODECS),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
+    parts=st.sampled_from([1, 2]),
+    times=st.floats(0.1, 5),
+    compute=st.booleans(),
+)
+def test_the_ledger_ends_at_or_below(sizes, codec, strategy, parts, times, compute) -> None:
+    plain = fit(halves(norm=True), data(tuple(sizes)), training=training(1)).history
+    megabytes = times * (plain.bytes() + 20_000 * len(sizes)) / 1e6
+    gflops = times * plain.flops("client") / 1e9 if compute else None
+    try:
+        history = ran(Budget(megabytes=megabytes, client_gflops=gflops), sizes, codec, strategy, parts)
+    except ConfigError as error:
+        if "do not pay for the first epochs" not in str(error):
+            raise
+        return
+    assert history.bytes() <= megabytes * 1e6
+    assert gflops is None or history.flops("client") <= gflops * 1e9
+    assert set(history.exchanges) <= set("ABC")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_most_of_it_is_used(codec: str) -> None:
+    """In bytes, or in the clients' FLOPs if those bind."""
+    always = fit(halves(norm=True), data((400,)), method=Method.of(Budget(megabytes=99), codec), training=training(2))
+    one = always.history.bytes() / 2
+    history = ran(Budget(megabytes=6 * one / 1e6), [400], codec, "splitfed_v2", 1, epochs=20)
+    assert 0.6 * 6 * one <= history.bytes() <= 6 * one
+    flops = always.history.flops("client") / 2
+    history = ran(Budget(client_gflops=6 * flops / 1e9), [400], codec, "splitfed_v2", 1, epochs=20)
+    assert 0.6 * 6 * flops <= history.flops("client") <= 6 * flops
