@@ -21,8 +21,8 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.runs.loop import Loop
 from cutlayer.schedule import Exchange
 from cutlayer.strategies import Sequential
+from cutlayer.training.baseline import baseline_of
 from cutlayer.training.job import Job
-from cutlayer.training.plain import baseline_of
 
 PACKET_OVERHEAD = 1.048
 """Bytes on a link for each byte of a frame: 66 of headers for 1,448 of data, and 0.2 % of HTTP/2 and TLS; measured in
