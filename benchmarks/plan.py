@@ -2,9 +2,9 @@
 
     sudo python benchmarks/plan.py        # a table on the terminal and in benchmarks/results/plan.md; some 10 minutes
 
-Needs root, `ip` and `tc`, and Fashion-MNIST under CUTLAYER_DATA; see `link.py` for the link. The plan is made before each
-run, with a timing in this process and one thread; the run has its two processes, the proxy and the link on the same
-cores. Bytes are those of the ledger between processes, where clients tell the server of their FLOPs: a few bytes an
+Needs root, `ip` and `tc`, and Fashion-MNIST under CUTLAYER_DATA; see `link.py` for the link. The plan is made before
+each run, with a timing in this process and one thread; the run has its two processes, the proxy and the link on the
+same cores. Bytes are those of the ledger between processes, where clients tell the server of their FLOPs: a few bytes an
 epoch that a plan, which is of one process, does not have.
 """
 
@@ -62,10 +62,10 @@ def case(mbit: int, codec: str, cut: str) -> list[str]:
     rows.append(("epochs 2 to 8", "1", sum(measured), sum(plan.epoch_seconds[1:])))
     ledger = folder.history().bytes()
     error = (plan.run_bytes["up"] + plan.run_bytes["down"]) / ledger - 1
-    return [
-        f"| {mbit} | {codec} | {cut} | {what} | {n} | {got:.3f} | {expected:.3f} | {expected / got - 1:+.0%} | {error:+.4%} |"
-        for what, n, got, expected in rows
-    ]
+    cells = (
+        (what, n, f"{got:.3f}", f"{expected:.3f}", f"{expected / got - 1:+.0%}") for what, n, got, expected in rows
+    )
+    return [f"| {mbit} | {codec} | {cut} | {' | '.join(each)} | {error:+.4%} |" for each in cells]
 
 
 def main() -> None:
@@ -84,13 +84,13 @@ def main() -> None:
     lines = [
         "# What a plan predicts, and what a run takes",
         "",
-        "Two namespaces, veth with `tbf`, 40 ms round trip by a proxy; mutual TLS. Small CNN on Fashion-MNIST, batch 128,",
-        f"{CHOICES['train_samples']} training and {CHOICES['test_samples']} test samples, epochs A B C A B C A B.",
+        "Two namespaces, veth with `tbf`, 40 ms round trip by a proxy; mutual TLS. Small CNN on Fashion-MNIST, batch",
+        f"128, {CHOICES['train_samples']} training and {CHOICES['test_samples']} test samples, epochs A B C A B C A B.",
         f"{about['processor']}, {about['cores']} cores for both sides, proxy and link; load average before {load:.1f},",
         f"after {os.getloadavg()[0]:.1f}.",
         "",
-        "Seconds of an epoch are the median of so many, from the end of the one before to its own at the server; B epochs",
-        "that a C epoch follows end with an evaluation over the link. *Bytes* compares the predicted bytes of training",
+        "Seconds of an epoch are the median of so many, from the end of the one before to its own at the server; B",
+        "epochs that a C epoch follows end with an evaluation over the link. *Bytes* compares the predicted bytes of training",
         "with the ledger's.",
         "",
         "| Mbit/s | codec | cut | epochs | n | measured, s | predicted, s | error | bytes |",
