@@ -4,8 +4,8 @@
 
 Needs root, `ip` and `tc`, and Fashion-MNIST under CUTLAYER_DATA; see `link.py` for the link. The plan is made before
 each run, with a timing in this process and one thread; the run has its two processes, the proxy and the link on the
-same cores. Bytes are those of the ledger between processes, where clients tell the server of their FLOPs: a few bytes an
-epoch that a plan, which is of one process, does not have.
+same cores. Bytes are those of the ledger between processes, where clients tell the server of their FLOPs: a few bytes
+an epoch that a plan, which is of one process, does not have.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def main() -> None:
         f"after {os.getloadavg()[0]:.1f}.",
         "",
         "Seconds of an epoch are the median of so many, from the end of the one before to its own at the server; B",
-        "epochs that a C epoch follows end with an evaluation over the link. *Bytes* compares the predicted bytes of training",
-        "with the ledger's.",
+        "epochs that a C epoch follows end with an evaluation over the link. *Bytes* compares the predicted bytes of",
+        "training with the ledger's.",
         "",
         "| Mbit/s | codec | cut | epochs | n | measured, s | predicted, s | error | bytes |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -24,7 +24,7 @@ ORDER = (
 # fmt: on
 
 # Imported in a function: what comes with an extra, or is slow to import and seldom needed.
-LATE = {"cutlayer.backends.ray", "cutlayer.cli.grpc", "grpc", "matplotlib", "pandas", "ray", "sklearn"}
+LATE = {"cutlayer.backends.ray", "cutlayer.cli.grpc", "grpc", "jinja2", "matplotlib", "pandas", "ray", "sklearn"}
 # For its types alone: what comes with an extra.
 TYPES_ONLY = {"matplotlib"}
 

@@ -14,6 +14,7 @@ from cutlayer.cli.demo import demo
 from cutlayer.cli.merge import merge
 from cutlayer.cli.partition import partition
 from cutlayer.cli.plan import plan
+from cutlayer.cli.report import report
 from cutlayer.cli.train import train
 from cutlayer.errors import ConfigError, CutlayerError, unknown
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "plan": plan,
     "train": train,
     "compare": compare,
+    "report": report,
     "demo": demo,
     "merge": merge,
     "partition": partition,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cutlayer.errors import ConfigError, unknown
+from cutlayer.records.drawing import draw, html_table
 from cutlayer.schedule import Exchange
 
 
@@ -109,6 +110,31 @@ class History:
         except ModuleNotFoundError:
             raise ConfigError("History.to_frame() needs pandas: pip install pandas") from None
         return pandas.DataFrame([flat(record.as_dict()) for record in self.epochs])
+
+    def plot(self, metric: str | None = None, axes: Any = None) -> Any:
+        """Training loss, a test metric and the exchanges by epoch, as matplotlib axes.
+
+        Args:
+            metric: by default the first that is not the loss.
+            axes: to draw into; by default new ones.
+
+        Raises ConfigError without matplotlib, or for an unknown metric.
+        """
+        known = list(dict.fromkeys(name for record in self.epochs for name in record.test))
+        if metric is not None and metric not in known:
+            raise ConfigError(unknown("metric", metric, known))
+        return draw(self.epochs, metric or next((name for name in known if name != "loss"), None), axes)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        counts = ", ".join(f"{self.count(exchange)} {exchange.value}" for exchange in Exchange)
+        rows = [("epochs", f"{len(self.epochs)} ({counts})")]
+        scores = next((record.test for record in reversed(self.epochs) if record.test), {})
+        rows += [(f"test {name}", f"{value:.4g}") for name, value in scores.items()]
+        rows += [("sent", f"{self.bytes() / 1e6:.4g} MB"), ("client", f"{self.flops('client') / 1e9:.4g} GFLOPs")]
+        for name, ratio in (("traffic", self.traffic_reduction), ("client FLOPs", self.client_flops_reduction)):
+            rows += [(f"{name} reduced", f"{ratio:.4g}x")] if math.isfinite(ratio) else []
+        return html_table("History", rows)
 
     @property
     def exchanges(self) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,20 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
         values = {name: str(config.get(choice, "")) for name, config in chosen.items()}
         if len(set(values.values())) > 1:
             table.add_row(choice, *(values[name] for name in histories))
-    metrics = list(dict.fromkeys(m for history in histories.values() for record in history.epochs for m in record.test))
-    runs = list(histories.values())
+    for name, cells in comparison_rows(list(histories.values())):
+        table.add_row(name, *cells)
+    return table
+
+
+def comparison_rows(runs: Sequence[History]) -> Iterator[tuple[str, list[str]]]:
+    """What came of runs: rows, each with a cell for every run."""
+    metrics = list(dict.fromkeys(m for history in runs for record in history.epochs for m in record.test))
     for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:
         sent = [next((r.test[metric] for r in reversed(h.epochs) if metric in r.test), None) for h in runs]
         merged = [history.merged.get(metric) for history in runs]
         for how, values in (("over the wire", sent), ("merged model", merged)):
             if any(value is not None for value in values):
-                table.add_row(f"test {metric}, {how}", *("" if v is None else f"{v:.4f}" for v in values))
+                yield f"test {metric}, {how}", ["" if v is None else f"{v:.4f}" for v in values]
     rows = {
         "epochs A / B / C": lambda h: " / ".join(str(h.count(exchange)) for exchange in Exchange),
         "sent up": lambda h: human_bytes(h.bytes("up")),
@@ -71,8 +77,7 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
     if not any(history.given_up for history in runs):
         del rows["given up when interrupted"]
     for name, cell in rows.items():
-        table.add_row(name, *(cell(history) for history in runs))
-    return table
+        yield name, [cell(history) for history in runs]
 
 
 def comparisons(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ class Run(RunFolder):
         """The content of config.json; the config in it as this version writes it, whatever version wrote it."""
         content = super().read_config()
         return {**content, "config": upgraded(content["config"])}
+
+    def to_frame(self) -> Any:
+        """As `History.to_frame`, of the epochs so far."""
+        return self.history().to_frame()
+
+    def plot(self, metric: str | None = None, axes: Any = None) -> Any:
+        """As `History.plot`, of the epochs so far."""
+        return self.history().plot(metric, axes)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        shown = self.history()._repr_html_() if self.exists() else ""
+        return f"<p>{escape(repr(self))}</p>{shown}"
 
     def model(
         self,

@@ -1,0 +1,139 @@
+"""A report of runs: one HTML page that needs nothing else, and the same tables as Markdown and CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cutlayer.errors import ConfigError
+from cutlayer.report.charts import Series, heat_map, lines, timeline
+from cutlayer.report.table import comparison_rows
+from cutlayer.report.view import RunView, differing, epoch_rows, facts, letters
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+def html(views: Sequence[RunView], title: str) -> str:
+    """The page. Raises ConfigError without jinja2."""
+    try:
+        import jinja2
+    except ModuleNotFoundError:
+        raise ConfigError("a report needs jinja2: pip install 'cutlayer[report]'") from None
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    safe = jinja2.utils.markupsafe.Markup  # of charts, whose text is escaped where they are drawn
+    named = list(zip(letters(len(views)), views, strict=True))
+    return template.render(
+        title=title,
+        about=_about(views),
+        missing=_missing(views),
+        runs=[_run(letter, view, safe) for letter, view in named],
+        charts=[(name, safe(chart)) for name, chart in _charts(views) if chart],
+        differing=differing(views) if len(views) > 1 else [],
+        summary=_summary(views),
+        confusions=[
+            (f"{a} {v.name}", safe(_classes(v.confusion, "true class by class"))) for a, v in named if v.confusion
+        ],
+        partitions=[(f"{a} {v.name}", safe(_classes(v.clients, "client by class"))) for a, v in named if v.clients],
+        pictures=[(f"{a} {name}", base64.b64encode(png).decode()) for a, v in named for name, png in v.pictures],
+    )
+
+
+def markdown(views: Sequence[RunView], title: str) -> str:
+    """The page's tables as Markdown."""
+    names = [f"{letter} {view.name}" for letter, view in zip(letters(len(views)), views, strict=True)]
+    parts = [f"# {title}", _about(views)]
+    if missing := _missing(views):
+        parts.append("## Missing\n\n" + "\n".join(f"- {line}" for line in missing))
+    if len(views) > 1 and (rows := differing(views)):
+        parts.append("## Choices that differ\n\n" + _markdown_table(["", *names], [[name, *v] for name, v in rows]))
+    parts.append("## What came of them\n\n" + _markdown_table(["", *names], [[n, *v] for n, v in _summary(views)]))
+    for about, tables in (("Which class is taken for which", "confusion"), ("Who has what", "clients")):
+        for name, view in zip(names, views, strict=True):
+            if counts := getattr(view, tables):
+                header = ["", *map(str, range(len(counts[0])))]
+                rows = [[str(n), *map(str, row)] for n, row in enumerate(counts)]
+                parts.append(f"## {about}: {name}\n\n" + _markdown_table(header, rows))
+    for name, view in zip(names, views, strict=True):
+        if rows := list(epoch_rows(view)):
+            columns = [column for column in _columns(rows) if column != "run"]
+            cells = [[str(row.get(column, "")) for column in columns] for row in rows]
+            parts.append(f"## Epochs: {name}\n\n" + _markdown_table(columns, cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def epochs_csv(views: Sequence[RunView]) -> str:
+    """A line for each epoch of each run."""
+    rows = [row for view in views for row in epoch_rows(view)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _about(views: Sequence[RunView]) -> str:
+    epochs = sum(len(view.history.epochs) for view in views)
+    runs = f"{len(views)} runs" if len(views) > 1 else "1 run"
+    return f"{runs}, {epochs} epochs in all. Bytes are those of frames that were sent."
+
+
+def _missing(views: Sequence[RunView]) -> list[str]:
+    return [f"{view.name}: {line}" for view in views for line in view.missing]
+
+
+def _run(letter: str, view: RunView, safe: Any) -> dict[str, Any]:
+    rows = list(epoch_rows(view))
+    about = view.environment
+    return {
+        "letter": letter,
+        "name": view.name,
+        "facts": facts(view),
+        "timeline": safe(timeline(view.history.exchanges)),
+        "epochs": rows,
+        "columns": [name for name in _columns(rows) if name != "run"],
+        "environment": ", ".join(f"{name} {value}" for name, value in about.items()) or "not known",
+    }
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _charts(views: Sequence[RunView]) -> Iterator[tuple[str, str]]:
+    named = list(zip(letters(len(views)), views, strict=True))
+
+    def chart(points: Any, x: str, y: str, log_x: bool = False) -> str:
+        return lines([Series(letter, view.name, points(view)) for letter, view in named], x, y, log_x=log_x)
+
+    metric = next((view.metric for view in views if view.metric), "")
+    yield "Training loss", chart(lambda v: [(r.epoch + 1, r.loss) for r in v.history.epochs], "epoch", "loss")
+    if metric:
+        yield f"Test {metric}", chart(lambda v: v.points(metric), "epoch", metric)
+    sent = lambda v: list(zip(range(1, len(v.sent) + 1), (n / 1e6 for n in v.sent), strict=True))  # noqa: E731
+    yield "Sent in training", chart(sent, "epoch", "MB so far")
+    done = lambda v: [(n + 1, flops / 1e9) for n, flops in enumerate(v.client_flops)]  # noqa: E731
+    yield "Computed by clients", chart(done, "epoch", "GFLOPs so far")
+    if metric:
+        name = f"Test {metric} against what was sent"
+        yield name, chart(lambda v: v.metric_by_bytes(metric), "MB sent, logarithmic", metric, True)
+
+
+def _classes(counts: Sequence[Sequence[int]], about: str) -> str:
+    return heat_map(counts, [str(n) for n in range(len(counts))], [str(n) for n in range(len(counts[0]))], about)
+
+
+def _summary(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
+    return list(comparison_rows([view.history for view in views]))
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
