@@ -31,14 +31,11 @@ TYPES_ONLY = {"matplotlib"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_ARGUMENTS = 300, 60, 6
 # Longer than that for now.
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {"fit", "serve", "serve_command"}
 MANY_ARGUMENTS = {
     "backends/grpc/admission.py",
     "backends/grpc/listener.py",
     "backends/grpc/peer.py",
     "backends/grpc/session.py",
-    "backends/ray/clients.py",
-    "data/batches.py",
     "runs/join.py",
 }
 
@@ -101,9 +98,15 @@ def test_files_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
+    """Without the docstring: what it says of each argument is for those who call it."""
     functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    long = {each.name for each in functions if (each.end_lineno or 0) - each.lineno >= MOST_LINES_OF_A_FUNCTION}
-    assert long <= LONG_FUNCTIONS
+    assert not {each.name for each in functions if lines_of_code(each) > MOST_LINES_OF_A_FUNCTION}
+
+
+def lines_of_code(function: ast.FunctionDef) -> int:
+    first = function.body[0]
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
 
 
 def test_constructors_take_few_arguments_or_say_why_not() -> None:

@@ -31,7 +31,7 @@ from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join
 from cutlayer.runs.recipes import RECIPES
 from cutlayer.runs.run import Run
-from cutlayer.runs.serve import serve
+from cutlayer.runs.serve import Served, serve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,30 @@ class CertsArguments:
     """Days that the certificates are valid."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ServeArguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConnectionArguments:
+    """How this machine is connected."""
+
+    tls: str | None = None
+    """This machine's folder of certificates."""
+    insecure_plaintext: bool = False
+    """Allow addresses beyond this machine without TLS."""
+    keepalive: float = KEEPALIVE
+    """Seconds within which a connection whose other end has vanished without a word is given up."""
+
+    def values(self) -> dict[str, Any]:
+        """As `serve` and `join` take them."""
+        return {name: getattr(self, name) for name in ("tls", "insecure_plaintext", "keepalive")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeArguments(ConnectionArguments):
     """A recipe, with whatever is changed in it, and where to serve it."""
 
     recipe: tyro.conf.Suppress[str]
     choices: Annotated[Choices, tyro.conf.arg(name="")]
     listen: str = "127.0.0.1:7070"
     """HOST:PORT to take connections on."""
-    tls: str | None = None
-    """This machine's folder of certificates."""
-    insecure_plaintext: bool = False
-    """Allow addresses beyond this machine without TLS."""
     client: tuple[str, ...] = ("client",)
     """Names of the clients, as in their certificates."""
     run_dir: str | None = None
@@ -66,20 +78,14 @@ class ServeArguments:
     """Seconds after which a client that is connected and sends nothing is disconnected."""
     patience: float | None = None
     """Seconds after which an epoch goes on without a client of which nothing comes; by default all are waited for."""
-    keepalive: float = KEEPALIVE
-    """Seconds within which a connection whose other end has vanished without a word is given up."""
 
 
-@dataclasses.dataclass(frozen=True)
-class JoinArguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JoinArguments(ConnectionArguments):
     """Take part in a run with this machine's data. Model, cut and method are the server's."""
 
     address: tyro.conf.Positional[str]
     """HOST:PORT of the server."""
-    tls: str | None = None
-    """This machine's folder of certificates."""
-    insecure_plaintext: bool = False
-    """Allow addresses beyond this machine without TLS."""
     data: str | None = None
     """Data set; by default the one that the server names."""
     data_dir: str | None = None
@@ -96,8 +102,6 @@ class JoinArguments:
     """Device of the client half."""
     give_up_after: float | None = None
     """Seconds without a server after which to end; by default never."""
-    keepalive: float = KEEPALIVE
-    """Seconds within which a connection whose other end has vanished without a word is given up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,49 +127,20 @@ def certs(arguments: Sequence[str], console: Console) -> None:
 def serve_command(arguments: Sequence[str], console: Console) -> None:
     """Hold the server half of a run for clients on other machines."""
     chosen: ServeArguments = parse_recipe(
-        {name: ServeArguments(name, Choices.of(recipe())) for name, recipe in RECIPES.items()},
+        {name: ServeArguments(recipe=name, choices=Choices.of(recipe())) for name, recipe in RECIPES.items()},
         {name: recipe.__doc__ or "" for name, recipe in RECIPES.items()},
         "cutlayer serve",
         arguments,
     )
     log_refusals()
-    recipe = RECIPES[chosen.recipe]()
-    config = dataclasses.replace(chosen.choices.applied_to(recipe), clients=len(chosen.client))
+    config = dataclasses.replace(chosen.choices.applied_to(RECIPES[chosen.recipe]()), clients=len(chosen.client))
     _prepare(config.threads)
     folder = Run(chosen.run_dir or f"runs/{config.data.name}-served")
-    outline = config.data.outline()
-    halves = config.halves(outline)
-    with torch.no_grad():
-        cut_shape = tuple(halves.client.eval()(outline.inputs.new_zeros((1, *outline.inputs.shape[1:]))).shape[1:])
-
-    def listening(port: int) -> None:
-        how = "mutual TLS" if chosen.tls else "plain text"
-        console.print(f"listening on port {port} ({how}) for {', '.join(chosen.client)}", highlight=False)
-
     done = folder.records() if folder.exists() else []
     stop = Stop()
     with stop.on_signals(), ProgressView(schedule_of(config), config.training.epochs, console, done) as view:
         try:
-            served = serve(
-                halves.server,
-                cut_shape,
-                listen=chosen.listen,
-                run=folder.folder,
-                clients=chosen.client,
-                tls=chosen.tls,
-                insecure_plaintext=chosen.insecure_plaintext,
-                client_half=halves.client,
-                method=config.method,
-                training=config.training,
-                config=config.as_dict(),
-                on_epoch=view,
-                on_listening=listening,
-                on_wait=view.note,
-                deadline=chosen.deadline,
-                patience=chosen.patience,
-                keepalive=chosen.keepalive,
-                stop=stop,
-            )
+            served = _served(chosen, config, folder, console, view, stop)
         except Stopped as stopped:
             console.print(f"{stopped}; the same command goes on with {folder.folder}", highlight=False, soft_wrap=True)
             return
@@ -183,50 +158,82 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
     console.print(f"run folder: {folder.folder}")
 
 
+def _served(
+    chosen: ServeArguments, config: RunConfig, folder: Run, console: Console, view: ProgressView, stop: Stop
+) -> Served:
+    outline = config.data.outline()
+    halves = config.halves(outline)
+    with torch.no_grad():
+        cut_shape = tuple(halves.client.eval()(outline.inputs.new_zeros((1, *outline.inputs.shape[1:]))).shape[1:])
+
+    def listening(port: int) -> None:
+        how = "mutual TLS" if chosen.tls else "plain text"
+        console.print(f"listening on port {port} ({how}) for {', '.join(chosen.client)}", highlight=False)
+
+    return serve(
+        halves.server,
+        cut_shape,
+        listen=chosen.listen,
+        run=folder.folder,
+        clients=chosen.client,
+        client_half=halves.client,
+        method=config.method,
+        training=config.training,
+        config=config.as_dict(),
+        on_epoch=view,
+        on_listening=listening,
+        on_wait=view.note,
+        deadline=chosen.deadline,
+        patience=chosen.patience,
+        stop=stop,
+        **chosen.values(),
+    )
+
+
 def join_command(arguments: Sequence[str], console: Console) -> None:
     """Take part in a run that another machine serves."""
     chosen = tyro.cli(JoinArguments, prog="cutlayer join", args=arguments)
     check_address(chosen.address, chosen.tls, chosen.insecure_plaintext)
     _prepare(None)
-    name = own_name(chosen.tls) if chosen.tls else chosen.name
     stop = Stop()
     with stop.on_signals():
         try:
-            config = _config(chosen, stop)
-            if chosen.data not in (None, config.data.name):
-                raise ConfigError(f"data: the server's run is on {config.data.name!r}, not on {chosen.data!r}")
-            if config.threads is not None:
-                torch.set_num_threads(config.threads)
-            console.print(
-                f"{name or 'client'}: {config.model.name} on {config.data.name}, cut after {config.model.cut}",
-                highlight=False,
-            )
-            train, test = config.datasets()
-            half, share = config.halves(train).client, train
-            if chosen.partition is not None:
-                partition = Partition.load(chosen.partition)
-                partition.check(train.labels, config.data.name)
-                share = partition.subset(train, chosen.part)
-            join(
-                chosen.address,
-                half,
-                share,
-                test if chosen.part == 0 else None,
-                folder=chosen.run_dir,
-                name=name,
-                tls=chosen.tls,
-                insecure_plaintext=chosen.insecure_plaintext,
-                method=config.method,
-                training=config.training,
-                on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
-                give_up_after=chosen.give_up_after,
-                keepalive=chosen.keepalive,
-                stop=stop,
-            )
+            _join(chosen, console, stop)
         except Stopped as stopped:
             console.print(f"{stopped}; the same command goes on with {chosen.run_dir}", highlight=False, soft_wrap=True)
             return
     console.print(f"finished: {chosen.run_dir}/client.safetensors", highlight=False, soft_wrap=True)
+
+
+def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
+    name = own_name(chosen.tls) if chosen.tls else chosen.name
+    config = _config(chosen, stop)
+    if chosen.data not in (None, config.data.name):
+        raise ConfigError(f"data: the server's run is on {config.data.name!r}, not on {chosen.data!r}")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    cut = f"{config.model.name} on {config.data.name}, cut after {config.model.cut}"
+    console.print(f"{name or 'client'}: {cut}", highlight=False)
+    train, test = config.datasets()
+    half, share = config.halves(train).client, train
+    if chosen.partition is not None:
+        partition = Partition.load(chosen.partition)
+        partition.check(train.labels, config.data.name)
+        share = partition.subset(train, chosen.part)
+    join(
+        chosen.address,
+        half,
+        share,
+        test if chosen.part == 0 else None,
+        folder=chosen.run_dir,
+        name=name,
+        method=config.method,
+        training=config.training,
+        on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
+        give_up_after=chosen.give_up_after,
+        stop=stop,
+        **chosen.values(),
+    )
 
 
 def health(arguments: Sequence[str], console: Console) -> None:

@@ -41,7 +41,7 @@ class Batches:
         augment: applied to the inputs of each batch with a generator of its own.
     """
 
-    def __init__(
+    def __init__(  # a `DataLoader`'s choices, and what the draws are named for
         self,
         source: Dataset | DataLoader,
         *,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cutlayer.backends.base import Backend
+from cutlayer.backends.base import Backend, TrustedClients
 from cutlayer.backends.client_data import Data, client_data_of
 from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.local import LOCAL
@@ -26,9 +26,9 @@ from cutlayer.report import shown
 from cutlayer.runs.initial import initialize
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.run import Run
-from cutlayer.training.baseline import baseline_of
 from cutlayer.training.evaluation import scores_of
 from cutlayer.training.job import Job
+from cutlayer.training.server import Server
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +89,7 @@ def fit(
         StoreFullError: the activations of all samples exceed the replay store's budget, which is checked before
             training begins (for labels of one number), or the disk is full.
     """
-    if not isinstance(halves, Halves):
-        raise ConfigError(
-            f"expected Halves, from split(model, layer) or Halves(client, server), got {type(halves).__name__}"
-        )
-    require_choices(method, training, task)
+    _check(halves, method, training, task)
     if resume and run is None:
         raise ConfigError("resume needs the folder of the run")
     halves, ledger, folder = copied(halves), Ledger(), run if isinstance(run, Run) or run is None else Run(run)
@@ -102,32 +98,60 @@ def fit(
     with ExitStack() as stack:
         clients = stack.enter_context(closing(backend.open(halves.client, data, method, training, ledger)))
         job = Job(halves.server, clients.descriptions[0].cut_shape, method, training, task)
-        server = clients.server(job, ledger)
-        training.ending.check({"loss", *task.metrics}, any(summary.test_samples for summary in clients.summaries))
-        for size in {size for description in clients.descriptions for size in description.sizes}:
-            server.flops(size, input_gradient=True)  # a size that cannot be trained on is better known now
-        checkpoints = None
-        if folder is not None:
-            stack.enter_context(folder.locked())
-        elif clients.can_lose_state:
-            checkpoints = Checkpoints(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        baseline = baseline_of(clients.plain, server, clients.weights_bytes)
-        loop = Loop(clients, server, training, folder, baseline, checkpoints)
-        chosen = {"method": describe(method), "training": describe(training), "task": describe(task)}
-        loop.open(chosen, _facts(halves, clients.descriptions), resume)
+        server = _server(job, clients, ledger)
+        loop = Loop(clients, server, folder, _begin_checkpoints(stack, clients, folder))
+        loop.open(_chosen(job), _facts(halves, clients.descriptions), resume)
         title = type(method.schedule).__name__.lower()
         view = stack.enter_context(shown(title, training.epochs, loop.records, progress))
         loop.train([each for each in (view, on_epoch) if each is not None])
-        clients.load_half(halves.client)
-        if server.shared.tensors:
-            halves.client.load_state_dict(server.shared.tensors)
-        model = halves.merged()
-        if folder is not None:
-            folder.save_model(model)
-        merged = scores_of(model, clients.test_batches(), task, training.device)
-        if folder is not None:
-            folder.save_merged(merged, len(loop.records))
-    return Result(History(loop.records, baseline, loop.given_up(), merged), model, halves)
+        model, merged = _merge(halves, loop, clients)
+    return Result(History(loop.records, loop.baseline, loop.given_up(), merged), model, halves)
+
+
+def _check(halves: object, method: object, training: object, task: object) -> None:
+    if not isinstance(halves, Halves):
+        raise ConfigError(
+            f"expected Halves, from split(model, layer) or Halves(client, server), got {type(halves).__name__}"
+        )
+    require_choices(method, training, task)
+
+
+def _server(job: Job, clients: TrustedClients, ledger: Ledger) -> Server:
+    """The server; it has seen all sizes of batches: one that cannot be trained on is better known now."""
+    server = clients.server(job, ledger)
+    for size in {size for description in clients.descriptions for size in description.sizes}:
+        server.flops(size, input_gradient=True)
+    return server
+
+
+def _begin_checkpoints(stack: ExitStack, clients: TrustedClients, folder: Run | None) -> Checkpoints | None:
+    """Where checkpoints go until the stack ends, if there are any: the run's folder, which no one else then uses."""
+    if folder is not None:
+        stack.enter_context(folder.locked())
+        return folder.checkpoints
+    if clients.can_lose_state:
+        return Checkpoints(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    return None
+
+
+def _merge(halves: Halves, loop: Loop, clients: TrustedClients) -> tuple[nn.Module, dict[str, float]]:
+    """The uncut network at the end of the run, and its scores on the test data that can be read here."""
+    server, folder = loop.server, loop.folder
+    clients.load_half(halves.client)
+    if server.shared.tensors:
+        halves.client.load_state_dict(server.shared.tensors)
+    model = halves.merged()
+    if folder is not None:
+        folder.save_model(model)
+    scores = scores_of(model, clients.test_batches(), server.job.task, server.job.training.device)
+    if folder is not None:
+        folder.save_merged(scores, len(loop.records))
+    return model, scores
+
+
+def _chosen(job: Job) -> dict[str, Any]:
+    """What config.json holds of a run that was begun from Python."""
+    return {"method": describe(job.method), "training": describe(job.training), "task": describe(job.task)}
 
 
 def _facts(halves: Halves, clients: Sequence[ClientDescription]) -> dict[str, Any]:

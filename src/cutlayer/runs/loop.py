@@ -24,14 +24,14 @@ from typing import Any
 from cutlayer.backends.base import Clients
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.errors import ClientUnavailableError, ConfigError, StateLostError
-from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.folder import RunFolder
-from cutlayer.records.history import Baseline, EpochRecord, crossed
+from cutlayer.records.history import EpochRecord, crossed
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.runs.overfitting_watch import watch
 from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant
+from cutlayer.training.baseline import baseline_of
 from cutlayer.training.end_of_epoch import evaluate, measure, testers
 from cutlayer.training.participants import LiveParticipant, ReplayedParticipant, calibrate
 from cutlayer.training.peers import Peer
@@ -74,27 +74,27 @@ class Loop:
 
     Args:
         folder: the run's folder, if it has one.
-        baseline: what savings are measured against.
-        checkpoints: where checkpoints are without a folder; None for none.
+        checkpoints: where checkpoints are; None for none.
         stop: asks for the end of the run after the epoch under way.
 
     Attributes:
         records: of the epochs that are done.
+        baseline: what savings are measured against.
     """
 
     def __init__(
         self,
         clients: Clients,
         server: Server,
-        training: Training,
         folder: RunFolder | None,
-        baseline: Baseline,
-        checkpoints: Checkpoints | None = None,
+        checkpoints: Checkpoints | None,
         stop: Stop | None = None,  # a run in one process is stopped by an exception
     ) -> None:
-        self.clients, self.server, self.training, self.folder = clients, server, training, folder
-        self.checkpoints = folder.checkpoints if folder is not None else checkpoints
-        self.baseline, self.stop = baseline, stop
+        self.clients, self.server, self.folder = clients, server, folder
+        self.training, self.checkpoints, self.stop = server.job.training, checkpoints, stop
+        tested = any(summary.test_samples for summary in clients.summaries)
+        self.training.ending.check({"loss", *server.job.task.metrics}, tested)
+        self.baseline = baseline_of(clients.plain, server, clients.weights_bytes)
         self.records: list[EpochRecord] = []
         self._lost: list[dict[str, dict[str, int]]] = []
         server.look_ahead(clients.plain, clients.weights_bytes)

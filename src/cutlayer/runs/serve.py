@@ -23,7 +23,6 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
-from cutlayer.training.baseline import baseline_of
 from cutlayer.training.job import Job
 from cutlayer.wire.messages import Saved
 
@@ -120,11 +119,9 @@ def serve(
         stack.enter_context(folder.locked())
         joined.meet()
         server = joined.server(Job(half, cut_shape, method, training, task), Ledger())
-        training.ending.check({"loss", *task.metrics}, any(summary.test_samples for summary in joined.summaries))
-        baseline = baseline_of(joined.plain, server, joined.weights_bytes)
-        loop = Loop(joined, server, training, folder, baseline, stop=stop)
+        loop = Loop(joined, server, folder, folder.checkpoints, stop)
         loop.open(chosen, {}, resume=True)
         loop.train([on_epoch] if on_epoch is not None else [])
         save_halves(folder.folder, half, server.shared.tensors, joined.run)
         joined.say_farewell(server, len(loop.records), linger)
-    return Served(History(loop.records, baseline, folder.given_up()), half, dict(joined.refusals.counts))
+    return Served(History(loop.records, loop.baseline, folder.given_up()), half, dict(joined.refusals.counts))

@@ -43,8 +43,10 @@ class Ray(RayOptions):
                     f"address {self.address!r}: no Ray cluster there; begin one with `ray start --head` ({error})"
                 ) from None
         try:
-            return RayClients(self, half, data, method, training, ledger, shut_down=own)
+            clients = RayClients(self, half, data, method, training, ledger)
         except BaseException:
             if own:
                 ray.shutdown()
             raise
+        clients.shut_down = own
+        return clients

@@ -36,8 +36,8 @@ log = logging.getLogger("cutlayer.backends.ray")
 class RayClients(TrustedClients):
     """Clients divided among actors, the first to the first actor, the second to the second, and so on.
 
-    Args:
-        shut_down: whether to leave the cluster at the end.
+    Attributes:
+        shut_down: whether to leave the cluster at the end; for whoever began it.
     """
 
     can_lose_state: ClassVar[bool] = True
@@ -50,10 +50,8 @@ class RayClients(TrustedClients):
         method: Method,
         training: Training,
         ledger: Ledger,
-        *,
-        shut_down: bool,
     ) -> None:
-        self.chosen, self.ledger, self.shut_down, self.restarts = chosen, ledger, shut_down, 0
+        self.chosen, self.ledger, self.shut_down, self.restarts = chosen, ledger, False, 0
         self.group: Group | None = None
         self.handles: list[ActorHandle] = []
         if chosen.workers > 1:
