@@ -21,7 +21,6 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.runs.loop import Loop
 from cutlayer.schedule import Exchange
 from cutlayer.strategies import Sequential
-from cutlayer.training.baseline import baseline_of
 from cutlayer.training.job import Job
 
 PACKET_OVERHEAD = 1.048
@@ -100,7 +99,7 @@ def measured(halves: Halves, load: Load, task: Task, budget: float = 1.0) -> Ste
     found: dict[Exchange, list[Step]] = defaultdict(list)
     with closing(LOCAL.open(halves.client, data, method, training, own)) as clients:
         server = clients.server(Job(halves.server, clients.descriptions[0].cut_shape, method, training, task), served)
-        loop = Loop(clients, server, training, None, baseline_of(clients.plain, server, clients.weights_bytes))
+        loop = Loop(clients, server, None, None)
         begun = time.perf_counter()
         for number in range(len(exchanges)):
             if number == 1:
