@@ -18,13 +18,14 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 # fmt: off
 ORDER = (
     "__main__", "cli", "studies", "planning", "runs", "backends", "training", "report", "records", "method", "fleet",
-    "strategies", "stopping", "models", "data", "memory", "wire", "codecs", "schedule", "describe", "files",
+    "strategies", "stopping", "privacy", "models", "data", "memory", "wire", "codecs", "schedule", "describe", "files",
     "seeds", "errors",
 )
 # fmt: on
 
 # Imported in a function: what comes with an extra, or is slow to import and seldom needed.
-LATE = {"cutlayer.backends.ray", "cutlayer.cli.grpc", "grpc", "jinja2", "matplotlib", "pandas", "ray", "sklearn"}
+LATE = {"PIL", "cutlayer.backends.ray", "cutlayer.cli.grpc", "dp_accounting", "grpc"}
+LATE |= {"jinja2", "matplotlib", "pandas", "ray", "sklearn"}
 # For its types alone: what comes with an extra.
 TYPES_ONLY = {"matplotlib"}
 

@@ -67,8 +67,12 @@ class LocalClients(TrustedClients):
             self.stores |= {store_name(name, number, len(data)): s for name, s in client.stores().items()}
         self.descriptions = [ClientDescription.of(client) for client in group.by_number.values()]
         self._tests = [client.test for client in group.by_number.values() if client.test is not None]
-        self.peers = [LocalPeer(client) for client in group.by_number.values()]
+        self.peers = [self.peer(client) for client in group.by_number.values()]
         self.describe(half, method.fleet, training.seed)
+
+    def peer(self, client: Client) -> LocalPeer:
+        """The server's connection to one of the clients."""
+        return LocalPeer(client)
 
     def test_batches(self) -> list[Batches]:
         """Those that the clients have."""

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
+from cutlayer.cli.attack import attack
 from cutlayer.cli.compare import compare
 from cutlayer.cli.demo import demo
 from cutlayer.cli.merge import merge
@@ -38,6 +39,7 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
 COMMANDS = {
     "plan": plan,
     "train": train,
+    "attack": attack,
     "compare": compare,
     "report": report,
     "demo": demo,

@@ -1,0 +1,90 @@
+"""What came of attacks: tables for the terminal, and the figure of an advice."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from cutlayer import files
+from cutlayer.errors import ConfigError
+from cutlayer.privacy.advise import Advice
+from cutlayer.privacy.assess import Assessment
+from cutlayer.report.units import human_bytes
+
+COLUMNS = ("mse", "psnr", "ssim", "recognized")
+
+
+def attack_table(assessments: Sequence[Assessment], title: str = "") -> Table:
+    """A row for each attack, mean and sample standard deviation over images; the mean image last, as the yardstick."""
+    count = assessments[0].scores["mse"].count if assessments else 0
+    table = Table(title=title or None, caption=f"{count} images, mean ± standard deviation", caption_justify="left")
+    for name in ("attack", "MSE", "PSNR, dB", "SSIM", "recognized", "the attacker has"):
+        table.add_column(name, overflow="fold")
+    for each in assessments:
+        table.add_row(each.attack, *(str(each.scores[name]) for name in COLUMNS), each.knows)
+    if assessments:
+        baseline = assessments[0].baseline
+        table.add_section()
+        table.add_row("mean image", *(str(baseline[name]) for name in COLUMNS), "images of its own, and no attack")
+    return table
+
+
+def leak_table(name: str, values: Mapping[str, float]) -> Table:
+    """What else a run gives away: figures by name."""
+    table = Table(title=f"from the {name}", title_justify="left", show_header=False)
+    for key, value in values.items():
+        table.add_row(key, f"{value:.4g}")
+    return table
+
+
+def advice_table(advice: Iterable[Advice]) -> Table:
+    """A row for each possible cut: what it costs the client, and what an attacker gets back."""
+    rows = list(advice)
+    table = Table(caption="FLOPs and bytes are of one sample; the mean image is what takes no attack")
+    for name in ("cut after", "shape", "client MFLOPs, B / A", "bytes", "distance correlation", "MSE", "SSIM"):
+        table.add_column(name, justify="left" if name == "cut after" else "right", overflow="fold")
+    for each in rows:
+        scores, flops = each.assessment.scores, f"{each.forward / 1e6:.3g} / {each.training / 1e6:.3g}"
+        shape = "x".join(map(str, each.shape))
+        cells = (human_bytes(each.sample_bytes), f"{each.correlation:.3f}", str(scores["mse"]), str(scores["ssim"]))
+        table.add_row(each.cut, shape, flops, *cells)
+    if rows:
+        baseline = rows[0].assessment.baseline
+        table.add_section()
+        table.add_row("mean image", "", "", "", "", str(baseline["mse"]), str(baseline["ssim"]))
+    return table
+
+
+def save_advice_figure(advice: Sequence[Advice], file: str | Path) -> None:
+    """Draw SSIM against the client's FLOPs, a point a cut, larger for more bytes, as a PNG.
+
+    Raises ConfigError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ConfigError("a figure needs matplotlib: pip install 'cutlayer[report]'") from None
+    drawn = Figure(figsize=(8, 5), layout="constrained")
+    axes = drawn.subplots()
+    flops = [each.training / 1e6 for each in advice]
+    scores = [each.assessment.scores["ssim"] for each in advice]
+    most = max(each.sample_bytes for each in advice)
+    sizes = [20 + 400 * each.sample_bytes / most for each in advice]
+    axes.errorbar(flops, [s.mean for s in scores], yerr=[s.std for s in scores], fmt="none", ecolor="0.7", capsize=2)
+    axes.scatter(flops, [s.mean for s in scores], s=sizes, alpha=0.6)
+    for each, x, score in zip(advice, flops, scores, strict=True):
+        axes.annotate(each.cut, (x, score.mean), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.axhline(advice[0].assessment.baseline["ssim"].mean, ls="--", color="0.5", label="mean image: no attack")
+    axes.set(
+        xlabel="client's FLOPs to train on a sample, in millions",
+        ylabel=f"SSIM of the {advice[0].assessment.attack} attack (1 is a copy)",
+        title="What each cut costs and gives away; the area is the bytes of a sample",
+    )
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
+    drawn.savefig(out, format="png", dpi=150)
+    files.replace(Path(file), out.getvalue())
