@@ -79,7 +79,7 @@ def test_advice_has_a_line_for_each_cut_and_a_figure(run: Path, capsys: pytest.C
     assert by_cut["layer1"]["sample_bytes"] == pytest.approx(8 * 8 * 8, abs=1)
     with Image.open(run / "advice.png") as image:
         assert image.format == "PNG"
-    assert "client MFLOPs" in capsys.readouterr().out
+    assert "MFLOPs B, A" in capsys.readouterr().out
 
 
 def test_an_unknown_attack_lists_those_that_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

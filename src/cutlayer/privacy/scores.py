@@ -35,7 +35,7 @@ class Spread:
         return Spread(values.mean().item(), std, len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.std:.2g}"
+        return f"{self.mean:.3g} ± {self.std:.2g}"
 
 
 def mse(originals: Tensor, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cutlayer import files
@@ -15,6 +16,10 @@ from cutlayer.privacy.assess import Assessment
 from cutlayer.report.units import human_bytes
 
 COLUMNS = ("mse", "psnr", "ssim", "recognized")
+CAPTION = (
+    "MFLOPs of the client and bytes up are of one sample; correlation is that of distances between images with those\n"
+    "between activations; the mean image takes no attack"
+)
 
 
 def attack_table(assessments: Sequence[Assessment], title: str = "") -> Table:
@@ -43,11 +48,11 @@ def leak_table(name: str, values: Mapping[str, float]) -> Table:
 def advice_table(advice: Iterable[Advice]) -> Table:
     """A row for each possible cut: what it costs the client, and what an attacker gets back."""
     rows = list(advice)
-    table = Table(caption="FLOPs and bytes are of one sample; the mean image is what takes no attack")
-    for name in ("cut after", "shape", "client MFLOPs, B / A", "bytes", "distance correlation", "MSE", "SSIM"):
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left")
+    for name in ("cut after", "shape", "MFLOPs B, A", "bytes", "correlation", "MSE", "SSIM"):
         table.add_column(name, justify="left" if name == "cut after" else "right", overflow="fold")
     for each in rows:
-        scores, flops = each.assessment.scores, f"{each.forward / 1e6:.3g} / {each.training / 1e6:.3g}"
+        scores, flops = each.assessment.scores, f"{each.forward / 1e6:.3g}, {each.training / 1e6:.3g}"
         shape = "x".join(map(str, each.shape))
         cells = (human_bytes(each.sample_bytes), f"{each.correlation:.3f}", str(scores["mse"]), str(scores["ssim"]))
         table.add_row(each.cut, shape, flops, *cells)
