@@ -149,6 +149,11 @@ class Training:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
+    def server_rates(self) -> tuple[float, ...]:
+        """The server's learning rate in each epoch, relative to its initial one."""
+        return tuple(self.server.factor(epoch, self.epochs) for epoch in range(self.epochs))
+
+    @property
     def ending(self) -> Ending:
         """When the run ends, and which checkpoints stay."""
         best = Best(self.keep_best) if isinstance(self.keep_best, str) else self.keep_best

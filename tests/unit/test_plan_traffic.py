@@ -12,7 +12,7 @@ from cutlayer.backends.client_data import client_data_of
 from cutlayer.models.flops import FlopTable
 from cutlayer.planning.load import Load
 from cutlayer.planning.traffic import Traffic
-from cutlayer.schedule import Always, Once, Schedule
+from cutlayer.schedule import Always, Once, Outlook, Schedule, Settle
 from cutlayer.strategies import ParallelSplit, Sequential, SplitFedV1, SplitFedV2
 
 SIZES = (300, 41, 24)
@@ -43,14 +43,18 @@ def agree(
     with torch.no_grad():
         shape = tuple(halves.client.eval()(dataset(2).tensors[0]).shape[1:])
     table = FlopTable(halves.client, (1, 8, 8), torch.float32)
-    predicted = list(Traffic(load, halves.client, shape, method.schedule).epochs())
+    schedule = method.schedule.for_run(Outlook(training.epochs))
+    predicted = list(Traffic(load, halves.client, shape, schedule).epochs())
     for record, epoch in zip(result.history.epochs, predicted, strict=True):
         assert (epoch.exchange, epoch.bytes) == (record.exchange, record.bytes), f"epoch {record.epoch}"
         assert epoch.client_flops(table) == record.flops["client"], f"epoch {record.epoch}"
 
 
+SCHEDULES = [Always(), Periodic(period=4), Once(warmup=2), Settle(both=2, activations=2)]
+
+
 @pytest.mark.parametrize("codec", ["fp32", "fp8", "hfp8", "mxfp4", "nvfp4", "int4", "topk0.1>fp16/ef>int8"])
-@pytest.mark.parametrize("schedule", [Always(), Periodic(period=4), Once(warmup=2)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_codecs_and_schedules(codec: str, schedule: Schedule) -> None:
     agree(split(network(), "2"), Method.of(schedule, codec), Training(epochs=6, batch_size=32), 1)
 

@@ -171,21 +171,21 @@ def plan_of(
     method, training = load.method, load.training
     if limits.hours is not None and link is None:
         raise ConfigError("a limit of hours needs a link, such as 20Mbit/40ms")
-    expected = exchanges_of(method, training.epochs, exchanges)
+    expected = exchanges_of(method, training, exchanges)
     names = planned_cuts(network, load.first[0], cuts)
     planner = Planner(network, load, expected, task, link, energy, speeds.device, speeds.server)
     plans = []
     for name in names:
         on_cut(name)
         plans.append(planner.plan(name))
-    assumed = exchanges is None and known_exchanges(method.schedule, training.epochs) is None
+    assumed = exchanges is None and known_exchanges(method.schedule, training) is None
     return Plan(tuple(plans), expected, assumed, method, training, recommend(planner, plans, limits))
 
 
 def recommend(planner: Planner, plans: Sequence[CutPlan], limits: Limits) -> Recommendation:
     """The mildest method with a cut that stays within the limits, and of such cuts the fastest."""
     nearest: tuple[float, CutPlan] | None = None
-    for schedule, method, exchanges in _milder_first(planner.load.method, planner.load.training.epochs):
+    for schedule, method, exchanges in _milder_first(planner.load.method, planner.load.training):
         tried = list(plans)
         if method is not None:
             tried = [planner.plan(each.cut, method, exchanges) for each in plans]
@@ -203,7 +203,7 @@ def recommend(planner: Planner, plans: Sequence[CutPlan], limits: Limits) -> Rec
     return Recommendation(None, None, "", (missed + "; ".join(_over(nearest[1], limits)),))
 
 
-def _milder_first(method: Method, epochs: int) -> Iterator[tuple[Schedule | None, Method | None, str | None]]:
+def _milder_first(method: Method, training: Training) -> Iterator[tuple[Schedule | None, Method | None, str | None]]:
     """What to try: as asked; then fewer bits; then fewer exchanges, with the fewest bits."""
     yield None, None, None
     now = [each.name for each in get_pair(CODECS[0])]
@@ -217,7 +217,7 @@ def _milder_first(method: Method, epochs: int) -> Iterator[tuple[Schedule | None
     for schedule in (Periodic(period=5), Periodic(period=10), Periodic(period=20), Once()):
         for chosen in (method, *methods):
             changed = replace(chosen, schedule=schedule)
-            yield schedule, changed, known_exchanges(schedule, epochs)
+            yield schedule, changed, known_exchanges(schedule, training)
 
 
 def _cost(plan: CutPlan) -> tuple[float, float]:

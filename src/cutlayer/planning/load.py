@@ -16,7 +16,7 @@ from cutlayer.backends.client_data import ClientData
 from cutlayer.codecs.integers import narrowest
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Training
-from cutlayer.schedule import Exchange, LossBased, Schedule, State
+from cutlayer.schedule import Budget, Exchange, LossBased, Outlook, Schedule, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,13 @@ def stated(text: str, epochs: int) -> str:
     return found
 
 
-def known_exchanges(schedule: Schedule, epochs: int) -> str | None:
-    """The exchanges of a run; None for a schedule that decides by the loss."""
-    if isinstance(schedule, LossBased):
+def known_exchanges(schedule: Schedule, training: Training) -> str | None:
+    """The exchanges of a run; None for a schedule that decides by the loss, or by what was spent."""
+    if isinstance(schedule, LossBased | Budget):
         return None
+    schedule = schedule.for_run(Outlook(training.epochs, training.server_rates))
     state, letters = schedule.start(), ""
-    for _ in range(epochs):
+    for _ in range(training.epochs):
         letters += state.exchange.value
         state = schedule.next(state, 1.0)
     return letters

@@ -14,7 +14,7 @@ from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.codecs.base import numel
 from cutlayer.errors import ConfigError
 from cutlayer.memory.delta import REFERENCE
-from cutlayer.method import Method, Task
+from cutlayer.method import Method, Task, Training
 from cutlayer.models.cut import Halves, cut_points, split
 from cutlayer.models.flops import FlopTable
 from cutlayer.planning.load import Load, Outline, Stated, known_exchanges, stated
@@ -246,12 +246,12 @@ def outermost(cuts: Sequence[str]) -> list[str]:
     return [cut for cut in cuts if not any(cut.startswith(f"{other}.") for other in cuts)]
 
 
-def exchanges_of(method: Method, epochs: int, given: str | None) -> str:
+def exchanges_of(method: Method, training: Training, given: str | None) -> str:
     """The exchanges of a run: those that follow from the schedule, or those that are given for one that needs the loss.
 
     Without either all epochs are taken to be A, which is the most that a run can cost.
     """
-    known = known_exchanges(method.schedule, epochs)
+    epochs, known = training.epochs, known_exchanges(method.schedule, training)
     if given is None:
         return known or "A" * epochs
     found = stated(given, epochs)

@@ -20,7 +20,7 @@ from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
 from cutlayer.planning.load import Load
 from cutlayer.planning.weights import ClientCounter, HalfSizes, SharedCounter
-from cutlayer.schedule import Exchange, Schedule
+from cutlayer.schedule import Budget, Exchange, Schedule, Settle
 from cutlayer.strategies import Sequential
 from cutlayer.training.calibration import CALIBRATION_BATCHES
 from cutlayer.training.states import States
@@ -194,7 +194,9 @@ class Traffic:
             self._send("down", Weights(client, epoch, statistics=True), self.sizes.statistics)
         share = self.share if exchange is Exchange.BOTH else None
         references = DIGEST if self.codec.delta is not None else None
-        self._send("down", Plan(client, epoch, exchange.value, share, references))
+        settles = exchange is Exchange.BOTH and isinstance(self.load.method.schedule, Settle | Budget)
+        settling = (0.0, 1.0) if settles else None  # any numbers are as long
+        self._send("down", Plan(client, epoch, exchange.value, share, references, settling))
 
     def _train(self, epoch: int, client: int, exchange: Exchange) -> None:
         both = exchange is Exchange.BOTH

@@ -49,7 +49,7 @@ PLACES = {
 }
 # What makes up a schedule, by the names that its classes have for it.
 SCHEDULE_VALUES = {
-    "exchanges": "exchanges",
+    "fixed_exchanges": "exchanges",
     "threshold": "threshold",
     "warmup": "warmup",
     "period": "period",
@@ -91,7 +91,7 @@ class Choices:
     """Epochs at the start that exchange both ways, whatever the schedule says (the first always does)."""
     period: int | None
     """For periodic: epochs in a cycle of A, B, C, C, ..."""
-    exchanges: str | None
+    fixed_exchanges: str | None
     """For fixed: a letter for each epoch, such as AAABCCB; C after the last."""
     both_epochs: int | None
     """For settle: A epochs at the start, in which the client's rate falls to zero; see docs/few-exchanges.md."""

@@ -41,7 +41,7 @@ class RunCosts:
 
     def outlook(self, method: Method, training: Training) -> Outlook:
         """What is known of the run before it begins. Each epoch of a client is taken to be as long as its first."""
-        rates = tuple(training.server.factor(epoch, training.epochs) for epoch in range(training.epochs))
+        rates = training.server_rates
         up, down = (get_transfer(spec).codec for spec in (method.activations, method.gradients))
         parts, several = training.microbatches, len(self.plain) > 1
         calibrated = method.norm_in_b == "calibrated"
