@@ -20,6 +20,7 @@ from cutlayer.records.history import EpochRecord, History
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import DataConfig, ModelConfig, RunConfig
 from cutlayer.runs.experiment import run_experiment
+from cutlayer.runs.export import load_model
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.run import Run
 from cutlayer.schedule import (
@@ -81,6 +82,7 @@ __all__ = [
     "cut_points",
     "fit",
     "impossible_cuts",
+    "load_model",
     "make_partition",
     "plan",
     "run_experiment",

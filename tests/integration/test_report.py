@@ -180,7 +180,8 @@ def test_in_a_browser(runs: Path, tmp_path: Path, width: int, columns: int) -> N
     page = tmp_path / "out.html"
     script = """<script>addEventListener("load", () => {
         const tops = [...document.querySelectorAll("figure")].slice(0, 2).map(f => f.getBoundingClientRect().top);
-        document.title = JSON.stringify({wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
+        const root = document.documentElement;
+        document.title = JSON.stringify({wide: root.scrollWidth, window: root.clientWidth,
             columns: tops[0] === tops[1] ? 2 : 1,
             small: [...document.querySelectorAll("svg")].filter(s => s.getBoundingClientRect().width < 100).length});
     })</script></body>"""

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
+from cutlayer.cli.afterwards import export, predict_command
 from cutlayer.cli.attack import attack
 from cutlayer.cli.compare import compare
 from cutlayer.cli.demo import demo
@@ -44,6 +45,8 @@ COMMANDS = {
     "report": report,
     "demo": demo,
     "merge": merge,
+    "export": export,
+    "predict": predict_command,
     "partition": partition,
     "certs": remote("certs", "Make certificates for a server and its clients."),
     "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
