@@ -47,22 +47,27 @@ def images() -> Images:
     return Images(inputs, torch.randint(0, 10, (SAMPLES,), generator=draw), (0.5,) * 3, (0.25,) * 3)
 
 
-def network() -> torch.nn.Module:
+def network(width: float = WIDTH) -> torch.nn.Module:
     torch.manual_seed(0)
-    return make_model("vgg11", (3, 32, 32), (0.5,) * 3, (0.25,) * 3, width=WIDTH)
+    return make_model("vgg11", (3, 32, 32), (0.5,) * 3, (0.25,) * 3, width=width)
 
 
 OPTIMIZER = Optimizer(lr=0.001, schedule="constant")
+TRAINING = Training(epochs=10**6, batch_size=BATCH, client=OPTIMIZER, server=OPTIMIZER)
 
 
-def uncut(data: Images) -> Callable[[], None]:
+def uncut(data: Images, training: Training = TRAINING, width: float = WIDTH) -> Callable[[], None]:
     """An epoch of ordinary training of the whole network."""
-    model, epoch = network(), iter(range(10**6))
+    model, epoch = network(width), iter(range(10**6))
+    if training.channels_last:
+        model.to(memory_format=torch.channels_last)
     optimizer = OPTIMIZER.build(model.parameters())
 
     def run() -> None:
         for batch in Batches(data, batch_size=BATCH).epoch(next(epoch)):
-            loss = cross_entropy(model(batch.inputs), batch.labels)
+            with training.autocast():
+                outputs = model(training.laid_out(batch.inputs))
+            loss = cross_entropy(outputs.float(), batch.labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -70,15 +75,16 @@ def uncut(data: Images) -> Callable[[], None]:
     return run
 
 
-def cut(data: Images, method: Method) -> tuple[Callable[[], None], Server]:
+def cut(
+    data: Images, method: Method, training: Training = TRAINING, width: float = WIDTH
+) -> tuple[Callable[[], None], Server]:
     """An epoch of split training over frames in this process; the server's state says which exchange."""
-    training, ledger = Training(epochs=10**6, batch_size=BATCH, client=OPTIMIZER, server=OPTIMIZER), Ledger()
-    halves = split(network(), CUT)
-    body = TrainedHalf(halves.client, OPTIMIZER, training.epochs, training.device)
+    ledger, halves = Ledger(), split(network(width), CUT)
+    body = TrainedHalf(halves.client, OPTIMIZER, training)
     job = ClientJob(0, Batches(data, batch_size=BATCH), None, method, training)
     client = Client(job, lambda: body, ledger)
-    info = ClientSummary(SAMPLES, 0, BATCH)
-    server = Server(Job(halves.server, client.cut_shape, method, training, Task()), [info], ledger)
+    info, bfloat16 = ClientSummary(SAMPLES, 0, BATCH), training.precision == "bf16"
+    server = Server(Job(halves.server, client.cut_shape, method, training, Task(), bfloat16), [info], ledger)
     peer = LocalPeer(client)
     return lambda: void(train_epoch(server, [peer])), server
 
@@ -87,9 +93,11 @@ def void(_: object) -> None:
     """Forget a result."""
 
 
-def replayed(data: Images, codec: str) -> tuple[Callable[[], None], Callable[[], None]]:
+def replayed(
+    data: Images, codec: str, training: Training = TRAINING, width: float = WIDTH
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """A C epoch, and an epoch of the same server half on float tensors in memory."""
-    run, server = cut(data, Method(Periodic(period=10**6), codec, codec))
+    run, server = cut(data, Method(Periodic(period=10**6), codec, codec), training, width)
     run()
     run()
     assert server.states.exchange is Exchange.NONE
@@ -97,12 +105,16 @@ def replayed(data: Images, codec: str) -> tuple[Callable[[], None], Callable[[],
         (get_float_codec(codec).decode(encoded), labels) for encoded, labels in server.replayed.store.batches(SAMPLES)
     ]
     activations, labels = tensors[0]
-    half = split(network(), CUT).server
+    half = split(network(width), CUT).server
+    if training.channels_last:
+        half.to(memory_format=torch.channels_last)
     optimizer = OPTIMIZER.build(half.parameters())
 
     def plain() -> None:
         for ids in torch.randperm(SAMPLES).split(BATCH):
-            loss = cross_entropy(half(activations[ids]), labels[ids])
+            with training.autocast():
+                outputs = half(training.laid_out(activations[ids]))
+            loss = cross_entropy(outputs.float(), labels[ids])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -173,7 +185,7 @@ def frame_overhead(data: Images) -> list[str]:
         for codec in ("fp32", "fp8_e4m3"):
             ledger, method = Ledger(), Method(Always(), codec, codec)
             training = Training(epochs=1, batch_size=BATCH)
-            body = TrainedHalf(halves.client, OPTIMIZER, training.epochs, training.device)
+            body = TrainedHalf(halves.client, OPTIMIZER, training)
             feed = Batches(data.first(BATCH), batch_size=BATCH)
             client = Client(ClientJob(0, feed, None, method, training), lambda body=body: body, ledger)
             info = ClientSummary(BATCH, 0, BATCH)

@@ -86,7 +86,8 @@ class Process:
 
 
 def serve(folder: Path, *more: object, listen: str = "127.0.0.1:0", **config: object) -> Process:
-    options = [part for k, v in {**CONFIG, **config}.items() for part in (f"--{k.replace('_', '-')}", v)]
+    given = {f"--{name.replace('_', '-')}": value for name, value in {**CONFIG, **config}.items()}
+    options = [part for flag, value in given.items() for part in ((flag,) if value is True else (flag, value))]
     tls = ("--tls", folder / "tls" / "server") if (folder / "tls").exists() else ()
     return Process("serve", "digits", "--listen", listen, "--run-dir", folder / "server", *tls, *options, *more)
 

@@ -30,7 +30,10 @@ def run_on_ray(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
 BACKENDS = {"in process": run_in_process, "grpc": run_over_grpc, "ray": run_on_ray}
 
 
-CODECS = ["fp8", "fp32", "delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2"]
+CHOICES: dict[str, dict[str, object]] = {
+    **{codec: {"codec": codec} for codec in ("fp8", "fp32", "delta0.2>mxfp4+zstd/ef>topk0.2>fp8_e5m2")},
+    "bf16, channels last": {"precision": "bf16", "channels_last": True},
+}
 
 
 RATES = {"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6}
@@ -39,21 +42,21 @@ RATES = {"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_e
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> dict[str, tuple]:
-    """What the first backend gives, by codec."""
-    return {codec: run_in_process(tmp_path_factory.mktemp("run"), codec=codec) for codec in CODECS}
+    """What the first backend gives, by choices."""
+    return {name: run_in_process(tmp_path_factory.mktemp("run"), **given) for name, given in CHOICES.items()}
 
 
 class TestConformance:
     @pytest.mark.parametrize("backend", BACKENDS)
-    @pytest.mark.parametrize("codec", CODECS)
-    def test_same_weights_losses_and_bytes(self, backend: str, codec: str, expected, tmp_path: Path, request) -> None:
+    @pytest.mark.parametrize("name", CHOICES)
+    def test_same_weights_losses_and_bytes(self, backend: str, name: str, expected, tmp_path: Path, request) -> None:
         if backend == "ray":
             request.getfixturevalue("cluster")
-        weights, records, baseline = BACKENDS[backend](tmp_path, codec=codec)
+        weights, records, baseline = BACKENDS[backend](tmp_path, **CHOICES[name])
         assert "".join(record["exchange"] for record in records) == "ABCCABCC"
-        assert weights == expected[codec][0]
-        assert records == expected[codec][1]
-        assert baseline == expected[codec][2]
+        assert weights == expected[name][0]
+        assert records == expected[name][1]
+        assert baseline == expected[name][2]
 
     @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "in process"])
     def test_the_clients_rate_falls_alike(self, backend: str, tmp_path: Path, request) -> None:

@@ -178,7 +178,7 @@ def test_one_client_that_measured_less_or_the_most_extreme_that_is_taken_harms_n
 def test_a_client_measures_and_shares_as_its_own_choices_say_only() -> None:
     """A server that asks for more than the run needs is refused, and nothing has changed."""
     half = halves().client
-    body = TrainedHalf(half, Optimizer(), 1, "cpu")
+    body = TrainedHalf(half, Optimizer(), Training(epochs=1))
     (train,) = data((40,))
 
     def client(**choices) -> Client:

@@ -1,6 +1,7 @@
 """The Python interface on networks, data, losses and metrics of the user's own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from cutlayer import (
 )
 from cutlayer.data.images import digits
 from cutlayer.models.networks import make_model
+from cutlayer.records.history import EpochRecord
 
 MSE = Task(nn.functional.mse_loss, {})
 
@@ -132,7 +134,7 @@ def test_a_run_folder_holds_config_metrics_and_the_merged_model(tmp_path: Path) 
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".pkl", ".tmp")]
 
 
-def test_bf16_on_the_server_half_trains_and_leaves_fp32_weights() -> None:
+def test_bf16_trains_and_leaves_fp32_weights() -> None:
     train, _ = digits()
     torch.manual_seed(0)
     model = make_model("cnn", (1, 8, 8), train.mean, train.std, width=0.5)
@@ -143,7 +145,29 @@ def test_bf16_on_the_server_half_trains_and_leaves_fp32_weights() -> None:
     losses = {precision: result.history.losses for precision, result in results.items()}
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
-    assert all(p.dtype == torch.float32 for p in results["bf16"].halves.server.parameters())
+    for half in (results["bf16"].halves.client, results["bf16"].halves.server):
+        assert all(p.dtype == torch.float32 for p in half.parameters())
+
+
+def test_a_run_in_bf16_with_channels_last_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    train, test = (images.first(96) for images in digits())
+    torch.manual_seed(0)
+    halves = split(make_model("cnn", (1, 8, 8), train.mean, train.std), "layer3")
+    method = Method(Periodic(period=3), "int4+zstd", "int4")
+    training = Training(epochs=6, batch_size=32, precision="bf16", channels_last=True)
+
+    def run(folder: Path, on_epoch: Callable[[EpochRecord], None] | None = None) -> dict[str, Tensor]:
+        result = fit(halves, train, test, method=method, training=training, run=folder, resume=True, on_epoch=on_epoch)
+        return result.model.state_dict()
+
+    def interrupt(record: EpochRecord) -> None:
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "resumed", interrupt)
+    expected = run(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in run(tmp_path / "resumed").items())
 
 
 def test_a_test_set_whose_last_batch_has_one_sample_and_metrics_that_are_plain_numbers() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
 
-from cutlayer.data.batches import Batches
 from cutlayer.describe import describe, fingerprint
 from cutlayer.models.cut import is_frozen
 from cutlayer.training.checks import ClientSummary
@@ -15,13 +14,27 @@ from cutlayer.training.client import Client
 from cutlayer.training.plain import PlainEpoch
 
 
-def client_summary(train: Batches, test: Batches | None, half: nn.Module) -> ClientSummary:
+def client_summary(client: Client) -> ClientSummary:
     """What the server is told of a client's data, and of its half."""
+    train, test = client.train, client.test
     test_samples, test_batch_size = (len(test), test.batch_size) if test is not None else (0, 0)
-    samples = sum(train.batch_sizes())
     return ClientSummary(
-        len(train), test_samples, train.batch_size, train.drop_last, test_batch_size, samples, is_frozen(half)
+        len(train),
+        test_samples,
+        train.batch_size,
+        train.drop_last,
+        test_batch_size,
+        epoch_samples=sum(train.batch_sizes()),
+        frozen=is_frozen(client.half),
+        bfloat16=_bfloat16(client),
     )
+
+
+def _bfloat16(client: Client) -> bool:
+    training = client.training
+    if training.precision == "fp32":
+        return False
+    return client.flops.output_type(training.autocast(), client.device) is torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class ClientDescription:
         """Those of this client."""
         first, sizes = client.train.first(), client.train.batch_sizes()
         return ClientDescription(
-            client_summary(client.train, client.test, client.half),
+            client_summary(client),
             client.cut_shape,
             f"{client.flops.dtype} {list(client.flops.sample_shape)}",
             sizes,

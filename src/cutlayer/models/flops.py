@@ -37,6 +37,7 @@ class FlopTable:
     def __init__(self, half: nn.Module, sample_shape: Sequence[int], dtype: torch.dtype) -> None:
         self.sample_shape, self.dtype = tuple(sample_shape), dtype
         self._known: dict[tuple[int, bool, bool], tuple[int, int]] = {}
+        self._output_type: torch.dtype | None = None
         self._copy, without_data = copied(half).cpu(), copied(half).to("meta")
         for module in [*self._copy.modules(), *without_data.modules()]:  # the user's hooks are meant for real passes
             for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
@@ -83,6 +84,14 @@ class FlopTable:
                     "batch norm, choose another batch_size, or drop_last"
                 ) from error
         return self._known[key]
+
+    def output_type(self, context: torch.autocast, device: torch.device) -> torch.dtype:
+        """Type of the half's outputs inside this context on this device; asked for in one context only."""
+        if self._output_type is None:
+            half = copied(self._copy if self._device.type == "cpu" else self._real).to(device).eval()
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), context:
+                self._output_type = half(self._inputs(2, device)).dtype
+        return self._output_type
 
     def _inputs(self, batch: int, device: torch.device) -> torch.Tensor:
         return torch.zeros((batch, *self.sample_shape), dtype=self.dtype, device=device)

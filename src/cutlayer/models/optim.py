@@ -148,6 +148,10 @@ class ScheduledOptimizer:
                 _, index, key = name.split(".", 2)
                 own.setdefault(int(index), {})[key] = value.clone()  # which PyTorch would not copy
         self.optimizer.load_state_dict({"state": own, "param_groups": state["groups"]})
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():  # in the order in memory that they had: files have but one
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def fallen(settling: tuple[float, float] | None, done: float) -> float | None:

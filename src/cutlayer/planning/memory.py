@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def client_memory(half: nn.Module, inputs: Tensor, training: Training) -> tuple[
 
 
 def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> tuple[int, int]:
-    trained = TrainedHalf(copied(half).to(device), training.client, training.epochs, device)
+    trained = TrainedHalf(copied(half), training.client, replace(training, device=device))
     batch = torch.zeros(inputs.shape, dtype=inputs.dtype, device=device)
     parameters = [*trained.half.parameters(), *trained.half.buffers(), batch]
     with torch.random.fork_rng(devices=[]), LiveTensors() as forward, torch.no_grad():

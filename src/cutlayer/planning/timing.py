@@ -98,7 +98,9 @@ def measured(halves: Halves, load: Load, task: Task, budget: float = 1.0) -> Ste
     halves, own, served = copied(halves), Ledger(), Ledger()
     found: dict[Exchange, list[Step]] = defaultdict(list)
     with closing(LOCAL.open(halves.client, data, method, training, own)) as clients:
-        server = clients.server(Job(halves.server, clients.descriptions[0].cut_shape, method, training, task), served)
+        client = clients.descriptions[0]
+        job = Job(halves.server, client.cut_shape, method, training, task, client.summary.bfloat16)
+        server = clients.server(job, served)
         loop = Loop(clients, server, None, None)
         begun = time.perf_counter()
         for number in range(len(exchanges)):

@@ -42,7 +42,8 @@ PLACES = {
     **{
         name: f"training.{name}"
         for name in (
-            *("epochs", "batch_size", "client", "server", "precision", "microbatches", "seed", "device"),
+            *("epochs", "batch_size", "client", "server", "precision", "channels_last", "microbatches", "seed"),
+            "device",
             *("evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_best", "early_stopping"),
         )
     },
@@ -147,7 +148,9 @@ class Choices:
     server: Optimizer
     """Optimizer of the server half."""
     precision: Literal["fp32", "bf16"]
-    """Arithmetic of the server half: "bf16" runs it under autocast."""
+    """Arithmetic of both halves: "bf16" runs them under autocast."""
+    channels_last: bool
+    """Whether images lie in memory with their channels last, which is faster on most hardware."""
 
     store: StoreOptions
     """The server's store of activations."""

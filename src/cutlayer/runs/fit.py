@@ -97,7 +97,8 @@ def fit(
     data = client_data_of(train, test)
     with ExitStack() as stack:
         clients = stack.enter_context(closing(backend.open(halves.client, data, method, training, ledger)))
-        job = Job(halves.server, clients.descriptions[0].cut_shape, method, training, task)
+        bfloat16 = all(summary.bfloat16 for summary in clients.summaries)
+        job = Job(halves.server, clients.descriptions[0].cut_shape, method, training, task, bfloat16)
         server = _server(job, clients, ledger)
         loop = Loop(clients, server, folder, _begin_checkpoints(stack, clients, folder))
         loop.open(_chosen(job), _facts(halves, clients.descriptions), resume)

@@ -122,7 +122,7 @@ class _Joining:
         self.train, self.test = train, test
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.checkpoints.set_aside_damaged()  # so that the server is told of those that are whole
-        self.trained = TrainedHalf(half, training.client, training.epochs, training.device)
+        self.trained = TrainedHalf(half, training.client, training)
         # The number, part of the name of each random draw, is the server's to tell; until then it is 0.
         self.client = self._client(0)
         self.run = (self.checkpoints.state() or {}).get("run", "")
@@ -182,7 +182,7 @@ class _Joining:
             name=self.name,
             run=self.run,
             checkpoints=tuple(self.checkpoints.epochs()),
-            **dataclasses.asdict(client_summary(client.train, client.test, client.half)),
+            **dataclasses.asdict(client_summary(client)),
             epoch_steps=plain.steps,
             epoch_flops=plain.flops,
             epoch_forward=plain.forward,

@@ -34,6 +34,7 @@ class ClientSummary:
         test_batch_size: samples in the largest batch it evaluates; 0 for as many as it trains on.
         epoch_samples: samples in its first epoch, which a sampler may make more or fewer than `samples`.
         frozen: whether nothing of its half is trained, so that it needs no gradients.
+        bfloat16: whether its activations are bfloat16 before they are encoded.
     """
 
     samples: int
@@ -43,6 +44,7 @@ class ClientSummary:
     test_batch_size: int = 0
     epoch_samples: int = 0
     frozen: bool = False
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,7 @@ class Client:
         if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):
             expected, got = f"{self.flops.dtype} {list(self.flops.sample_shape)}", f"{dtype} {list(shape)}"
             raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {got}")
-        self.method, self.seed, self.ledger = method, job.training.seed, ledger
-        self.microbatches = job.training.microbatches
+        self.method, self.training, self.seed, self.ledger = method, job.training, job.training.seed, ledger
         self.cut_shape = self.flops.output_shape
         self.frames = ClientFrames(job, self.cut_shape, ledger)
         self.deltas = self.frames.deltas
@@ -170,7 +169,7 @@ class Client:
                 self.ledger.phase("evaluation" if message.evaluation else "client forward"),
                 seeded(self.seed, "calibrate", self.number, epoch, step, device=self.device),
             ):
-                self.half(batch.inputs.to(self.device, non_blocking=True))
+                self._pass(self.half, batch)
             self.ledger.flops("client", what, self.flops(len(batch.ids))[0])
 
     def _require(self, ok: bool, expected: str, got: object) -> None:
@@ -210,7 +209,7 @@ class Client:
         for batch in self._timed(self.test.epoch(0)) if self.test is not None else ():
             half = self.half.eval()
             with self.ledger.phase("evaluation"), torch.no_grad():
-                activations = half(batch.inputs.to(self.device))
+                activations = self._pass(half, batch)
             self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
             yield partial(self.frames.activations, Evaluate(self.number, ask.epoch, steps), batch, activations)
             steps += 1
@@ -228,7 +227,7 @@ class Client:
         Only an A epoch builds a graph; there `backward` takes the replies. The updates of parts equal those of the
         whole batch up to the order of float additions, except that batch norm normalizes each part by itself.
         """
-        size, anew = -(-len(batch.ids) // self.microbatches), self.anew and step == 0
+        size, anew = -(-len(batch.ids) // self.training.microbatches), self.anew and step == 0
         self.pending.clear()
         if size == len(batch.ids) or self.exchange is not Exchange.BOTH:
             yield self._forward(Step(self.number, self.plan.epoch, step, anew=anew), batch)
@@ -245,12 +244,16 @@ class Client:
         with self.ledger.phase("client forward"):
             name = ("client", self.number, message.epoch, message.step, *microbatch_name(message))
             with torch.set_grad_enabled(gradients_come), seeded(self.seed, *name, device=self.device):
-                activations = trained.half(batch.inputs.to(self.device, non_blocking=True))
+                activations = self._pass(trained.half, batch)
         if gradients_come:
             trained.pinned = True
             self.pending.append((message, activations))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
         return partial(self.frames.activations, message, batch, activations)
+
+    def _pass(self, half: nn.Module, batch: Batch) -> Tensor:
+        with self.training.autocast():
+            return half(self.training.laid_out(batch.inputs.to(self.device, non_blocking=True)))
 
     def _set_mode(self, half: nn.Module) -> None:
         half.train()
@@ -271,7 +274,7 @@ class Client:
         with self.ledger.phase("client backward"):
             if message.part == 0:
                 trained.optimizer.zero_grad()
-            activations.backward(gradients)
+            activations.backward(self.training.laid_out(gradients.to(activations.dtype)))
             if message.part + 1 == message.parts:
                 trained.optimizer.step(fallen(self.plan.settling, message.step / self._updates))
         self.ledger.flops("client", "backward", self.flops(len(gradients))[1])

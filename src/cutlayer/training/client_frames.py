@@ -45,6 +45,7 @@ class ClientFrames:
                 what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
                 where = f"client {self.number}, {what} {message.epoch}, step {message.step}"
                 raise DivergedError(f"{where}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
+            activations = activations.detach().float().contiguous()
             name = ("encode", "up", self.number, message.epoch, message.step, *microbatch_name(message))
             seed = derive(self.seed, *name)
             tensors = {"ids": encode_exactly(batch.ids), "labels": encode_exactly(batch.labels)}

@@ -26,7 +26,7 @@ class Evaluation:
     """What is evaluated: each client's newest test activations, whose samples lie one client's after the other's."""
 
     def __init__(self, job: Job, checks: FrameChecks, ledger: Ledger) -> None:
-        self.checks, self.task, self.training, self.ledger = checks, job.task, job.training, ledger
+        self.checks, self.task, self.job, self.ledger = checks, job.task, job, ledger
         self.codec = evaluation_codec(get_transfer(job.method.activations))
         self.device = torch.device(job.training.device)
         counts = [info.test_samples for info in checks.clients]
@@ -53,8 +53,8 @@ class Evaluation:
     def _outputs(self, half: nn.Module, flops: FlopTable) -> Iterator[tuple[Tensor, Tensor]]:
         batch_size = max(info.batch_size for info in self.checks.clients)
         for encoded, labels in self.store.batches(batch_size):
-            with self.training.autocast():
-                outputs = half(self.codec.decode(encoded.to(self.device)))
+            with self.job.training.autocast():
+                outputs = half(self.job.at_cut(self.codec.decode(encoded.to(self.device))))
             self.ledger.flops("server", "evaluation", flops(len(labels), training=False)[0])
             yield outputs.float(), labels.to(self.device)
 

@@ -30,14 +30,16 @@ class TrainedHalf:
         pinned: set while it must stay in memory: a graph of its parameters waits for gradients.
     """
 
-    def __init__(self, half: nn.Module, spec: OptimizerSpec, epochs: int, device: str) -> None:
+    def __init__(self, half: nn.Module, spec: OptimizerSpec, training: Training) -> None:
         if next(half.parameters(), None) is None:
             raise ConfigError(
                 f"{type(half).__name__} has no parameters: as a client half it would send raw data, as a server half "
                 "it could not learn. Parameters of a client half may be frozen"
             )
-        self.half = half.to(torch.device(device))
-        self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), epochs)
+        self.half = half.to(torch.device(training.device))
+        for parameter in self.half.parameters():
+            parameter.data = training.laid_out(parameter.data)
+        self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), training.epochs)
         self.pinned = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,8 +83,8 @@ class HalfPool:
     ) -> None:
         # Before any has run: a module that stores what it computed cannot be copied later.
         blank = copied(half) if owners > 1 else half
-        self._make = lambda: TrainedHalf(copied(blank), spec, training.epochs, training.device)
-        self._first: TrainedHalf | None = TrainedHalf(half, spec, training.epochs, training.device)
+        self._make = lambda: TrainedHalf(copied(blank), spec, training)
+        self._first: TrainedHalf | None = TrainedHalf(half, spec, training)
         self._initial: Mapping[str, Any] = {}
         if owners > 1:
             tensors, facts = split(self._first.state_dict())

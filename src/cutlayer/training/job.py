@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cutlayer.data.batches import Batches
 from cutlayer.method import Method, Task, Training
@@ -17,6 +18,7 @@ class Job:
     Attributes:
         half: from the activations at the cut to the outputs; trained in place.
         cut_shape: shape of one sample's activations.
+        bfloat16: whether activations are bfloat16 where they leave the client half, and so where they enter this one.
     """
 
     half: nn.Module
@@ -24,6 +26,11 @@ class Job:
     method: Method
     training: Training
     task: Task
+    bfloat16: bool = False
+
+    def at_cut(self, activations: Tensor) -> Tensor:
+        """Decoded activations as the uncut network would hand them on: of the same type and order in memory."""
+        return self.training.laid_out(activations.to(torch.bfloat16) if self.bfloat16 else activations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ class ServerHalves:
         if clients > 1 and method.fleet.strategy.own_server_halves:
             options = {"owners": clients, "live": method.fleet.live, "folder": method.store.folder}
             self.pool = HalfPool(copied(job.half), training.server, training, **options)
-        self.main = TrainedHalf(job.half, training.server, training.epochs, training.device)
+        self.main = TrainedHalf(job.half, training.server, training)
         self._epoch = 0
         self._samples: dict[int, int] = {}
         """Samples that each client's own half was trained on since the last average, which it began with."""

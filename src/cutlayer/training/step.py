@@ -93,7 +93,8 @@ class TrainingStep:
         inputs = batches[0].activations
         if len(batches) > 1:
             inputs = torch.cat([batch.activations for batch in batches])
-        elif batches[0].needs_gradients:  # the half may begin with an in-place operation, which a leaf does not allow
+        inputs = self.job.at_cut(inputs)
+        if inputs.is_leaf and inputs.requires_grad:  # the half may begin with an in-place operation
             inputs = inputs.clone()
         with self.job.training.autocast():
             outputs = half(inputs).float()

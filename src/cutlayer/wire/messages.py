@@ -104,7 +104,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         received: frames of that session that have come in.
         run: the run that its checkpoints belong to; "" if it has none.
         checkpoints: the epochs after which it has one.
-        samples, test_samples, batch_size, drop_last, test_batch_size, frozen: as in `checks.ClientSummary`.
+        samples, test_samples, batch_size, drop_last, test_batch_size, frozen, bfloat16: as in `checks.ClientSummary`.
         epoch_samples, epoch_steps, epoch_flops, epoch_bytes, epoch_forward: of an epoch of plain split learning, see
             `plain`.
         weights_bytes: bytes of a frame that holds the client half.
@@ -123,6 +123,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     drop_last: bool = False
     test_batch_size: int = 0
     frozen: bool = False
+    bfloat16: bool = False
     epoch_samples: int = 0
     epoch_steps: int = 0
     epoch_flops: int = 0

@@ -40,7 +40,7 @@ class Worker:
         torch.set_num_threads(threads)
         self.rank, self.world, self.device = rank, world, torch.device(training.device)
         self.step = TrainingStep(job, self._sum_gradients)
-        self.trained = TrainedHalf(job.half, training.server, training.epochs, training.device)
+        self.trained = TrainedHalf(job.half, training.server, training)
         self.codec = get_transfer(method.activations).codec
         self.store = ReplayStore(math.ceil(samples / world), method.store)
         self.epoch = 0
