@@ -24,8 +24,8 @@ import zstandard
 from safetensors.torch import load_file
 
 from cutlayer.codecs import get_codec
-from cutlayer.codecs.lossless import compression_parameters
 from cutlayer.records.environment import environment
+from cutlayer.streams import compression_parameters
 
 Coder = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, compress, decompress
 

@@ -7,7 +7,6 @@ that resumes draws what it would have drawn.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from cutlayer.naming import derive
 
-def derive(seed: int, *name: str | int) -> int:
-    """A seed in [0, 2^63) for the draw of this name."""
-    digest = hashlib.blake2b(repr((seed, *name)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+__all__ = ["derive", "generator", "seeded", "seeded_everywhere"]
 
 
 def generator(seed: int, *name: str | int) -> torch.Generator:

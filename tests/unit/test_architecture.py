@@ -19,7 +19,7 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 ORDER = (
     "__main__", "cli", "studies", "planning", "runs", "backends", "training", "report", "records", "method", "fleet",
     "strategies", "stopping", "privacy", "models", "data", "memory", "wire", "codecs", "schedule", "describe", "files",
-    "seeds", "errors",
+    "seeds", "naming", "formats", "streams", "errors",
 )
 # fmt: on
 

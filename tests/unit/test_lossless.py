@@ -8,8 +8,8 @@ import torch
 import zstandard
 
 from cutlayer.codecs import get_codec
-from cutlayer.codecs.lossless import MAX_EXPANSION, SPLIT, STORED, WHOLE
 from cutlayer.errors import RefusedError
+from cutlayer.streams import MAX_EXPANSION, SPLIT, STORED, WHOLE
 
 CODEC = get_codec("fp8_e4m3+zstd")
 

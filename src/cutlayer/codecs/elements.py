@@ -11,47 +11,15 @@ Sources: OCP 8-bit Floating Point Specification; OCP Microscaling Formats (MX) S
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from cutlayer.codecs.scratch import chunks, known_false, scratch
+from cutlayer.formats import E2M1, E2M3, E3M2, E4M3, E4M3_HFP8, E5M2, Element
 
+__all__ = ["E2M1", "E2M3", "E3M2", "E4M3", "E4M3_HFP8", "E5M2", "Element"]
 
-@dataclass(frozen=True)
-class Element:
-    """A float format of one sign bit, some exponent bits and `mantissa` bits, in the low `bits` bits of a byte.
-
-    Attributes:
-        bits: width of a code.
-        mantissa: explicit mantissa bits.
-        lowest: exponent of the smallest normal number, 1 - bias.
-        largest: largest finite value.
-        nan: code written for NaN; None where the format has no NaN.
-        negative_zero: whether the code with only the sign bit is -0; if not, it is the one NaN.
-    """
-
-    bits: int
-    mantissa: int
-    lowest: int
-    largest: float
-    nan: int | None = None
-    negative_zero: bool = True
-
-    @property
-    def highest(self) -> int:
-        """Exponent of the largest value (`emax` of the MX specification)."""
-        return int(np.floor(np.log2(self.largest)))
-
-
-E4M3 = Element(8, 3, -6, 448.0, nan=0x7F)
-E5M2 = Element(8, 2, -14, 57344.0, nan=0x7F)
-E4M3_HFP8 = Element(8, 3, -10, 30.0, nan=0x80, negative_zero=False)
-E2M3 = Element(6, 3, 0, 7.5)
-E3M2 = Element(6, 2, -2, 28.0)
-E2M1 = Element(4, 1, 0, 6.0)
 
 # PyTorch's own casts and the power of two that goes before; its e4m3fnuz is HFP8's format with bias 8 in place of 11.
 _NATIVE = {

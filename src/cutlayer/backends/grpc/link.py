@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from cutlayer.errors import RefusedError, StateLostError
-from cutlayer.wire.frames import PREFIX, total_length
+from cutlayer.wire.envelope import PREFIX, total_length
 
 CHUNK = struct.Struct("<BQQ")
 CHUNK_BYTES = 1 << 18

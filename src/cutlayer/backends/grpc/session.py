@@ -21,7 +21,7 @@ from cutlayer.backends.grpc.link import Connection, Link
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
 from cutlayer.backends.grpc.trouble import Attempts, explain
 from cutlayer.errors import ConfigError, CutlayerError, RefusedError
-from cutlayer.wire.frames import Frame, pack, unpack
+from cutlayer.wire.envelope import header_of, seal
 from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
 
 log = logging.getLogger("cutlayer.wire")
@@ -45,7 +45,7 @@ def own_name(tls: str | Path) -> str:
 def fetch_config(address: str, tls: str | Path | None) -> str:
     """The config of the run that a server holds, as JSON. Raises grpc.RpcError where it cannot be reached."""
     with open_channel(address, tls) as channel:
-        offer = unpack(channel.unary_unary(f"/{SERVICE}/Config")(b"", timeout=HELLO_SECONDS)).message
+        offer = header_of(channel.unary_unary(f"/{SERVICE}/Config")(b"", timeout=HELLO_SECONDS))[0].message
         if not isinstance(offer, Offer):
             raise RefusedError(f"expected the server's config, got {type(offer).__name__}")
         return offer.config
@@ -145,7 +145,7 @@ class Session:
         ready = threading.Event()
 
         def outgoing() -> Iterator[bytes]:
-            yield pack(Frame(hello))
+            yield seal(hello)
             ready.wait()
             if opened:
                 yield from opened[0].outgoing()
@@ -160,7 +160,7 @@ class Session:
                     if not opened[0].up:
                         return
                     continue
-                answer = unpack(message).message
+                answer = header_of(message)[0].message
                 if isinstance(answer, Refusal):
                     return self._refused(answer)
                 if not isinstance(answer, Welcome):
