@@ -9,9 +9,11 @@ from dataclasses import field as dataclass_field
 from cutlayer.codecs import Encoded, get_codec
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.wire.envelope import (
+    MAGIC,
     MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     PREFIX,
+    VERSION,
     Field,
     Header,
     frame_length,
@@ -23,9 +25,11 @@ from cutlayer.wire.envelope import (
 from cutlayer.wire.messages import Message
 
 __all__ = [
+    "MAGIC",
     "MAX_DIMENSIONS",
     "MAX_HEADER_BYTES",
     "PREFIX",
+    "VERSION",
     "Field",
     "Frame",
     "Header",
