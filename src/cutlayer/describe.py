@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cutlayer.errors import some
+
 
 def describe(value: Any) -> Any:
     """A value as JSON values. Functions and objects go by their names, never by an address in memory."""
@@ -65,6 +67,21 @@ def structure(half: nn.Module, *, classes: bool = True) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
     learns = any(parameter.requires_grad for parameter in half.parameters())
     return digest.hexdigest()[:16] + ("" if learns else " (frozen)")
+
+
+def misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Which tensors are not those of a module, in a line; empty if names and shapes are the same."""
+    own = module.state_dict()
+    wrong = [
+        *(f"{name} is missing" for name in own if name not in tensors),
+        *(f"{name} is not expected" for name in tensors if name not in own),
+        *(
+            f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+            for name in own
+            if name in tensors and tensors[name].shape != own[name].shape
+        ),
+    ]
+    return some(wrong, 3)
 
 
 def differences(before: Any, now: Any, path: str = "") -> dict[str, str]:

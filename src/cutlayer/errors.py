@@ -1,6 +1,7 @@
 """The errors a user can meet, each saying what was expected, what came and what to do."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class CutlayerError(Exception):
@@ -45,6 +46,18 @@ class ClientUnavailableError(CutlayerError):
 
 class StateLostError(CutlayerError):
     """Something that held a part of the run's state is gone; the run goes back to its last checkpoint."""
+
+
+def require_kinds(owner: object, **expected: tuple[Any, str]) -> None:
+    """Raise ConfigError if an attribute of `owner` is not of the kind (types, and their description) that it is to be.
+
+    True and False are no numbers.
+    """
+    for name, (kinds, described) in expected.items():
+        value = getattr(owner, name)
+        truth = isinstance(value, bool) and kinds not in (bool, object)
+        if truth or not isinstance(value, kinds):
+            raise ConfigError(f"{name}: expected {described}, got {value!r}")
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from cutlayer.codecs import get_pair, get_transfer
 from cutlayer.data.augment import Augment
-from cutlayer.errors import ConfigError, unknown
+from cutlayer.errors import ConfigError, require_kinds, unknown
 from cutlayer.fleet import Fleet
 from cutlayer.memory.store import StoreOptions
 from cutlayer.models.optim import Optimizer, OptimizerSpec
@@ -48,6 +48,13 @@ class Method:
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
+        require_kinds(
+            self,
+            activations=(str, 'a spec, such as "fp8_e4m3"'),
+            gradients=(str, 'a spec, such as "fp8_e5m2"'),
+            store=(StoreOptions, "StoreOptions"),
+            fleet=(Fleet, "a Fleet"),
+        )
         if get_transfer(self.activations).feedback:
             raise ConfigError(
                 f"activations {self.activations!r}: 'ef>' is for gradients alone; give two specs, UP/DOWN"
@@ -131,6 +138,16 @@ class Training:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        require_kinds(
+            self,
+            seed=(int, "a whole number"),
+            shuffle=(bool, "True or False"),
+            drop_last=(bool, "True or False"),
+            augment=(Callable | None, "a function of a batch of inputs and a generator, or None"),
+            keep_best=(str | Best | None, "the name of a test metric, a Best, or None"),
+            early_stopping=(EarlyStopping, "EarlyStopping(...)"),
+            device=(str | torch.device, 'a name, such as "cpu"'),
+        )
         for name in ("client", "server"):
             if not hasattr(getattr(self, name), "build"):
                 raise ConfigError(
@@ -234,6 +251,12 @@ class Task:
     classes: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in {"loss": self.loss, **(self.metrics if isinstance(self.metrics, Mapping) else {})}.items():
+            if isinstance(value, type):
+                raise ConfigError(f"{name}: expected a function or an object, got a class; give {value.__name__}()")
+            if not callable(value) and not isinstance(value, Metric):
+                raise ConfigError(f"{name}: expected a function of outputs and labels, got {value!r}")
+        require_kinds(self, classes=(int | None, "the number of classes, or None"))
         if not isinstance(self.metrics, Mapping):
             raise ConfigError(f'metrics: expected them by name, such as {{"accuracy": accuracy}}, got {self.metrics!r}')
         if "loss" in self.metrics:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -268,7 +269,9 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
     assert json.loads((tmp_path / "two" / "config.json").read_text())["init"] == {"run": "one", "epochs": 4}
     wide = [*small[:4], "--width", "0.5", "--epochs", "1", "--run-dir", "three", "--init", "one"]
     assert main(["train", "digits", *wide]) == 2
-    assert "one/model.safetensors is not of a network such as this" in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "one/model.safetensors is not of a network such as this: " in said
+    assert re.search(r"\.weight is \[.*\], expected \[.*\] and \d+ more$", said)
 
 
 def test_the_model_of_a_run_that_was_served(tmp_path: Path) -> None:

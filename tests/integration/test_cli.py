@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import pytest
+
+from cutlayer.cli.entry import main
 from cutlayer.data.images import DATASETS
 from cutlayer.models.networks import MODELS
 from cutlayer.runs.choices import Choices
@@ -174,3 +177,26 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.strip() == "interrupted; go on with: cutlayer train --resume long"
+
+
+def test_a_wrong_option_is_said_once_and_not_for_each_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "digits", "--epoch", "3"])
+    said = capsys.readouterr().err
+    assert said.count("--epochs INT") == 1
+    assert "cifar10" not in said
+
+
+def test_a_damaged_evaluation_leaves_a_run_out_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--train-samples", "64", "--test-samples", "32", "--epochs", "1", "--threads", "1", "--width", "0.25"]
+    for name in ("one", "two"):
+        assert main(["train", "digits", *small, "--run-dir", name]) == 0
+    Path("two/merged.json").write_text(json.dumps({"epochs": 1, "scores": {"accuracy": "high"}}))
+    capsys.readouterr()
+    assert main(["compare", "one", "two"]) == 0
+    said = capsys.readouterr()
+    assert "left out: two/merged.json is damaged" in said.err
+    assert "loss" in said.out

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cutlayer import (
     Drop,
     Halves,
     Method,
+    Optimizer,
     RefusedError,
     Task,
     Training,
@@ -215,3 +217,36 @@ def test_wrong_types_are_named_before_training() -> None:
         Drop(threshold="0.1")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="metrics: expected them by name"):
         Task(metrics=["accuracy"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Drop(0.01), r"Drop: expected values by name, such as Drop\(threshold=0.01\), got 0.01"),
+        (lambda: Drop(threshold=0.1, warmup="2"), "warmup: expected a whole number of epochs, got '2'"),
+        (lambda: Training(seed=1.5), "seed: expected a whole number, got 1.5"),
+        (lambda: Training(augment=3), "augment: expected a function of a batch"),
+        (lambda: Training(early_stopping=3), r"early_stopping: expected EarlyStopping\(...\), got 3"),
+        (lambda: Training(keep_best=True), "keep_best: expected the name of a test metric"),
+        (lambda: Training(shuffle="no"), "shuffle: expected True or False"),
+        (lambda: Task(nn.MSELoss), r"loss: expected a function or an object, got a class; give MSELoss\(\)"),
+        (lambda: Task(3), "loss: expected a function of outputs and labels, got 3"),
+        (lambda: Task(metrics={"a": 3}), "a: expected a function of outputs and labels, got 3"),
+        (lambda: Task(classes="x"), "classes: expected the number of classes, or None, got 'x'"),
+        (lambda: Method(fleet=3), "fleet: expected a Fleet, got 3"),
+        (lambda: Method(store="disk"), "store: expected StoreOptions, got 'disk'"),
+        (lambda: Method(activations=3), "activations: expected a spec"),
+        (lambda: Optimizer(lr="a"), "lr: expected a number, got 'a'"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_at_once(make: Callable[[], object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        make()
+
+
+@pytest.mark.parametrize(("factor", "ends"), [(1.0, False), (1.004, False), (1.5, True), (-1.0, True)])
+def test_probabilities_sum_to_one(factor: float, ends: bool) -> None:
+    labels = SOFT.clone()
+    labels[2] *= factor
+    with pytest.raises(RefusedError, match="sum to 1, got others in samples 2") if ends else nullcontext():
+        trained(TensorDataset(INPUTS, labels))

@@ -29,12 +29,17 @@ def parse_recipe(
     """
     # What version 0.1 called it.
     arguments = ["--strategy" + given[6:] if given.split("=")[0] == "--mode" else given for given in arguments]
-    kind = tyro.extras.subcommand_type_from_defaults(dict(defaults), dict(about))
+    recipe = arguments[0] if arguments and arguments[0] in defaults else None
+    if recipe is not None:  # what is wrong with an option is then said for this recipe alone
+        defaults, arguments = {recipe: defaults[recipe]}, arguments[1:]
+        prog, description = f"{prog} {recipe}", about[recipe]
+    kind: Any = tyro.extras.subcommand_type_from_defaults(dict(defaults), dict(about))
     said = _Said()
     try:
         with redirect_stderr(said):
             return tyro.cli(
-                kind,
+                kind if recipe is None else type(defaults[recipe]),
+                default=tyro.MISSING_NONPROP if recipe is None else defaults[recipe],
                 prog=prog,
                 description=description or None,
                 args=arguments,

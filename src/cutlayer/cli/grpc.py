@@ -137,6 +137,9 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
     _prepare(config.threads)
     folder = Run(chosen.run_dir or f"runs/{config.data.name}-served")
     done = folder.records() if folder.exists() else []
+    if config.training.ending.reached(done):
+        at_its_end = f"{folder.folder} is at its end, after {len(done)} epochs: clients are told so, nothing is trained"
+        console.print(f"{at_its_end}. To go on, give more --epochs", highlight=False, soft_wrap=True)
     stop = Stop()
     with stop.on_signals(), ProgressView(schedule_of(config), config.training.epochs, console, done) as view:
         try:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, require_kinds
 
 
 class OptimizerSpec(Protocol):
@@ -54,6 +54,8 @@ class Optimizer:
             raise ConfigError(f"unknown optimizer {self.name!r}; known: sgd, adam, adamw")
         if self.schedule not in ("constant", "step", "cosine"):
             raise ConfigError(f"unknown learning-rate schedule {self.schedule!r}; known: constant, step, cosine")
+        number = int | float, "a number"
+        require_kinds(self, lr=number, momentum=number, weight_decay=number, decay=number)
         if not self.lr > 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cutlayer.describe import differences
+from cutlayer.describe import differences, misfits
 from cutlayer.errors import ConfigError, DamagedError
 from cutlayer.files import load_tensors, replace, save_sealed, sealed, unsealed
 from cutlayer.method import Training
@@ -237,6 +237,8 @@ class RunFolder:
         final = _read(self.merged_file)
         # A run that was extended is not at its end again yet.
         merged = final.get("scores", {}) if final.get("epochs") == len(records) else {}
+        if not isinstance(merged, dict) or not all(isinstance(value, (int, float)) for value in merged.values()):
+            raise DamagedError(f"{self.merged_file} is damaged: expected scores that are numbers, got {merged}")
         return History(records, Baseline(**self.read_config()["baseline"]), self.given_up(), merged)
 
     def save_model(self, model: nn.Module) -> None:
@@ -267,10 +269,10 @@ class RunFolder:
                 f"{self.folder} has no model.safetensors: it is written at the end of a run in one place, {done} "
                 f"epochs are done. {NO_MODEL_YET}"
             )
-        try:
-            model.load_state_dict(load_tensors(self.model_file)[0])
-        except RuntimeError as error:
-            raise ConfigError(f"{self.model_file} is not of a network such as this: {error}") from None
+        weights = load_tensors(self.model_file)[0]
+        if wrong := misfits(model, weights):
+            raise ConfigError(f"{self.model_file} is not of a network such as this: {wrong}")
+        model.load_state_dict(weights)
         return model
 
 

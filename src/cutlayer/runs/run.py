@@ -47,6 +47,9 @@ class Run(RunFolder):
     ) -> nn.Module:
         """The uncut network with the weights of the finished run, or of its newest whole checkpoint; in eval mode.
 
+        It takes what the run trained on: networks of recipes raw images, uint8 [B, C, H, W] with pixels from 0 to 255,
+        which their first layer normalizes; your own network whatever your data set gave.
+
         Args:
             network: for its structure, the uncut network or its halves. A run of a recipe knows it.
             best: the best epoch's in place of the last one's: by what the run's `keep_best` says, or as given, if that

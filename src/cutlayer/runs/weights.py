@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cutlayer.describe import misfits
 from cutlayer.errors import ConfigError
 from cutlayer.files import load_tensors, save_sealed
 from cutlayer.method import Training
@@ -39,10 +40,9 @@ def network_of(config: Mapping[str, Any], run: Path) -> Halves:
 def loaded(network: nn.Module | Halves, weights: Weights, file: Path) -> nn.Module:
     """A copy of the network with these weights of the uncut one, on the CPU and in eval mode."""
     model = network.merged() if isinstance(network, Halves) else copied(network)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(f"{file} is not of a network such as this: {error}") from None
+    if wrong := misfits(model, weights):
+        raise ConfigError(f"{file} is not of a network such as this: {wrong}")
+    model.load_state_dict(weights)
     return model.cpu().eval()
 
 
@@ -55,10 +55,9 @@ def merged(network: nn.Module | Halves, client: Weights, server: Weights, source
         weights = {**_prefixed("client", client), **_prefixed("server", server)}  # halves that never were one network
     if unexpected := [name for name in weights if name not in known]:
         raise ConfigError(f"the halves in {source} hold what this network does not: {', '.join(unexpected)}")
-    try:
-        model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ConfigError(f"the halves in {source} are not of a network such as this: {error}") from None
+    if wrong := misfits(model, {**known, **weights}):
+        raise ConfigError(f"the halves in {source} are not of a network such as this: {wrong}")
+    model.load_state_dict(weights, strict=False)
     return model.cpu().eval()
 
 

@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
-from cutlayer.errors import ConfigError, DivergedError
+from cutlayer.errors import ConfigError, DivergedError, require_kinds
 
 
 class Exchange(StrEnum):
@@ -106,7 +106,18 @@ class Schedule(ABC):
 
     warmup: int = 1
 
+    def __new__(cls, *values: object, **named: object) -> Self:
+        """Only to say how it is done if values are given without their names."""
+        if values:
+            names = [field for each in reversed(cls.__mro__) for field in getattr(each, "__annotations__", {})]
+            raise ConfigError(
+                f"{cls.__name__}: expected values by name, such as {cls.__name__}({names[-1]}={values[0]!r}), "
+                f"got {', '.join(map(repr, values))}"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        require_kinds(self, warmup=(int, "a whole number of epochs"))
         if self.warmup < 1:
             raise ConfigError(f"warmup must be at least 1 (the first epoch is always A), got {self.warmup}")
 

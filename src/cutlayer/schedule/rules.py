@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, require_kinds
 from cutlayer.schedule.base import Exchange, Schedule, State
 
 
@@ -101,6 +101,7 @@ class Periodic(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_kinds(self, period=(int, "a whole number of epochs"))
         if self.period < 1:
             raise ConfigError(f"period must be at least 1, got {self.period}")
 

@@ -18,6 +18,8 @@ from cutlayer.training.job import Job
 from cutlayer.wire.frames import Frame
 from cutlayer.wire.messages import Step
 
+PROBABILITIES_OFF = 0.01
+"""How far the sum of a sample's probabilities may be from 1, as of ones that were rounded."""
 OTHER_TASK = "If this is regression, give Task(loss=torch.nn.functional.mse_loss, metrics={})"
 NAMES = ["ids", "labels", "activations"]
 NAMES_OF_CHANGES = [*NAMES, "sent"]
@@ -191,6 +193,10 @@ class FrameChecks:
         if floats:
             advice = f"{expected} (integers), or their probabilities (floats {[classes.count]})"
             require(shape == (classes.count,), "labels", advice, f"{got}. {OTHER_TASK}")
+            wrong = (labels < 0).any(1) | ((labels.sum(1) - 1).abs() > PROBABILITIES_OFF)
+            if bool(wrong.any()):
+                found = f"others in samples {some(ids[wrong].tolist())}"
+                require(False, "labels", "probabilities, none below 0, that sum to 1", found)
             return floats, shape
         require(one_each, "labels", expected, got)
         ignored = labels == classes.ignored if classes.ignored is not None else torch.zeros_like(labels).bool()
