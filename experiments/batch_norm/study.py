@@ -81,9 +81,12 @@ def measure(config: RunConfig, result: Result) -> dict:
 
 
 def study(name: str) -> Study:
-    """All runs, seed by seed. Plain split learning has no B epochs, so `norm_in_b` makes no further run of it."""
+    """All runs, seed by seed. Two schedules for the same clients share one plain run, as it obeys neither."""
     rows = bases(name).values()
-    configs = [chosen(base, way, seed) for seed in range(SEEDS) for base in rows for way in WAYS]
+    configs: list[RunConfig] = []
+    for config in (chosen(base, way, seed) for seed in range(SEEDS) for base in rows for way in WAYS):
+        if config not in configs:
+            configs.append(config)
     return Study(RESULTS / f"{name}.jsonl", configs, measure)
 
 
