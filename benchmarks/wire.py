@@ -30,9 +30,12 @@ import grpc
 import torch
 
 from cutlayer.backends.grpc.certs import SERVER_NAME, make_certificates
+from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.link import Link
-from cutlayer.backends.grpc.listener import Listener, Refusals
-from cutlayer.backends.grpc.session import Session
+from cutlayer.backends.grpc.listener import Listener, Reception
+from cutlayer.backends.grpc.places import Places
+from cutlayer.backends.grpc.refusals import Refusals
+from cutlayer.backends.grpc.session import Endpoint, Session
 from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.errors import CutlayerError
 from cutlayer.records.environment import environment
@@ -63,7 +66,8 @@ def answer_links(tls: str | None, ports: multiprocessing.Queue, replies: dict[in
     def admit(hello: Hello):
         return Welcome(0, "session", link.received, "run", 0), link.attach(hello.received)
 
-    listener = Listener("127.0.0.1:0", tls, admit, "", Refusals(), 4)
+    places = Places(["client"], Limits(), named=tls is not None)
+    listener = Listener("127.0.0.1:0", tls, Reception(admit, "", Refusals(), places))
     ports.put(listener.port)
     try:
         while data := link.receive(600):
@@ -129,7 +133,7 @@ Exchange = tuple[Callable[[bytes], object], Callable[[], object]]
 
 
 def link_exchange(port: int, tls: str | None) -> Exchange:
-    session = Session(f"127.0.0.1:{port}", tls, Hello("client"), LIMIT)
+    session = Session(Endpoint(f"127.0.0.1:{port}", tls), Hello("client"), LIMIT)
     assert session.wait_welcome(20) is not None
 
     def exchange(data: bytes) -> object:

@@ -1,5 +1,6 @@
 """The errors a user can meet, each saying what was expected, what came and what to do."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,13 @@ def require_kinds(owner: object, **expected: tuple[Any, str]) -> None:
         truth = isinstance(value, bool) and kinds not in (bool, object)
         if truth or not isinstance(value, kinds):
             raise ConfigError(f"{name}: expected {described}, got {value!r}")
+
+
+def harmless(text: object, most: int = 1000) -> str:
+    """What a peer says, for logs and terminals: in one line, without control or direction characters, cut to `most`."""
+    said = str(text)
+    cut = said[:most] + (f" ({len(said) - most} characters more)" if len(said) > most else "")
+    return "".join(c if unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in cut)
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

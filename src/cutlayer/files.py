@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cutlayer.errors import DamagedError, DiskError
+from cutlayer.errors import ConfigError, DamagedError, DiskError
+
+# Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
+LOCK_PATIENCE = 6.0
 
 
 def replace(file: Path, content: str | bytes, *, flush: bool = True) -> None:
@@ -37,10 +42,21 @@ def replace(file: Path, content: str | bytes, *, flush: bool = True) -> None:
                 if flush:
                     os.fsync(out.fileno())
             temporary.replace(file)
+            if flush:
+                flush_to_disk(file.parent)
         except OSError:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk, so that a loss of power leaves it whole."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -50,6 +66,23 @@ def writing(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Inside the block no other process is at work in this folder. Raises ConfigError if one is, with `what` it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"{folder}: another process is at work on {what}") from None
+                time.sleep(0.1)
+        yield
 
 
 # --- JSON ---

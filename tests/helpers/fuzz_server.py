@@ -22,16 +22,16 @@ from pathlib import Path
 import grpc
 import torch
 
+from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.grpc.link import CHUNK, Connection
 from cutlayer.backends.grpc.rpc import SERVICE
-from cutlayer.backends.grpc.session import Session, open_channel
-from cutlayer.backends.grpc.stop import Stop
+from cutlayer.backends.grpc.session import Endpoint, Session, open_channel
 from cutlayer.errors import RefusedError
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
-from cutlayer.runs.join import _Joining
 from cutlayer.runs.recipes import digits
+from cutlayer.runs.taking_part import Membership, TakingPart
 from cutlayer.wire.frames import PREFIX, Frame, pack, read, unpack
 from cutlayer.wire.messages import Done, Hello, Refusal
 from tests.helpers.processes import CONFIG, port_of, serve
@@ -104,7 +104,7 @@ class Mutants:
             return mutant
 
 
-class Fuzzing(_Joining):
+class Fuzzing(TakingPart):
     """A client that sends so many mutants before each of its frames."""
 
     mutants, each, sent, broken = Mutants(0), 0, 0, 0
@@ -187,11 +187,12 @@ def fuzz(folder: Path, frames: int, seed: int = 0, codec: str = "fp8") -> dict[s
     draw = random.Random(seed)
     with serve(folder, codec=codec) as server:
         port, pid = port_of(server), server.process.pid
-        address, tls = f"127.0.0.1:{port}", folder / "tls" / "client"
+        tls = folder / "tls" / "client"
+        endpoint = Endpoint(f"127.0.0.1:{port}", tls)
         memory: list[tuple[int, float]] = []
         half = config.halves(train).client
-        arguments = (folder / "client", config.method, config.training, None, Stop())
-        client = Fuzzing("client", half, train, test, *arguments)
+        data = ClientData(train, test)
+        client = Fuzzing(Membership("client", half, data, folder / "client", config.method, config.training))
         client.mutants, client.each = Mutants(seed), -(-frames // good)
 
         def progress(sent: int) -> None:
@@ -208,7 +209,7 @@ def fuzz(folder: Path, frames: int, seed: int = 0, codec: str = "fp8") -> dict[s
         started = time.monotonic()
         try:
             strangers.start()
-            while not client.take_part(address, tls, 60):
+            while not client.take_part(endpoint, 60):
                 pass
             strangers.join()
         finally:

@@ -8,6 +8,6 @@ from cutlayer.wire.messages import Evaluate
 def receive(server: Server, data: bytes) -> bytes | None:
     """What the server does with a step that comes in, or with test activations after epoch -1."""
     if data and isinstance(unpack(data).message, Evaluate):
-        return server.evaluation.add(unpack(data), Evaluate(0, -1, 0), 4)
+        return server.evaluation.add(read(data), Evaluate(0, -1, 0), 4)
     (reply,) = server.train([server.take(read(data))])
     return reply

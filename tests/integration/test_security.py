@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cutlayer import ConfigError, RefusedError
+from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.grpc.certs import common_name, make_certificates
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, LAST, Connection
 from cutlayer.backends.grpc.rpc import SERVICE
@@ -24,9 +25,10 @@ from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import outline
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig
-from cutlayer.runs.join import _Joining, join
+from cutlayer.runs.join import join
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.serve import serve
+from cutlayer.runs.taking_part import Membership, TakingPart
 from cutlayer.wire.frames import Frame, pack, unpack
 from cutlayer.wire.messages import Hello, Refusal, Welcome
 from tests.helpers import processes
@@ -106,7 +108,7 @@ def honest_hello() -> Hello:
     half = CONFIG.halves(train).client
     with tempfile.TemporaryDirectory() as folder:
         method, training = CONFIG.method, CONFIG.training
-        return _Joining("client", half, train, test, Path(folder), method, training, None, Stop())._hello()
+        return TakingPart(Membership("client", half, ClientData(train, test), Path(folder), method, training))._hello()
 
 
 def hello(**changes: object) -> Hello:
@@ -195,11 +197,11 @@ def refusal(answers: list[bytes]) -> str:
 def test_refused_in_the_handshake_by_name(server: SimpleNamespace, tls: Path, caplog) -> None:
     address = f"127.0.0.1:{server.port}"
     with open_channel(address, tls / "mallory") as channel, caplog.at_level(logging.WARNING):
-        assert "made out to ['mallory'], the client says 'client'" in refusal(say(channel, pack(Frame(hello()))))
+        assert "made out to 'mallory', the client says 'client'" in refusal(say(channel, pack(Frame(hello()))))
         assert "expected one of ['client'], got 'mallory'" in refusal(say(channel, pack(Frame(hello(name="mallory")))))
     assert "mallory" in caplog.text
     with open_channel(address, tls / "server") as channel:
-        assert "made out to ['cutlayer-server']" in refusal(say(channel, pack(Frame(hello()))))
+        assert "made out to 'cutlayer-server'" in refusal(say(channel, pack(Frame(hello()))))
     assert check_health(address, tls / "server") == "SERVING"
     with open_channel(address, tls / "client") as channel:
         assert "expected a Hello" in refusal(say(channel, pack(Frame(Welcome(0, "", 0, "", 0)))))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Always, Fleet, Halves, Method, Once, Optimizer, Periodic, RefusedError, Training, fit
-from cutlayer.codecs import encode_exactly
 from cutlayer.data.batches import Batches
 from cutlayer.records.ledger import Ledger
 from cutlayer.strategies import STRATEGIES
@@ -20,7 +19,7 @@ from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, pooled
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
-from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.frames import Frame, Received, pack, read
 from cutlayer.wire.messages import Calibrate, Weights
 
 BATCH, WIDTH = 8, 5
@@ -128,8 +127,8 @@ def test_calibration_leaves_momentum_counters_and_weights_alone() -> None:
     torch.testing.assert_close(half[1].running_mean, half[0](inputs).mean(0))
 
 
-def encoded(tensors: dict[str, Tensor]) -> dict:
-    return {name: encode_exactly(value.unsqueeze(0)) for name, value in tensors.items()}
+def encoded(tensors: dict[str, Tensor]) -> Received:
+    return read(weights_frame(Weights(0, 0, statistics=True), tensors))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.participants import LiveParticipant
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, pack, read, unpack
+from cutlayer.wire.frames import Frame, Received, pack, read
 from cutlayer.wire.messages import Done, Step, Weights
 from tests.helpers.small import close, data, equal, halves, training
 
@@ -220,8 +220,8 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
     before = {name: value.clone() for name, value in good.items()}
     shared = SharedHalf(good)
 
-    def upload(tensors: dict[str, torch.Tensor]) -> dict:
-        return unpack(weights_frame(Weights(0, 0), tensors)).tensors
+    def upload(tensors: dict[str, torch.Tensor]) -> Received:
+        return read(weights_frame(Weights(0, 0), tensors))
 
     nan = {**good, "0.bias": torch.full((8,), float("nan"))}
     wrong = {
@@ -233,9 +233,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
         for tensors in cases:
             with pytest.raises(RefusedError, match=rf"client 3: weights: expected those of .*\['{name}'\] differ"):
                 shared.add(3, upload(tensors), 1)
-            with pytest.raises(
-                RefusedError, match=rf"weights: expected those of this client half, \['{name}'\] differ"
-            ):
+            with pytest.raises(RefusedError, match=rf"weights: expected those of the client half, \['{name}'\] differ"):
                 load_weights(half, upload(tensors), "client 3")
     with pytest.raises(RefusedError, match=r"weights: expected finite values, got infinities or NaN in \['0.bias'\]"):
         shared.add(3, upload(nan), 1)

@@ -14,7 +14,7 @@ from cutlayer.backends.answers import TrustedPeer
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.description import ClientDescription
 from cutlayer.data.batches import Batches
-from cutlayer.errors import ClientUnavailableError, StateLostError
+from cutlayer.errors import ClientUnavailableError, DivergedError, StateLostError
 from cutlayer.fleet import Fleet
 from cutlayer.method import Method, Training
 from cutlayer.records.ledger import Ledger
@@ -50,6 +50,7 @@ class Clients(ABC):
         weights_bytes: bytes of a frame with the weights of the client half.
         stores: what checkpoints hold of them, by name, the same wherever the clients are: all halves and optimizers
             under "clients".
+        left_out: clients that the run goes on without, for good.
         can_lose_state: whether `StateLostError` may be raised, so that there must always be a checkpoint to go back to.
         trusted: whether what they send is an error of this program's user; otherwise it ends the run for no one else.
     """
@@ -58,6 +59,7 @@ class Clients(ABC):
     plain: list[PlainEpoch]
     weights_bytes: int
     stores: dict[str, Store]
+    left_out: Collection[int] = ()
     can_lose_state: ClassVar[bool] = False
     trusted: ClassVar[bool] = True
 
@@ -87,6 +89,10 @@ class Clients(ABC):
 
     def collect(self) -> None:  # noqa: B027
         """After an epoch: have its costs in the ledger."""
+
+    def leave_out(self, reason: DivergedError) -> bool:
+        """Training diverged: go on, from a checkpoint before, without the client that made it; whether there is one."""
+        return False
 
     def recover(self, reason: StateLostError | ClientUnavailableError) -> None:
         """Put back in place what was lost; its state then comes from the last checkpoint. Raises if it cannot."""

@@ -13,6 +13,7 @@ from cutlayer.cli.afterwards import export, predict_command
 from cutlayer.cli.attack import attack
 from cutlayer.cli.compare import compare
 from cutlayer.cli.demo import demo
+from cutlayer.cli.forget import forget
 from cutlayer.cli.merge import merge
 from cutlayer.cli.partition import partition
 from cutlayer.cli.plan import plan
@@ -48,6 +49,7 @@ COMMANDS = {
     "export": export,
     "predict": predict_command,
     "partition": partition,
+    "forget": forget,
     "certs": remote("certs", "Make certificates for a server and its clients."),
     "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
     "join": remote("join", "Take part in a run that another machine serves."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cutlayer.codecs.base import Codec, Encoded, Layout, isfinite
+from cutlayer.codecs.base import Codec, Encoded, Layout, isfinite, magnitude
 from cutlayer.codecs.integers import narrowest
 from cutlayer.codecs.specs import (
     FLOAT_FORMATS,
@@ -46,4 +46,5 @@ __all__ = [
     "get_pair",
     "get_transfer",
     "isfinite",
+    "magnitude",
 ]

@@ -186,6 +186,14 @@ def numel(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
+def magnitude(values: Tensor) -> float:
+    """The largest of the absolute values of a tensor; NaN or infinite if one is."""
+    if values.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(values.detach())
+    return torch.maximum(-low, high).item()
+
+
 def isfinite(values: Tensor) -> bool:
     """Whether a tensor holds neither infinities nor NaN; faster than `torch.isfinite(values).all()`."""
     if values.numel() == 0:

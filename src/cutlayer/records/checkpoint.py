@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import ConfigError, CutlayerError, DamagedError, DiskError
-from cutlayer.files import link, replace, sealed
+from cutlayer.files import flush_to_disk, link, replace, sealed
 from cutlayer.records import manifest, state_dicts
 from cutlayer.records.state_dicts import Stateful
 
@@ -35,7 +34,8 @@ class Checkpoints:
 
     def epochs(self) -> list[int]:
         """The epochs after which there is a checkpoint, in order."""
-        return sorted(int(place.name.removeprefix("epoch-")) for place in self.folder.glob("epoch-*"))
+        names = (place.name.removeprefix("epoch-") for place in self.folder.glob("epoch-*"))
+        return sorted(int(name) for name in names if name.isdecimal())  # and not those that a person set aside
 
     def prune(self, wanted: Container[int]) -> None:
         """Delete all checkpoints but those of the `wanted` epochs."""
@@ -120,11 +120,11 @@ class Checkpoints:
                 "use one with a plain state"
             ) from error
         for file in [*new.rglob("*"), new]:
-            _flush(file)
+            flush_to_disk(file)
         if self.place(epoch).exists():  # one that was gone back behind
             self._delete(epoch)
         new.rename(self.place(epoch))
-        _flush(self.folder)
+        flush_to_disk(self.folder)
         for unfinished in [*self.folder.glob("writing-*"), *self.folder.glob("deleting-*")]:
             shutil.rmtree(unfinished)
 
@@ -217,12 +217,3 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             self.place(epoch).rename(aside)
             log.warning("%s; set aside as %s, which can be deleted", text, aside.name)
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk, so that a loss of power leaves it whole."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

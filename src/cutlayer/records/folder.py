@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from cutlayer.describe import differences, misfits
 from cutlayer.errors import ConfigError, DamagedError
-from cutlayer.files import load_tensors, replace, save_sealed, sealed, unsealed
+from cutlayer.files import load_tensors, locked, replace, save_sealed, sealed, unsealed
 from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.environment import environment
@@ -24,8 +22,6 @@ from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines
 from cutlayer.records.state_dicts import Stateful
 
-# Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
-LOCK_PATIENCE = 6.0
 # What may change when a run is resumed: its end, and what has no influence on the bits.
 FREE = ("epochs", "checkpoint_every", "keep_checkpoints", "live")
 FREE_WHOLE = ("keep_best", "early_stopping")
@@ -85,17 +81,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing to the run. Raises ConfigError where one does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise ConfigError(f"{self.folder}: another process is at work on this run") from None
-                    time.sleep(0.1)
+        with locked(self.folder, "this run"):
             yield
 
     def open(

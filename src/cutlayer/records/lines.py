@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import DamagedError
-from cutlayer.files import replace, sealed, unsealed, writing
+from cutlayer.files import flush_to_disk, replace, sealed, unsealed, writing
 
 
 class Lines:
@@ -20,10 +20,13 @@ class Lines:
 
     def append(self, content: Mapping[str, Any]) -> None:
         """Add a line; it is on the disk when this returns. Raises DiskError if the disk does not take it."""
+        new = not self.file.exists()
         with writing(self.file), self.file.open("a") as file:
             file.write(_line(content))
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            flush_to_disk(self.file.parent)
 
     def read(self, first: int | None = None) -> list[dict[str, Any]]:
         """All lines, or the first so many. A last one that a kill cut short is left out.

@@ -23,7 +23,7 @@ from typing import Any
 
 from cutlayer.backends.base import Clients
 from cutlayer.backends.grpc.stop import Stop
-from cutlayer.errors import ClientUnavailableError, ConfigError, StateLostError
+from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.folder import RunFolder
 from cutlayer.records.history import EpochRecord, crossed
@@ -96,6 +96,7 @@ class Loop:
         self.training.ending.check({"loss", *server.job.task.metrics}, tested)
         self.baseline = baseline_of(clients.plain, server, clients.weights_bytes)
         self.records: list[EpochRecord] = []
+        self._diverged_before = -1
         self._lost: list[dict[str, dict[str, int]]] = []
         server.look_ahead(clients.plain, clients.weights_bytes)
         self.parts: dict[str, Stateful] = {**server.parts(), **clients.stores}
@@ -125,6 +126,9 @@ class Loop:
                 self.epoch()
             except (StateLostError, ClientUnavailableError) as reason:
                 self.go_back(reason)
+                continue
+            except DivergedError as error:
+                self.go_back(self._way_back(error))
                 continue
             except BaseException:
                 self.give_up()
@@ -156,6 +160,22 @@ class Loop:
             self._restore(state)
             return
 
+    def _way_back(self, error: DivergedError) -> StateLostError:
+        """Why to go back when training diverged, and then without whom. Raises the error if there is no way on.
+
+        Should it diverge again before it has come further, what came before was spoiled, too: the newest checkpoint is
+        dropped for the one before it.
+        """
+        epoch, again = len(self.records), len(self.records) <= self._diverged_before
+        epochs = self.checkpoints.epochs() if self.checkpoints is not None else []
+        if again and not self.clients.trusted and self.checkpoints is not None and len(epochs) > 1:
+            self.checkpoints.prune(epochs[:-1])
+        elif again or not self.clients.leave_out(error):
+            self.give_up()
+            raise error
+        self._diverged_before = epoch
+        return StateLostError(str(error))
+
     def give_up(self) -> None:
         """Count what the epoch under way, which will be trained again, has sent."""
         sent = self.server.ledger.take().bytes
@@ -180,6 +200,7 @@ class Loop:
         each = server.states.each(len(server.clients))
         due = any(summary.test_samples for summary in server.clients) and self.training.evaluates(epoch)
         active = [client for client, planned in enumerate(each) if planned is not Exchange.NONE]
+        active = [client for client in active if client not in self.clients.left_out]
         if active:
             wanted = server.method.fleet.draw(self.training.seed, epoch, len(server.clients))
             wanted = [client for client in wanted if client in active]

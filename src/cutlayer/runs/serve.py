@@ -11,7 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from cutlayer.backends.grpc.clients import GrpcClients, Waits
+from cutlayer.backends.grpc.admission import Waits
+from cutlayer.backends.grpc.claims import Outline
+from cutlayer.backends.grpc.clients import Control, GrpcClients
+from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.listener import Listener
 from cutlayer.backends.grpc.rpc import KEEPALIVE, check_address
 from cutlayer.backends.grpc.stop import Stop
@@ -20,6 +23,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.records.history import EpochRecord, History
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.noted import delivered, left_out
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
@@ -53,9 +57,11 @@ def serve(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_listening: Callable[[int], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    limits: Limits = Limits(),
     deadline: float = 300.0,
     patience: float | None = None,
-    linger: float = 30.0,
+    linger: float | None = 30.0,
+    farewell: bool = False,
     keepalive: float = KEEPALIVE,
     stop: Stop | None = None,
 ) -> Served:
@@ -76,11 +82,13 @@ def serve(
         on_epoch: called after each epoch with its record.
         on_listening: called with the port once connections are taken.
         on_wait: called now and then with a line that says whom the server waits for and since when.
+        limits: bounds of what a client may claim, hold and cost.
         deadline: seconds after which a client that is connected and sends nothing is disconnected.
         patience: seconds after which an epoch goes on without a client that is not there, or of which nothing comes. A
             client that comes back takes part in the next epoch. The result then depends on who was there in time. None
             waits for all, and to the same bits: a client that begins anew takes the run back to its last checkpoint.
-        linger: seconds that the end of the run waits for clients to hear of it.
+        linger: seconds that the end of the run waits for clients to hear of it and get their half; None waits for all.
+        farewell: only hand out what a run that is at its end has for its clients, to those that have not got it.
         keepalive: seconds within which a connection whose other end has vanished without a word is given up.
         stop: lets another thread, or signals, end the run early.
 
@@ -93,25 +101,18 @@ def serve(
     require_choices(method, training, task)
     if method.fleet.dropout:
         raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
-    folder, stop, offered = Run(run), stop or Stop(), json.dumps(config or {})
+    outline = Outline(clients, client_half, cut_shape, method, training)
+    folder, stop = Run(run), stop or Stop()
     described = {"method": describe(method), "training": describe(training), "task": describe(task)}
     chosen = {**(config or described), "clients": list(clients)}
     if folder.exists():
         folder.check(chosen)
 
-    def oldest() -> Saved:
-        """The oldest checkpoint that the server may go back to, and the best epoch's, if that is to stay."""
-        kept = folder.checkpoints.epochs()[-training.keep_checkpoints :][0]
-        return Saved(kept, max(training.ending.kept(loop.records), default=-1))
-
     saved = folder.checkpoints.state() or {}
-    waits = Waits(deadline, patience)
-    joined = GrpcClients(
-        clients, client_half, cut_shape, method, training, waits, stop, saved, oldest, on_wait or (lambda line: None)
-    )
-    most = 2 * len(clients) + 8
+    control = Control(limits, Waits(deadline, patience, keepalive), stop, on_wait or (lambda line: None))
+    joined = GrpcClients(outline, control, saved, lambda: _oldest(loop), left_out(folder.folder))
     with ExitStack() as stack:
-        listener = Listener(listen, tls, joined.admission.admit, offered, joined.refusals, most, keepalive)
+        listener = Listener(listen, tls, joined.reception(json.dumps(config or {}), named=tls is not None), keepalive)
         stack.callback(listener.close)
         stack.callback(joined.close)
         if on_listening is not None:
@@ -122,7 +123,16 @@ def serve(
         server = joined.server(Job(half, cut_shape, method, training, task, bfloat16), Ledger())
         loop = Loop(joined, server, folder, folder.checkpoints, stop)
         loop.open(chosen, {}, resume=True)
+        if farewell and not training.ending.reached(loop.records):
+            raise ConfigError(f"farewell: {folder.folder} is not at its end, {len(loop.records)} epochs are done")
         loop.train([on_epoch] if on_epoch is not None else [])
         save_halves(folder.folder, half, server.shared.tensors, joined.run)
-        joined.say_farewell(server, len(loop.records), linger)
+        joined.say_farewell(server, len(loop.records), delivered(folder.folder), linger)
     return Served(History(loop.records, loop.baseline, folder.given_up()), half, dict(joined.refusals.counts))
+
+
+def _oldest(loop: Loop) -> Saved:
+    """The oldest checkpoint that the server may go back to, and the best epoch's, if that is to stay."""
+    assert loop.checkpoints is not None
+    kept = loop.checkpoints.epochs()[-loop.training.keep_checkpoints :][0]
+    return Saved(kept, max(loop.training.ending.kept(loop.records), default=-1))

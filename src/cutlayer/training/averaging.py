@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutlayer.codecs import INTEGER_CODECS, Encoded, encode_exactly, get_codec, isfinite
 from cutlayer.errors import RefusedError
 from cutlayer.training.calibration import check_statistics, pooled, statistics
-from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.frames import Frame, Received, pack
 from cutlayer.wire.messages import Weights
 
 
@@ -74,17 +74,17 @@ class SharedHalf:
         self._statistics: list[tuple[int, dict[str, Tensor]]] = []
         self.version = 0
 
-    def add(self, client: int, tensors: Mapping[str, Encoded], samples: int) -> None:
+    def add(self, client: int, received: Received, samples: int) -> None:
         """A client's upload, to be averaged with the others' by the samples it was trained on."""
-        kinds = {name: (_is_float(encoded.codec), encoded.shape) for name, encoded in tensors.items()}
+        kinds = _kinds_in(received)
         strange = [name for name, (floats, _) in kinds.items() if floats is None]
         if strange:
             raise RefusedError(f"client {client}: weights: expected them in fp32 or as whole numbers, not {strange}")
-        self._kinds = self._kinds or kinds
-        if kinds != self._kinds or any(len(encoded) != 1 for encoded in tensors.values()):
-            different = sorted({name for name, _ in kinds.items() ^ self._kinds.items()})
+        if kinds != (self._kinds or kinds) or any(field.batch != 1 for field in received.fields):
+            different = sorted({name for name, _ in kinds.items() ^ (self._kinds or kinds).items()})
             raise RefusedError(f"client {client}: weights: expected those of the client half, {different} differ")
-        self._average.add(decode_weights(tensors, f"client {client}"), samples)
+        self._average.add(decode_weights(received.unpack().tensors, f"client {client}"), samples)
+        self._kinds = kinds
 
     def average(self) -> None:
         """Replace the shared half by the average of what was added since the last call, if anything was."""
@@ -92,14 +92,11 @@ class SharedHalf:
             self.tensors = self._average.take()
             self.version += 1
 
-    def add_statistics(self, client: int, tensors: Mapping[str, Encoded], samples: int) -> None:
+    def add_statistics(self, client: int, received: Received, samples: int) -> None:
         """A client's running statistics of batch norm, to be pooled; none if its half has no batch norm to measure."""
         whose = f"client {client}"
-        kinds = {name: (_is_float(encoded.codec), encoded.shape) for name, encoded in tensors.items()}
-        different = [name for name in kinds if kinds[name] != self._kinds.get(name) or len(tensors[name]) != 1]
-        if different:
-            raise RefusedError(f"{whose}: statistics: expected those of the client half, {sorted(different)} differ")
-        decoded = decode_weights(tensors, whose)
+        _require_kinds(received, self._kinds, f"{whose}: statistics", some=True)
+        decoded = decode_weights(received.unpack().tensors, whose)
         check_statistics(decoded, whose)
         if decoded:
             self._statistics.append((samples, decoded))
@@ -160,23 +157,33 @@ def decode_weights(tensors: Mapping[str, Encoded], whose: str) -> dict[str, Tens
     return decoded
 
 
-def load_weights(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) -> None:
+def load_weights(half: nn.Module, received: Received, whose: str) -> None:
     """Load the weights of a frame into a half. Raises RefusedError, with nothing loaded, if they do not fit."""
-    decoded, own = decode_weights(tensors, whose), half.state_dict()
-    different = [name for name in {**own, **decoded} if _kind(own.get(name)) != _kind(decoded.get(name))]
-    if different:
-        raise RefusedError(f"{whose}: weights: expected those of this client half, {different} differ")
-    half.load_state_dict(decoded)
+    _require_kinds(received, {name: _kind(value) for name, value in half.state_dict().items()}, f"{whose}: weights")
+    half.load_state_dict(decode_weights(received.unpack().tensors, whose))
 
 
-def load_statistics(half: nn.Module, tensors: Mapping[str, Encoded], whose: str) -> None:
+def load_statistics(half: nn.Module, received: Received, whose: str) -> None:
     """Load running statistics into a half. Raises RefusedError, with nothing loaded, if they are not of its layers."""
-    decoded, own = decode_weights(tensors, whose), statistics(half)
-    different = [name for name in decoded if _kind(own.get(name)) != _kind(decoded[name])]
-    if different:
-        raise RefusedError(f"{whose}: statistics: expected those of this client half, {different} differ")
+    own = {name: _kind(value) for name, value in statistics(half).items()}
+    _require_kinds(received, own, f"{whose}: statistics", some=True)
+    decoded = decode_weights(received.unpack().tensors, whose)
     check_statistics(decoded, whose)
     half.load_state_dict({**half.state_dict(), **decoded})
+
+
+def _kinds_in(received: Received) -> dict[str, Any]:
+    """Whether tensors of a frame are floats, and their shapes, as its header states them."""
+    return {field.name: (_is_float(field.codec), field.shape) for field in received.fields}
+
+
+def _require_kinds(received: Received, expected: Mapping[str, Any], what: str, *, some: bool = False) -> None:
+    """Raise RefusedError for a frame whose tensors are not those of the half, or `some` of them."""
+    kinds, alone = _kinds_in(received), {field.name: field.batch == 1 for field in received.fields}
+    names = kinds if some else {**expected, **kinds}
+    different = [name for name in names if kinds.get(name) != expected.get(name) or not alone.get(name)]
+    if different:
+        raise RefusedError(f"{what}: expected those of the client half, {sorted(different)} differ")
 
 
 def _is_float(codec: str) -> bool | None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cutlayer.codecs import INTEGER_CODECS, Codec, Encoded, evaluation_codec, get_codec, get_transfer, isfinite
+from cutlayer.codecs import (
+    INTEGER_CODECS,
+    Codec,
+    Encoded,
+    evaluation_codec,
+    get_codec,
+    get_transfer,
+    isfinite,
+    magnitude,
+)
 from cutlayer.errors import ConfigError, RefusedError, some
 from cutlayer.method import Task
 from cutlayer.schedule import Exchange
 from cutlayer.training.job import Job
-from cutlayer.wire.frames import Frame
+from cutlayer.wire.frames import Field, Received
 from cutlayer.wire.messages import Step
 
 PROBABILITIES_OFF = 0.01
@@ -64,13 +75,16 @@ class Classes:
     ignored: int | None = None
 
 
+def ignored_label(task: Task) -> int | None:
+    """The label that cross-entropy leaves out; None for another loss."""
+    if task.loss is cross_entropy:
+        return -100  # its default
+    return task.loss.ignore_index if isinstance(task.loss, nn.CrossEntropyLoss) else None
+
+
 def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
     """From `Task.classes`, or from cross-entropy on outputs [B, classes]; None for other tasks."""
-    if task.loss is cross_entropy:
-        ignored: int | None = -100  # its default
-    elif isinstance(task.loss, nn.CrossEntropyLoss):
-        ignored = task.loss.ignore_index
-    else:
+    if (ignored := ignored_label(task)) is None:
         return Classes(task.classes) if task.classes is not None else None
     if len(output_shape) == 1:
         if output_shape[0] == 1:
@@ -81,12 +95,13 @@ def classes_of(task: Task, output_shape: tuple[int, ...]) -> Classes | None:
     return Classes(task.classes, None, ignored) if task.classes is not None else None
 
 
-def decoded(codec: Codec, encoded: Encoded, device: torch.device, message: object) -> Tensor:
-    """The activations of a message, on a device. Raises RefusedError if one is not finite."""
+def decoded(codec: Codec, encoded: Encoded, device: torch.device, message: object) -> tuple[Tensor, float]:
+    """The activations of a message, on a device, and the largest magnitude. Raises RefusedError if it is not finite."""
     activations = codec.decode(encoded.to(device))
-    if not isfinite(activations):
+    largest = magnitude(activations)
+    if not math.isfinite(largest):
         raise RefusedError(f"{message}: activations: expected finite values, got infinities or NaN")
-    return activations
+    return activations, largest
 
 
 class FrameChecks:
@@ -134,50 +149,66 @@ class FrameChecks:
                 f"{most}; got {message}"
             )
 
-    def batch(self, frame: Frame, client: int, *, test: bool = False) -> tuple[Encoded, Tensor, Tensor, Tensor | None]:
+    def batch(
+        self, received: Received, client: int, *, test: bool = False
+    ) -> tuple[Encoded, Tensor, Tensor, Tensor | None]:
         """Activations (encoded), ids int64 [B] and labels [B, ...] of a client's training or test batch.
 
         With delta, the activations are the changes of those samples that the last item, bool [B], says were sent.
+        Nothing is decoded before codec, shape and count of each field are known to be right.
         """
         self.check_client(client)
         info = self.clients[client]
         samples = info.test_samples if test else info.samples
-        largest = info.test_batch_size or info.batch_size if test else info.batch_size
-
-        def require(ok: bool, field: str, expected: object, got: object) -> None:
-            if not ok:
-                raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
-
-        names = NAMES_OF_CHANGES if self.delta and not test else NAMES
-        require(list(frame.tensors) == names, "fields", names, list(frame.tensors))
-        activations = frame.tensors["activations"]
-        require(activations.codec == self.codecs[test], "codec", self.codecs[test], activations.codec)
-        require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
-        count = len(frame.tensors[names[-1]])
-        require(0 < count <= largest, "batch size", f"1 to {largest}", count)
-        for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
-            encoded = frame.tensors[name]
-            require(encoded.codec in known, f"codec of {name}", known, encoded.codec)
-            require(len(encoded) == count, name, f"{count} {name}", len(encoded))
-        ids, labels = (get_codec(frame.tensors[name].codec).decode(frame.tensors[name]) for name in NAMES[:2])
-        require(ids.shape == (count,), "ids", f"{count} ids", list(ids.shape))
+        require = partial(_require, client)
+        self._check_fields(received.fields, client, test)
+        tensors = received.unpack().tensors
+        activations = tensors["activations"]
+        ids, labels = (get_codec(tensors[name].codec).decode(tensors[name]) for name in NAMES[:2])
         outside = (ids < 0) | (ids >= samples)
         require(not bool(outside.any()), "ids", f"0 to {samples - 1}", some(ids[outside].tolist()))
         sent = None
-        if names is NAMES_OF_CHANGES:
-            encoded = frame.tensors["sent"]
-            require((encoded.codec, encoded.shape) == ("u8", ()), "sent", "a byte for each sample", encoded.codec)
+        if (encoded := tensors.get("sent")) is not None:
             codes = get_codec(encoded.codec).decode(encoded)
             require(bool((codes <= 1).all()), "sent", "0 or 1 for each sample", codes.tolist())
             sent = codes.bool()
             require(len(activations) == int(sent.sum()), "changes", f"{int(sent.sum())}", len(activations))
-        self._label_kinds[test] = self._check_labels(labels, ids, self._label_kinds.get(test), require)
+        self._check_labels(labels, ids, self._label_kinds.get(test), require)
         return activations, ids, labels, sent
+
+    def labels_are(self, labels: Tensor, *, test: bool = False) -> None:
+        """These were taken and used: from now on all labels are of their kind."""
+        self._label_kinds.setdefault(test, _kind(labels))
+
+    def knows_labels(self, *, test: bool = False) -> bool:
+        """Whether labels have been used."""
+        return test in self._label_kinds
+
+    def _check_fields(self, fields: Sequence[Field], client: int, test: bool) -> None:
+        """Names, codecs, shapes and counts of a batch's tensors, as the frame's header states them."""
+        info, require = self.clients[client], partial(_require, client)
+        largest = info.test_batch_size or info.batch_size if test else info.batch_size
+        names = NAMES_OF_CHANGES if self.delta and not test else NAMES
+        require([field.name for field in fields] == names, "fields", names, [field.name for field in fields])
+        by_name = {field.name: field for field in fields}
+        activations, count = by_name["activations"], by_name[names[-1]].batch
+        require(activations.codec == self.codecs[test], "codec", self.codecs[test], activations.codec)
+        require(activations.shape == self.cut_shape, "shape", list(self.cut_shape), list(activations.shape))
+        require(0 < count <= largest, "batch size", f"1 to {largest}", count)
+        require(activations.batch <= count, "activations", f"at most {count}", activations.batch)
+        for name, known in (("ids", [*INTEGER_CODECS]), ("labels", [*INTEGER_CODECS, "fp32"])):
+            field = by_name[name]
+            require(field.codec in known, f"codec of {name}", known, field.codec)
+            require(field.batch == count, name, f"{count} {name}", field.batch)
+        require(by_name["ids"].shape == (), "ids", f"{count} ids", [count, *by_name["ids"].shape])
+        if names is NAMES_OF_CHANGES:
+            sent = by_name["sent"]
+            require((sent.codec, sent.shape) == ("u8", ()), "sent", "a byte for each sample", sent.codec)
 
     def _check_labels(
         self, labels: Tensor, ids: Tensor, first: tuple[bool, tuple[int, ...]] | None, require: Callable[..., None]
-    ) -> tuple[bool, tuple[int, ...]]:
-        floats, shape = labels.is_floating_point(), tuple(labels.shape[1:])
+    ) -> None:
+        floats, shape = _kind(labels)
         floats_first, shape_first = first or (floats, shape)
         got = f"{'floats' if floats else 'integers'} {list(shape)}"
         expected = f"{'floats' if floats_first else 'integers'} {list(shape_first)}"
@@ -187,7 +218,7 @@ class FrameChecks:
             require(False, "labels", "finite values", f"infinities or NaN in samples {some(ids[wrong].tolist())}")
         classes = self.classes
         if classes is None:
-            return floats, shape
+            return
         one_each = classes.shape in (None, shape)
         expected = f"classes from 0 to {classes.count - 1}" + ("" if classes.shape is None else ", one a sample")
         if floats:
@@ -197,7 +228,7 @@ class FrameChecks:
             if bool(wrong.any()):
                 found = f"others in samples {some(ids[wrong].tolist())}"
                 require(False, "labels", "probabilities, none below 0, that sum to 1", found)
-            return floats, shape
+            return
         require(one_each, "labels", expected, got)
         ignored = labels == classes.ignored if classes.ignored is not None else torch.zeros_like(labels).bool()
         wrong = ~ignored & ((labels < 0) | (labels >= classes.count))
@@ -206,4 +237,13 @@ class FrameChecks:
             pairs = zip(labels[wrong].tolist(), of[wrong].tolist(), strict=True)
             require(False, "labels", expected, some([f"{label} (sample {sample})" for label, sample in pairs]))
         require(not bool(ignored.all()), "labels", expected, f"only {classes.ignored}, which the loss leaves out")
-        return floats, shape
+
+
+def _require(client: int, ok: bool, field: str, expected: object, got: object) -> None:
+    if not ok:
+        raise RefusedError(f"client {client}: {field}: expected {expected}, got {got}")
+
+
+def _kind(labels: Tensor) -> tuple[bool, tuple[int, ...]]:
+    """Whether labels are floats, and the shape of one."""
+    return labels.is_floating_point(), tuple(labels.shape[1:])

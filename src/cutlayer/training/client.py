@@ -70,7 +70,7 @@ class Client:
         self._ahead: Batch | None = None
         self._source: Iterator[Batch] = iter(())
         self._steps = 0
-        self._shares = self._has_shared = False
+        self._shares = self.has_shared = False
         self._pooling: int | None = None
         """The epoch before which pooled statistics are to come."""
 
@@ -87,6 +87,11 @@ class Client:
     def exchange(self) -> Exchange:
         """What the epoch under way exchanges."""
         return Exchange(self.plan.exchange)
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether an epoch has more batches to come, and it does not wait for weights."""
+        return self._ahead is not None and not self._shares
 
     @property
     def waits(self) -> bool:
@@ -106,23 +111,24 @@ class Client:
 
         Raises RefusedError for a frame that does not fit.
         """
-        frame = received.unpack()
-        message = frame.message
+        message = received.message
         if isinstance(message, Plan):
             self.begin(message)
             return self._go_on()
         if isinstance(message, Update):
-            return self._after_update() if self.backward(frame) else iter(())
+            return self._after_update() if self.backward(received) else iter(())
         if isinstance(message, Calibrate):
             return self._calibrate(message)
         if isinstance(message, Weights) and message.statistics:
             self._require(message.epoch == self._pooling, "pooled statistics that it asked for", message)
-            load_statistics(self.half, frame.tensors, f"client {self.number}")
+            load_statistics(self.half, received, f"client {self.number}")
             self._pooling = None
             return iter(())
         if isinstance(message, Weights):
-            load_weights(self.half, frame.tensors, f"client {self.number}")
-            self._has_shared = True
+            solicited = message.step == (self._steps if self._shares else 0) and not (self._under_way or self.pending)
+            self._require(solicited, "weights before or after an epoch, or those that it waits for", message)
+            load_weights(self.half, received, f"client {self.number}")
+            self.has_shared = True
             return self._go_on() if message.step > 0 and self._shares else iter(())
         if isinstance(message, EvaluationRequest):
             return self._evaluation(message)
@@ -146,7 +152,7 @@ class Client:
 
         They leave the client only if it shares its half with others, whose weights it then has from the server.
         """
-        chosen = self.method.norm_in_b == "calibrated" and (self._has_shared or not message.share)
+        chosen = self.method.norm_in_b == "calibrated" and (self.has_shared or not message.share)
         self._require(
             chosen and message.client == self.number,
             "to measure statistics before an epoch as its own choices say",
@@ -262,14 +268,14 @@ class Client:
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
-    def backward(self, frame: Frame) -> bool:
+    def backward(self, received: Received) -> bool:
         """Finish the step, or its microbatch, that waits for these gradients: backward, and after the last one update.
 
         Returns whether the step is finished.
         """
         nothing = Step(self.number, self.plan.epoch, -1), torch.empty(0)
         message, activations = self.pending[0] if self.pending else nothing
-        gradients = self.frames.gradients(frame, message, len(activations))
+        gradients = self.frames.gradients(received, message, len(activations))
         trained = self._trained()
         with self.ledger.phase("client backward"):
             if message.part == 0:

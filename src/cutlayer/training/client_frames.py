@@ -12,7 +12,7 @@ from cutlayer.memory.delta import DeltaSender
 from cutlayer.records.ledger import Ledger
 from cutlayer.seeds import derive
 from cutlayer.training.job import ClientJob
-from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.frames import Frame, Received, pack
 from cutlayer.wire.messages import Evaluate, Step, Update
 
 
@@ -58,20 +58,21 @@ class ClientFrames:
                 tensors["sent"] = encode_exactly(sent.to(torch.uint8))
             return pack(Frame(message, tensors))
 
-    def gradients(self, frame: Frame, message: Step, count: int) -> Tensor:
+    def gradients(self, received: Received, message: Step, count: int) -> Tensor:
         """The gradients [count, *cut] in the answer to a step. Raises RefusedError if it is none."""
         expected = Update(self.number, message.epoch, message.step, message.part)
-        if frame.message != expected or list(frame.tensors) != ["gradients"]:
+        if received.message != expected or [field.name for field in received.fields] != ["gradients"]:
             raise RefusedError(
                 f"client {self.number}: expected the gradients of epoch {message.epoch}, step {message.step}, "
-                f"part {message.part}, got {frame.message}"
+                f"part {message.part}, got {received.message}"
             )
-        encoded, codec = frame.tensors["gradients"], self.gradient_codec
-        if (encoded.codec, len(encoded), encoded.shape) != (codec.name, count, self.cut_shape):
+        (field,), codec = received.fields, self.gradient_codec
+        if (field.codec, field.batch, field.shape) != (codec.name, count, self.cut_shape):
             raise RefusedError(
                 f"client {self.number}: expected gradients in {codec.name} of shape {[count, *self.cut_shape]}, got "
-                f"{encoded.codec} of shape {[len(encoded), *encoded.shape]}"
+                f"{field.codec} of shape {[field.batch, *field.shape]}"
             )
+        encoded = received.unpack().tensors["gradients"]
         with self.ledger.phase("decode"):
             gradients = codec.decode(encoded.to(self.device))
             if not isfinite(gradients):

@@ -76,11 +76,10 @@ def evaluate(server: Server, peer: Peer, epoch: int) -> None:
         data = peer.receive()
         try:
             received = read(data)
-            frame = received.unpack()
-            if not isinstance(frame.message, Evaluate):
+            if not isinstance(received.message, Evaluate):
                 check_done(server, received, Done(peer.number, epoch, steps, {}, evaluation=True))
                 return
-            left -= server.evaluation.add(frame, Evaluate(peer.number, epoch, steps), left)
+            left -= server.evaluation.add(received, Evaluate(peer.number, epoch, steps), left)
             server.ledger.frame("up", received)
             steps += 1
         except RefusedError as error:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.data.batches import Batches
-from cutlayer.errors import RefusedError
+from cutlayer.errors import RefusedError, StoreFullError
 from cutlayer.memory.store import ReplayStore
 from cutlayer.method import Metric, Task
 from cutlayer.models.flops import FlopTable
@@ -18,7 +18,7 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.training.checks import FrameChecks, decoded
 from cutlayer.training.job import Job
 from cutlayer.training.loss_checks import blaming
-from cutlayer.wire.frames import Frame
+from cutlayer.wire.frames import Received
 from cutlayer.wire.messages import Evaluate
 
 
@@ -33,16 +33,24 @@ class Evaluation:
         self.offsets = [sum(counts[:client]) for client in range(len(counts))]
         self.store = ReplayStore(sum(counts), job.method.store)
 
-    def add(self, frame: Frame, expected: Evaluate, most: int) -> int:
+    def add(self, received: Received, expected: Evaluate, most: int) -> int:
         """Store test activations; return of how many samples. Raises RefusedError for a frame that is not expected."""
-        if frame.message != expected:
-            raise RefusedError(f"client {expected.client}: expected {expected}, got {frame.message}")
-        encoded, ids, labels, _ = self.checks.batch(frame, expected.client, test=True)
+        if received.message != expected:
+            raise RefusedError(f"client {expected.client}: expected {expected}, got {received.message}")
+        encoded, ids, labels, _ = self.checks.batch(received, expected.client, test=True)
         if len(ids) > most:
-            raise RefusedError(f"client {expected.client}: expected the end of the evaluation, got {frame.message}")
+            raise RefusedError(f"client {expected.client}: expected the end of the evaluation, got {received.message}")
         decoded(self.codec, encoded, self.device, expected)
-        self.store.put(ids + self.offsets[expected.client], encoded, labels)
+        try:
+            self.store.put(ids + self.offsets[expected.client], encoded, labels)
+        except StoreFullError as error:
+            raise RefusedError(f"client {expected.client}: labels {list(labels.shape[1:])}: {error}") from None
+        self.checks.labels_are(labels, test=True)
         return len(ids)
+
+    def forget(self, client: int) -> None:
+        """Drop what is stored of a client."""
+        self.store.clear(self.offsets[client], self.offsets[client] + self.checks.clients[client].test_samples)
 
     def scores(self, half: nn.Module, flops: FlopTable) -> dict[str, float]:
         """Loss and metrics of a server half over all that is stored; empty if nothing is."""

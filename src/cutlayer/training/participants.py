@@ -142,16 +142,17 @@ class LiveParticipant(Participant):
 
     def _end(self, received: Received) -> bool:
         """Its weights, or its word that it is done; whether its epoch is at its end."""
-        frame = received.unpack()
-        epoch, message = self.server.states.epoch, frame.message
+        epoch, message = self.server.states.epoch, received.message
         if not isinstance(message, Weights):
+            if not self._steps:
+                raise RefusedError(f"client {self.client}: expected at least one step of epoch {epoch}, got {message}")
             check_done(self.server, received, Done(self.client, epoch, self._steps, {}))
             self.finished = True
             return True
         expected = Weights(self.client, epoch, self._steps, message.last)
         if not self._trains or self.server.share is None or self._over or not self._samples or message != expected:
             raise RefusedError(f"client {self.client}: expected {expected} in an A epoch, once, got {message}")
-        self.server.shared.add(self.client, frame.tensors, self._samples)
+        self.server.shared.add(self.client, received, self._samples)
         self.server.ledger.frame("up", received)
         self._samples, self._over = 0, message.last
         return message.last

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from cutlayer.codecs import Encoded, get_transfer
-from cutlayer.errors import RefusedError
+from cutlayer.codecs import Encoded, get_transfer, magnitude
+from cutlayer.errors import RefusedError, StoreFullError
 from cutlayer.memory.delta import REFERENCE, moved, references
 from cutlayer.memory.store import ReplayStore
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Always
 from cutlayer.seeds import generator
 from cutlayer.strategies.party import StepBatch
-from cutlayer.training.checks import ClientSummary
+from cutlayer.training.checks import ClientSummary, ignored_label
 from cutlayer.training.job import Job
 from cutlayer.wire.messages import Step
 
@@ -36,9 +36,9 @@ class Replay:
     ) -> None:
         transfer = get_transfer(job.method.activations)
         self.clients, self.ledger, self.seed = clients, ledger, job.training.seed
-        self.device = torch.device(job.training.device)
+        self.device, self.ignored = torch.device(job.training.device), ignored_label(job.task)
         self.joint = len(clients) > 1 and job.method.fleet.strategy.joint
-        self.delta = transfer.delta is not None
+        self.delta, self.shape = transfer.delta is not None, job.cut_shape
         self.codec = REFERENCE if self.delta else transfer.codec
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients) + 1)]
         self.store = ReplayStore(self.offsets[-1], job.method.store) if store is None else store
@@ -55,6 +55,15 @@ class Replay:
     def has(self, client: int) -> bool:
         """Whether anything of this client is stored."""
         return self.store.holds(*self.rows(client))
+
+    def magnitudes(self, clients: Iterable[int]) -> dict[int, float]:
+        """The largest magnitude of what is stored of each of these clients, if anything is."""
+        found: dict[int, float] = {}
+        for client in clients:
+            for ids in self.store.draw(self.clients[client].batch_size, ids=self.rows(client)):
+                largest = magnitude(self.codec.decode(self.store.encoded(ids)))
+                found[client] = max(largest, found.get(client, 0.0))
+        return found
 
     def digest(self, client: int) -> int:
         """A digest of what is stored of this client."""
@@ -73,16 +82,40 @@ class Replay:
         """The stored activations that `draw` names, decoded."""
         for ids in self.draw(epoch, client):
             encoded, labels = self.store.get(ids)
+            if not bool(self._told(labels).any()):
+                continue
             with self.ledger.phase("decode"):
                 activations = self.codec.decode(encoded.to(self.device))
             yield StepBatch(client, activations, labels.to(self.device))
 
+    def check_room(self, labels: Tensor) -> None:
+        """Whether samples with labels such as these, the first that come, fit into the store. Raises RefusedError."""
+        label_bytes = labels[:1].numel() * labels.element_size()
+        try:
+            self.store.check_budget(self.codec.name, self.shape, sum(self.codec.layout(self.shape)) + label_bytes)
+        except StoreFullError as error:
+            raise RefusedError(f"labels {list(labels.shape[1:])}: {error}") from None
+
     def put(self, batch: StepBatch) -> None:
-        """Store a batch that came from a client."""
+        """Store a batch that came from a client, but for samples of which the loss leaves out every label.
+
+        The loss of a batch of such alone, which a shuffle may give, is 0/0. References are all stored.
+        """
         assert batch.ids is not None
         assert batch.encoded is not None
+        ids, encoded, labels = batch.ids, batch.encoded, batch.labels.cpu()
+        if not self.delta and not bool((told := self._told(labels)).all()):
+            shared = encoded.shared if len(encoded.shared) == 1 else encoded.shared[told]
+            encoded = Encoded(encoded.codec, encoded.shape, encoded.rows[told], shared)
+            ids, labels = ids[told], labels[told]
         with self.ledger.phase("store"):
-            self.store.put(batch.ids, batch.encoded, batch.labels.cpu())
+            self.store.put(ids, encoded, labels)
+
+    def _told(self, labels: Tensor) -> Tensor:
+        """Which samples have a label that the loss does not leave out, bool [B]."""
+        if self.ignored is None or labels.is_floating_point():
+            return torch.ones(len(labels), dtype=torch.bool)
+        return (labels.reshape(len(labels), -1) != self.ignored).any(1)
 
     def changed(self, ids: Tensor, sent: Tensor, changes: Tensor, message: Step) -> Encoded:
         """The references of these samples after their changes, not stored yet; see `memory.delta`.

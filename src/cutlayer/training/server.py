@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from cutlayer.seeds import derive
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.averaging import SharedHalf, weights_frame
 from cutlayer.training.checks import ClientSummary, FrameChecks, decoded
+from cutlayer.training.divergence import out_of_line, require_finite
 from cutlayer.training.evaluation import Evaluation
 from cutlayer.training.job import Job
 from cutlayer.training.learner import Learner
@@ -72,6 +73,7 @@ class Server:
         self._statistics: dict[str, Tensor] = {}
         self._pooled_version = -1
         self._last: dict[int, Step] = {}
+        self._magnitudes: dict[int, float] = {}
         self.absent: set[int] = set()
 
     @property
@@ -104,7 +106,7 @@ class Server:
     def begin(self) -> None:
         """Begin the epoch that the schedule's state names."""
         self.learner.begin(self.states.epoch, self.states.exchange)
-        self._last, self.absent = {}, set()
+        self._last, self.absent, self._magnitudes = {}, set(), {}
         self._calibrated = self.calibrates()
         self.shared.forget()
 
@@ -138,7 +140,7 @@ class Server:
         if received.message != expected:
             raise RefusedError(f"client {expected.client}: expected {expected}, got {received.message}")
         samples = self.clients[expected.client].samples
-        self.shared.add_statistics(expected.client, received.unpack().tensors, samples)
+        self.shared.add_statistics(expected.client, received, samples)
         self.ledger.frame("up", received)
 
     def pool_statistics(self, measured: bool) -> None:
@@ -161,8 +163,7 @@ class Server:
         Raises RefusedError, with nothing applied, for a frame that does not fit the protocol or the epoch's plan, or
         comes from another than this client.
         """
-        frame = received.unpack()
-        message, epoch = frame.message, self.states.epoch
+        message, epoch = received.message, self.states.epoch
         if not isinstance(message, Step):
             raise RefusedError(f"server: expected a step, got {message}")
         self.checks.check_client(message.client)
@@ -176,13 +177,16 @@ class Server:
         if exchange is Exchange.NONE or message.epoch != epoch:
             raise RefusedError(f"client {message.client}: epoch: expected epoch {epoch} ({exchange}), got {message}")
         self.checks.check_order(self._last.get(message.client), message, exchange)
-        encoded, ids, labels, sent = self.checks.batch(frame, message.client)
+        encoded, ids, labels, sent = self.checks.batch(received, message.client)
+        if not self.checks.knows_labels():
+            self.replayed.check_room(labels)
         ids = ids + self.replayed.offsets[message.client]
         with self.ledger.phase("decode"):
-            activations = decoded(self.codec, encoded, self.device, message)
+            activations, magnitude = decoded(self.codec, encoded, self.device, message)
             if sent is not None:
                 encoded = self.replayed.changed(ids, sent, activations, message)
                 activations = self.replayed.codec.decode(encoded)
+        self._magnitudes[message.client] = max(magnitude, self._magnitudes.get(message.client, 0.0))
         gradients = exchange is Exchange.BOTH
         return StepBatch(message.client, activations, labels.to(self.device), message, ids, encoded, gradients)
 
@@ -192,6 +196,7 @@ class Server:
         for batch in batches:
             if batch.client is not None and batch.message is not None:
                 self._last[batch.client] = batch.message
+                self.checks.labels_are(batch.labels)
         samples = sum(len(batch) for batch in batches)
         return [self._reply(batch, samples) for batch in batches]
 
@@ -209,6 +214,8 @@ class Server:
             raise ClientUnavailableError(f"epoch {self.states.epoch}: no client finished a step")
         if counts.samples == 0:
             raise ConfigError(f"epoch {self.states.epoch} trained on no sample; expected at least one batch")
+        main = self.learner.halves.main
+        require_finite("the server half", main.half, main.optimizer.optimizer, self.states.epoch)
         loss = counts.loss()
         losses = counts.client_losses() if self.states.own else {}  # reading one waits for the device
         self.stale = self.stale or self.states.exchange is Exchange.BOTH
@@ -218,6 +225,19 @@ class Server:
             spent = self._costs.spent(self.ledger.training_bytes(), took_part, self._calibrated)
         self.states.finish(loss, losses, self.absent, spent)
         return loss
+
+    def suspect(self, among: Collection[int]) -> int | None:
+        """Of these clients the one that has made the epoch under way diverge, by its activations; None for no one."""
+        exchanged = self.states.exchange is not Exchange.NONE
+        magnitudes = self._magnitudes if exchanged else self.replayed.magnitudes(among)
+        return out_of_line(magnitudes, among)
+
+    def forget(self, client: int) -> None:
+        """Drop all that is stored of a client."""
+        stores = [self.replayed.store, *([self.feedback.store] if self.feedback is not None else [])]
+        for store in stores:
+            store.clear(*self.replayed.rows(client))
+        self.evaluation.forget(client)
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss and metrics over the stored test activations; clients send theirs when they change."""

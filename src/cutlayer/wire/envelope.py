@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from cutlayer.errors import RefusedError
-from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Message, Weights
+from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Message, Step, Update, Weights
 
 MAGIC = b"CUTL"
 VERSION = 2
 PREFIX = struct.Struct("<4sBIQ")
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
+WITH_TENSORS = (Step, Update, Weights, Evaluate)
+"""The messages that have tensors with them."""
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -80,6 +82,9 @@ def header_of(data: bytes) -> tuple[Header, int]:
         header = _header_decoder.decode(memoryview(data)[PREFIX.size : start])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RefusedError(f"frame: header cannot be read: {error}") from None
+    if header.fields and not isinstance(header.message, WITH_TENSORS):
+        kind = type(header.message).__name__
+        raise RefusedError(f"frame: expected no tensors with a {kind}, got {len(header.fields)}")
     if any(min(f.nbytes, f.batch, *f.shape, 0) < 0 or len(f.shape) > MAX_DIMENSIONS for f in header.fields):
         raise RefusedError(f"frame: negative size or more than {MAX_DIMENSIONS} dimensions in {header.fields}")
     if (declared := sum(f.nbytes for f in header.fields)) != payload_bytes:

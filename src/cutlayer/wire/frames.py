@@ -78,7 +78,11 @@ class Received:
     start: int
 
     def unpack(self) -> Frame:
-        """The message with its tensors, which own their memory. Raises RefusedError with field, expected and got."""
+        """The message with its tensors, which own their memory. Raises RefusedError with field, expected and got.
+
+        A lossless or sparse codec takes many times the payload's size for what a field says of itself: what comes from
+        outside is to be unpacked only once its fields are known to be those that are expected.
+        """
         view, position = memoryview(self.data), self.start
         tensors = {}
         for field in self.fields:
@@ -86,7 +90,7 @@ class Received:
                 codec = get_codec(field.codec)
                 payload = view[position : position + field.nbytes]
                 tensors[field.name] = codec.unpack(payload, field.batch, field.shape)
-            except (ConfigError, RefusedError) as error:
+            except (ConfigError, RefusedError, MemoryError) as error:
                 raise RefusedError(f"field {field.name!r}: {error}") from None
             position += field.nbytes
         return Frame(self.message, tensors)

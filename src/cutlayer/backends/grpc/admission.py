@@ -4,6 +4,8 @@ A client that lost its connection goes on with its session. A client that begins
 server's is) gets the number of epochs after which it is to load its checkpoint. While nothing of the epoch under way
 depends on the clients, that is all; otherwise the epoch has been trained in part with a client that is gone: all
 sessions are closed, the server goes back to its last checkpoint and every client to the one that fits it.
+
+A Hello that is refused changes nothing: all of it is checked before anyone's session is touched.
 """
 
 from __future__ import annotations
@@ -11,43 +13,42 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
 
+from cutlayer.backends.grpc.claims import Claims
 from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
-from cutlayer.backends.grpc.listener import SessionUnknown
 from cutlayer.backends.grpc.stop import Stop
-from cutlayer.backends.grpc.terms import check_terms, largest_frame
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.errors import RefusedError
 from cutlayer.wire.messages import Hello, Welcome
 
-MOST_FRAME_BYTES = 4 << 30
-# What a client may say of itself: memory is taken for it before a sample has come.
-MOST = {
-    "samples": 1 << 28,
-    "test_samples": 1 << 28,
-    "batch_size": 1 << 20,
-    "test_batch_size": 1 << 20,
-    "half_bytes": 1 << 30,
-    "weights_bytes": 1 << 30,
-    "epoch_steps": 1 << 28,
-    "epoch_bytes": 1 << 62,
-}
-IDENTITY = (
-    "samples",
-    "test_samples",
-    "batch_size",
-    "drop_last",
-    "test_batch_size",
-    "frozen",
-    "epoch_samples",
-    "epoch_flops",
-    "epoch_forward",
-)
+READY_SECONDS = 60.0
+"""How long a client that comes while the server goes back to a checkpoint is held before it is to ask again."""
+
+
+class SessionUnknown(RefusedError):  # noqa: N818
+    """A client wants what this server has not got at the moment; it may begin a new session."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long the server waits for clients, in seconds.
+
+    Attributes:
+        deadline: after which a client that is connected and sends nothing is disconnected.
+        patience: after which an epoch goes on without a client that is not there, or of which nothing comes; None waits
+            for all, and a client that begins anew takes the run back to its last checkpoint.
+        keepalive: within which a connection whose other end has vanished is given up. So long a second process with a
+            client's certificate is held, in case the first one has vanished.
+    """
+
+    deadline: float = 300.0
+    patience: float | None = None
+    keepalive: float = 15.0
 
 
 @dataclass
@@ -57,34 +58,34 @@ class Session:
     id: str
     link: Link
 
+    @property
+    def up(self) -> bool:
+        """Whether it has a connection, as far as this side knows."""
+        return self.link.connected and not self.link.closed
+
 
 class Admission:
     """Takes the clients' Hellos, from the threads of their connections.
 
     Args:
-        names: the clients, in the order of their numbers.
-        terms: what they must agree to.
+        claims: what they may say of themselves.
         run: the run's id.
         known: their Hellos from earlier, where the run is not new.
-        patience: as in `peer.LinkPeer`.
+
+    Attributes:
+        barred: clients that are let in no more, by name, and why.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        terms: dict[str, str],
-        activations: str,
-        cut_shape: tuple[int, ...],
-        run: str,
-        known: Sequence[Hello] = (),
-        patience: float | None = None,
-    ) -> None:
-        self.names, self.terms, self.run = list(names), terms, run
-        self.activations, self.cut_shape = activations, cut_shape
-        self.patience = patience
+    def __init__(self, claims: Claims, run: str, waits: Waits, known: Sequence[Hello] = ()) -> None:
+        self.claims, self.run, self.waits = claims, run, waits
+        self.names, self.patience = list(claims.run.names), waits.patience
         self.hellos: dict[int, Hello] = dict(enumerate(known))
+        self.barred: dict[str, str] = {}
         self._sessions: dict[int, Session] = {}
         self._restore: list[int] | None = None  # None: the server is on its way back to a checkpoint
+        self._saved: list[int] = [0] * len(self.names)  # what `_restore` would be if it went back now
+        self._given_up: set[int] = set()  # clients that were waited for in vain, and were not there since
+        self._held: set[int] = set()  # clients of which a Hello waits for the end of the session before
         self._busy = self._broken = self._closed = False
         self._needed: set[int] = set()  # clients that the epoch under way depends on
         self._condition = threading.Condition()  # reentrant
@@ -95,36 +96,24 @@ class Admission:
             if hello.name not in self.names:
                 raise RefusedError(f"name: expected one of {self.names}, got {hello.name!r}")
             number = self.names.index(hello.name)
+            if hello.name in self.barred:
+                raise RefusedError(f"client {hello.name} takes part no more: {self.barred[hello.name]}")
             if hello.session:
                 return self._go_on(number, hello)
-            self._check(number, hello)
+            self.claims.check(hello, next(iter(self.hellos.values()), None), self.hellos.get(number))
+            self._wait_until_alone(number)
             if self._busy and number in self._needed and number in self._sessions and self.patience is None:
+                self._require_checkpoint(hello, self._saved[number])
                 self.break_off(f"client {hello.name} began anew")
             # With patience, which checkpoint fits a client is known when the epoch under way has ended.
-            if not self._condition.wait_for(lambda: self._closed or self._ready(), 60.0):
+            if not self._condition.wait_for(lambda: self._closed or self._ready(), READY_SECONDS):
                 raise SessionUnknown("the server is not ready yet")
             if self._closed or self._restore is None:
                 raise SessionUnknown("the server is going down")
-            restore = self._restore[number]
-            if restore not in hello.checkpoints or (restore > 0 and hello.run != self.run):
-                raise RefusedError(
-                    f"checkpoint: expected one of run {self.run} after {restore} epochs, the client has those "
-                    f"after {list(hello.checkpoints)} epochs of run {hello.run or '(none)'}; give it the folder it had "
-                    "in this run, or an empty one and begin a new run"
-                )
-            if number in self._sessions:
-                self._sessions[number].link.close("the client began a new session")
-            largest = max(hello.batch_size, hello.test_batch_size)
-            limit = largest_frame(self.activations, self.cut_shape, largest, hello.half_bytes)
-            if limit > MOST_FRAME_BYTES:
-                raise RefusedError(
-                    f"frames: expected a batch, with labels of up to 64 KiB a sample, to fit {MOST_FRAME_BYTES} bytes; "
-                    f"one of {largest} samples may take {limit}. Choose a smaller batch_size"
-                )
-            session = self._sessions[number] = Session(secrets.token_hex(8), Link(limit))
-            self.hellos.setdefault(number, hello)
-            self._condition.notify_all()
-            return Welcome(number, session.id, 0, self.run, restore), session.link.attach(0)
+            if number in self._sessions and self._sessions[number].up:
+                raise SessionUnknown("another process of this client was faster")
+            self._require_checkpoint(hello, restore := self._restore[number])
+            return self._begin(number, hello, restore)
 
     # --- for the server's main thread ---
 
@@ -132,15 +121,30 @@ class Admission:
         """Begin: clients that come are to load their checkpoint after so many epochs, given by client."""
         with self._condition:
             self._restore, self._broken, self._busy = list(restore), False, False
+            self._saved = list(restore)
+            self._condition.notify_all()
+
+    def saved(self, restore: Sequence[int]) -> None:
+        """The server saved a checkpoint. Should it go back, clients are to load theirs after so many epochs."""
+        with self._condition:
+            self._saved = list(restore)
+
+    def bar(self, name: str, reason: str) -> None:
+        """Let a client in no more, and end its session."""
+        with self._condition:
+            self.barred[name] = reason
+            session = self._sessions.pop(self.names.index(name), None) if name in self.names else None
+            if session is not None:
+                session.link.close(reason)
             self._condition.notify_all()
 
     def wait_for_all(self, stop: Stop, waiting: Waiting) -> None:
         """Wait until all clients have come. Raises Stopped where the run is to stop before."""
         while True:
             with self._condition:
-                if self._condition.wait_for(lambda: len(self._sessions) == len(self.names), 0.5):
+                if self._condition.wait_for(lambda: len(self.hellos) == len(self.names), 0.5):
                     break
-                missing = self._missing(range(len(self.names)))
+                missing = ", ".join(name for number, name in enumerate(self.names) if number not in self.hellos)
             stop.check()
             waiting.on(missing, "not there yet", after=0.0)
         waiting.over()
@@ -151,7 +155,8 @@ class Admission:
     ) -> Iterator[dict[int, Link]]:
         """Inside the block the server depends on the clients; yields the links of all that are there, by number.
 
-        The block begins when all the `wanted` are there; with patience, once that has passed, when anyone is.
+        The block begins when all the `wanted` are there; with patience, once that has passed, when anyone is. Who was
+        waited for in vain is not waited for again until it is there when one begins.
         After the block clients are to load the checkpoints in `restore`, which may change inside it.
 
         Raises LinkClosed where, without patience, a client began anew in the meantime.
@@ -159,11 +164,11 @@ class Admission:
         begin = time.monotonic()
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: len(self._there(wanted)) == len(wanted), 0.5)
-                there = self._there(wanted)
+                self._condition.wait_for(lambda: self._complete(wanted), 0.5)
                 late = self.patience is not None and time.monotonic() - begin >= self.patience
                 links = self._there(range(len(self.names)))
-                if len(there) == len(wanted) or (late and links):
+                if self._complete(wanted) or (late and links):
+                    self._given_up = (self._given_up | set(wanted)) - links.keys()
                     self._busy, self._needed = True, set(wanted)
                     break
                 missing = self._missing(wanted)
@@ -177,23 +182,18 @@ class Admission:
             self._busy, self._restore = False, list(restore)
             self._condition.notify_all()
 
-    def say_farewell(self, farewell: Callable[[int], list[bytes]], linger: float) -> None:
-        """Send every client its last frames, those that come late as well; wait `linger` seconds for their arrival."""
-        deadline, told = time.monotonic() + linger, set()
-        while time.monotonic() < deadline:
-            with self._condition:
-                sessions = list(self._sessions.items())
-            for number, session in sessions:
-                # It may have just begun anew, or be gone, or not have taken what came before.
-                with suppress(LinkClosed, TimeoutError):
-                    if session.id not in told:
-                        for frame in farewell(number):
-                            session.link.send(frame, 0.0)
-                        told.add(session.id)
-            heard = [session.id in told and session.link.flush(0.2) for _, session in sessions]
-            if len(heard) == len(self.names) and all(heard):
-                return
-            time.sleep(0.01)
+    def say_farewell(self, farewell: Callable[[int], list[bytes]], told: set[str]) -> list[int]:
+        """Send every client that is there its last frames, unless they are in `told`, by session; who has them all."""
+        with self._condition:
+            sessions = list(self._sessions.items())
+        for number, session in sessions:
+            # It may have just begun anew, or be gone, or not have taken what came before.
+            with suppress(LinkClosed, TimeoutError):
+                if session.id not in told:
+                    for frame in farewell(number):
+                        session.link.send(frame, 0.0)
+                    told.add(session.id)
+        return [number for number, session in sessions if session.id in told and session.link.flush(0.1)]
 
     def break_off(self, reason: str) -> None:
         """End all sessions, as the server goes back to its last checkpoint: clients that come wait for `open`."""
@@ -219,44 +219,61 @@ class Admission:
 
     def _there(self, wanted: Sequence[int]) -> dict[int, Link]:
         """The links of these clients. With patience a client that has no connection, or was too late, is not there."""
-        links = {number: self._sessions[number].link for number in wanted if number in self._sessions}
-        if self.patience is None:
-            return links
-        return {number: link for number, link in links.items() if link.connected and not link.closed}
+        sessions = {number: self._sessions[number] for number in wanted if number in self._sessions}
+        return {number: each.link for number, each in sessions.items() if self.patience is None or each.up}
+
+    def _complete(self, wanted: Sequence[int]) -> bool:
+        """Whether all of these are there that are waited for, and one of them at least."""
+        there = self._there(wanted)
+        return all(number in there or number in self._given_up for number in wanted) and (bool(there) or not wanted)
 
     def _missing(self, wanted: Sequence[int]) -> str:
         """The names of those that are not there."""
         there = self._there(wanted)
         return ", ".join(self.names[number] for number in wanted if number not in there)
 
+    def _wait_until_alone(self, number: int) -> None:
+        """Hold a client that begins a session while it has another one, until it is known whether that one lives."""
+        name = self.names[number]
+        if number in self._held:
+            raise SessionUnknown(f"another process of client {name} asks to come in already")
+        self._held.add(number)
+        try:
+            deadline = time.monotonic() + 1.2 * self.waits.keepalive + 0.5
+            while number in self._sessions and self._sessions[number].up and not self._closed:
+                if time.monotonic() > deadline:
+                    raise RefusedError(
+                        f"client {name} is connected already, from another process with the same certificate or name, "
+                        "which goes on; end one of the two"
+                    )
+                self._condition.wait(0.05)
+        finally:
+            self._held.discard(number)
+
+    def _require_checkpoint(self, hello: Hello, restore: int) -> None:
+        if restore not in hello.checkpoints or (restore > 0 and hello.run != self.run):
+            raise RefusedError(
+                f"checkpoint: expected one of run {self.run} after {restore} epochs, the client has those "
+                f"after {list(hello.checkpoints[:100])} epochs of run {hello.run[:32] or '(none)'}; give it the folder "
+                "it had in this run, or an empty one and begin a new run"
+            )
+
+    def _begin(self, number: int, hello: Hello, restore: int) -> tuple[Welcome, Connection]:
+        if number in self._sessions:
+            self._sessions[number].link.close("the client began a new session")
+        link = Link(self.claims.largest_frame(hello), window_bytes=self.claims.limits.window)
+        session = self._sessions[number] = Session(secrets.token_hex(8), link)
+        self.hellos.setdefault(number, hello)
+        self._condition.notify_all()
+        return Welcome(number, session.id, 0, self.run, restore), session.link.attach(0)
+
     def _go_on(self, number: int, hello: Hello) -> tuple[Welcome, Connection]:
         session = self._sessions.get(number)
         if session is None or session.id != hello.session or session.link.closed:
             raise SessionUnknown("this server does not hold that session any more; begin a new one")
         connection = session.link.attach(hello.received)
+        self._condition.notify_all()
         return Welcome(number, session.id, session.link.received, self.run, -1), connection
-
-    def _check(self, number: int, hello: Hello) -> None:
-        for field in IDENTITY:
-            if getattr(hello, field) < 0:
-                raise RefusedError(f"{field}: expected at least 0, got {getattr(hello, field)}")
-        for field in ("samples", "batch_size"):
-            if getattr(hello, field) < 1:
-                raise RefusedError(f"{field}: expected at least 1, got {getattr(hello, field)}")
-        for field, most in MOST.items():
-            if not 0 <= getattr(hello, field) <= most:
-                raise RefusedError(f"{field}: expected at most {most}, got {getattr(hello, field)}")
-        if hello.frozen != hello.terms.get("client half", "").endswith("(frozen)"):
-            raise RefusedError(f"frozen: expected what its half says of itself, got {hello.frozen}")
-        # A term that this server cannot know is what the first client said.
-        first = next(iter(self.hellos.values()), hello)
-        check_terms({**first.terms, **self.terms}, hello.terms)
-        before = self.hellos.get(number, hello)
-        for field in IDENTITY:
-            if getattr(before, field) != getattr(hello, field):
-                raise RefusedError(
-                    f"{field}: expected {getattr(before, field)}, as when the run began, got {getattr(hello, field)}"
-                )
 
 
 def as_json(hello: Hello) -> dict[str, object]:
@@ -264,6 +281,6 @@ def as_json(hello: Hello) -> dict[str, object]:
     return msgspec.to_builtins(msgspec.structs.replace(hello, session="", received=0, run="", checkpoints=()))
 
 
-def from_json(values: dict[str, object]) -> Hello:
+def from_json(values: Mapping[str, object]) -> Hello:
     """Inverse of `as_json`."""
     return msgspec.convert(values, Hello)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -27,8 +27,7 @@ def make_certificates(folder: str | Path, clients: Sequence[str], days: float = 
     """
     folder = Path(folder)
     for name in clients:
-        if not name or name in ("server", SERVER_NAME, ".", "..") or "/" in name or len(name) > 64:
-            raise ConfigError(f"expected a client's name of 1 to 64 characters without '/', not 'server', got {name!r}")
+        check_name(name)
     written: list[Path] = []
     authority_file, key_file = folder / "ca.crt", folder / "ca.key"
     if not authority_file.exists():
@@ -57,6 +56,15 @@ def make_certificates(folder: str | Path, clients: Sequence[str], days: float = 
     return written
 
 
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that a client cannot have."""
+    plain = name.isprintable() and not set(name) & set("/\\,")
+    if not name or name in ("server", SERVER_NAME, ".", "..") or not plain or len(name) > 64:
+        raise ConfigError(
+            f"expected a client's name of 1 to 64 printable characters without '/' and ',', not 'server', got {name!r}"
+        )
+
+
 def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
     """Authority, own certificate and own key of a machine's folder, as PEM; ConfigError if missing or expired."""
     files = [Path(folder) / name for name in ("ca.crt", "own.crt", "own.key")]
@@ -64,7 +72,8 @@ def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
     if missing:
         raise ConfigError(f"missing: {', '.join(missing)}; make them with `cutlayer certs`, and give --tls the folder")
     authority, certificate, key = (file.read_bytes() for file in files)
-    own, authorities = x509.load_pem_x509_certificates(certificate), x509.load_pem_x509_certificates(authority)
+    own, authorities = _parsed(files[1], certificate), _parsed(files[0], authority)
+    require_key(files[2], key, own[0])
     # More than one make a chain, which the other side follows.
     if len(own) == 1 and not any(_issued(own[0], one) for one in authorities):
         raise ConfigError(
@@ -80,6 +89,29 @@ def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
     return authority, certificate, key
 
 
+def _parsed(file: Path, content: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except ValueError as error:
+        raise ConfigError(f"{file}: expected a certificate (PEM), got something else: {error}") from None
+
+
+def require_key(file: Path, content: bytes, certificate: x509.Certificate) -> None:
+    """Raise ConfigError for what is no private key, or not the certificate's."""
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{file}: expected a private key (PEM), got something else: {error}") from None
+    if key.public_key() != certificate.public_key():
+        raise ConfigError(f"{file}: is not the key of the certificate beside it; copy a machine's folder as a whole")
+
+
+def days_left(folder: str | Path) -> float:
+    """Days until this machine's certificate expires."""
+    (own, *_) = _parsed(file := Path(folder) / "own.crt", file.read_bytes())
+    return (own.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
+
+
 def _issued(own: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         own.verify_directly_issued_by(authority)
@@ -89,9 +121,11 @@ def _issued(own: x509.Certificate, authority: x509.Certificate) -> bool:
 
 
 def common_name(certificate: bytes) -> str:
-    """The name that a certificate (PEM) is made out to."""
-    subject = x509.load_pem_x509_certificate(certificate).subject
-    return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    """The name that a certificate (PEM) is made out to. Raises ConfigError if there is not one."""
+    names = x509.load_pem_x509_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(names) != 1:
+        raise ConfigError(f"expected a certificate that is made out to one name, got {len(names)}")
+    return str(names[0].value)
 
 
 def _certificate(
@@ -134,8 +168,14 @@ def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> Path:
+    """Write a file as a whole. A key is readable for its owner alone, whatever the one before it was."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
     # Nobody else may read a key, not even between its creation and a chmod.
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if file.suffix == ".key" else 0o644)
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if file.suffix == ".key" else 0o644)
     with os.fdopen(handle, "wb") as out:
         out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(file)
     return file

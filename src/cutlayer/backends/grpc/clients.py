@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
-
 from cutlayer.backends.base import Attendance, Clients
-from cutlayer.backends.grpc.admission import Admission, as_json, from_json
-from cutlayer.backends.grpc.link import Link
-from cutlayer.backends.grpc.listener import Refusals
-from cutlayer.backends.grpc.peer import LinkPeer
+from cutlayer.backends.grpc.admission import Admission, Waits, as_json, from_json
+from cutlayer.backends.grpc.claims import Claims, Outline
+from cutlayer.backends.grpc.limits import Limits
+from cutlayer.backends.grpc.listener import Reception
+from cutlayer.backends.grpc.peer import Desk, LinkPeer
+from cutlayer.backends.grpc.places import Places
+from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.stop import Stop
-from cutlayer.backends.grpc.terms import terms_of
 from cutlayer.backends.grpc.waiting import Waiting
-from cutlayer.errors import ClientUnavailableError, StateLostError
-from cutlayer.method import Method, Training
+from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.noted import Noted
 from cutlayer.records.state_dicts import Store
 from cutlayer.training.averaging import SharedHalf
 from cutlayer.training.checks import ClientSummary
@@ -36,62 +37,74 @@ from cutlayer.wire.messages import Finished, Saved, Weights
 log = logging.getLogger("cutlayer.server")
 
 
-@dataclass(frozen=True)
-class Waits:
-    """How long the server waits for clients, in seconds.
+@dataclass(frozen=True, eq=False)
+class Control:
+    """What a server's operator says of its connections, and hears of them.
 
     Attributes:
-        deadline: after which a client that is connected and sends nothing is disconnected.
-        patience: after which an epoch goes on without a client that is not there, or of which nothing comes; None waits
-            for all, and a client that begins anew takes the run back to its last checkpoint.
+        say: called with lines that say whom the server waits for.
     """
 
-    deadline: float = 300.0
-    patience: float | None = None
+    limits: Limits
+    waits: Waits
+    stop: Stop
+    say: Callable[[str], None] = lambda line: None
 
 
 class GrpcClients(Clients):
     """The clients of one run, behind links.
 
     Args:
-        names: the clients, in the order of their numbers.
-        half: the client half, for its structure alone; None compares the clients' halves with each other.
+        run: what is known of it before anyone has come.
         saved: the state in the run's newest checkpoint; empty if the run is new.
+        left_out: the record of clients that the run goes on without.
         oldest: called for the epochs of the oldest checkpoint that the server may go back to, and for those beside it.
-        say: called with lines that say whom the server waits for.
     """
 
     can_lose_state: ClassVar[bool] = True
     trusted: ClassVar[bool] = False
 
-    def __init__(  # what a run is, whom it is with, and how long to wait for them
+    def __init__(
         self,
-        names: Sequence[str],
-        half: nn.Module | None,
-        cut_shape: tuple[int, ...],
-        method: Method,
-        training: Training,
-        waits: Waits,
-        stop: Stop,
+        run: Outline,
+        control: Control,
         saved: Mapping[str, Any],
         oldest: Callable[[], Saved],
-        say: Callable[[str], None],
+        left_out: Noted,
     ) -> None:
-        self.names, self.half, self.waits, self.stop = list(names), half, waits, stop
-        self.epochs, self._oldest, self._say = training.epochs, oldest, say
+        self.names, self.half, self.waits, self.stop = list(run.names), run.half, control.waits, control.stop
+        self.epochs, self._oldest, self._say = run.training.epochs, oldest, control.say
         self.run = saved.get("run") or secrets.token_hex(8)
         self.refusals, self.waiting, self._epoch = Refusals(), Waiting(self._tell), 0
+        self._desk = Desk(control.waits, self.waiting, self.refusals, control.stop, control.limits.slowest)
+        self._limits = control.limits
         hellos = [from_json(values) for values in saved.get("hellos", [])]
-        terms = terms_of(method, training, cut_shape, half)
-        self.admission = Admission(names, terms, method.activations, cut_shape, self.run, hellos, waits.patience)
+        self.admission = Admission(Claims(run, control.limits), self.run, control.waits, hellos)
         self.stores: dict[str, Store] = {}
-        self._took_part = [0] * len(names)
+        self._took_part = [0] * len(run.names)
         """After how many epochs each client did something last."""
+        self._left_out, self.left_out = left_out, set()
+        self._server: Server | None = None
+        self._leave_out()
+        self._strikes = [0] * len(run.names)
+        """Epochs in a row that each client began and did not complete."""
+        self._failed: tuple[int, set[int]] = (-1, set())
+        """Clients with which this epoch came to nothing before."""
 
     def _tell(self, line: str) -> None:
         line = f"epoch {self._epoch + 1}/{self.epochs}: {line}"
         log.info(line)
         self._say(line)
+
+    def reception(self, config: str, *, named: bool) -> Reception:
+        """Who is let in, for a listener.
+
+        Args:
+            config: the run's, as JSON, for clients that ask.
+            named: whether connections show whose they are, by TLS.
+        """
+        places = Places(self.names, self._limits, named=named)
+        return Reception(self.admission.admit, config, self.refusals, places, self.waiting.awaited)
 
     def meet(self) -> None:
         """Learn what each client holds: from the newest checkpoint, or from the clients, once all have come."""
@@ -111,7 +124,7 @@ class GrpcClients(Clients):
         server = super().server(job, ledger)
         if self.half is not None:
             server.shared = SharedHalf(self.half.state_dict())
-        self.ledger = ledger
+        self.ledger, self._server = ledger, server
         return server
 
     @contextmanager
@@ -126,17 +139,25 @@ class GrpcClients(Clients):
         # Without patience what is evaluated must not depend on who is there, either.
         tested = [number for number in active if self.summaries[number].test_samples and self.waits.patience is None]
         needed = sorted({*wanted, *tested})
+        failed = self._failed[1] if self._failed[0] == epoch else set()
         with self.admission.exchange(self.stop, self.waiting, needed, self._took_part) as links:
-            peers = {number: self._peer(number, link) for number, link in links.items()}
-            # If none of those that are wanted is there in time, the others take their place.
-            present = [number for number in wanted if number in peers] or [n for n in peers if n in active]
+            peers = {
+                number: LinkPeer(number, self.names[number], link, self.ledger, self._desk, self._strikes[number])
+                for number, link in links.items()
+            }
+            # If none of those that are wanted is there in time, or does anything, the others take their place.
+            others = [number for number in peers if number in active]
+            present = [number for number in wanted if number in peers and number not in failed]
+            present = present or [number for number in others if number not in failed] or others
             there = {number: peers[number] for number in present}
+            for number in there:
+                self._strikes[number] += 1
             self._tell_saved(list(there.values()))
-            yield Attendance(there, peers)
-
-    def _peer(self, number: int, link: Link) -> LinkPeer:
-        waits = self.waits.deadline, self.waits.patience
-        return LinkPeer(number, self.names[number], link, self.ledger, self.refusals, self.stop, self.waiting, *waits)
+            try:
+                yield Attendance(there, peers)
+            except ClientUnavailableError:
+                self._failed = epoch, failed | set(there)
+                raise
 
     def _tell_saved(self, peers: Sequence[LinkPeer]) -> None:
         """Tell the clients which checkpoint this server cannot go back behind."""
@@ -149,6 +170,27 @@ class GrpcClients(Clients):
         """These have a checkpoint after this epoch."""
         for number in clients:
             self._took_part[number] = epoch + 1
+            self._strikes[number] = 0
+
+    def leave_out(self, reason: DivergedError) -> bool:
+        """Leave out the client whose activations are out of line, if another one is left."""
+        there = [number for number in range(len(self.names)) if number not in self.left_out]
+        if self._server is None or (number := self._server.suspect(there)) is None:
+            return False
+        why = f"training diverged on its activations, which are far larger than the others' ({reason})"
+        log.warning("client %s is left out from now on: %s", self.names[number], why)
+        self._left_out.add(self.names[number], why)
+        self._leave_out()
+        return True
+
+    def _leave_out(self) -> None:
+        """Let those in no more that left_out.json names."""
+        reasons = self._left_out.read()
+        self.left_out = {number for number, name in enumerate(self.names) if name in reasons}
+        if len(self.left_out) == len(self.names):
+            raise ConfigError(f"all clients of the run are left out, as {self._left_out.file} says")
+        for number in self.left_out:
+            self.admission.bar(self.names[number], reasons[self.names[number]])
 
     def recover(self, reason: StateLostError | ClientUnavailableError) -> None:
         """End all sessions: every client that comes loads the checkpoint that fits the server's."""
@@ -159,22 +201,49 @@ class GrpcClients(Clients):
     def state_dict(self) -> dict[str, Any]:
         """The run's id, and what each client said of itself and took part in last."""
         hellos = [as_json(self.admission.hellos[number]) for number in range(len(self.names))]
+        self.admission.saved(self._took_part)
         return {"run": self.run, "hellos": hellos, "took_part": list(self._took_part)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, and let the clients in with the checkpoints that fit it."""
+        """Go on from what `state_dict` returned, and let the clients in with the checkpoints that fit it.
+
+        Of those that are left out nothing stays.
+        """
+        for number in self.left_out:
+            if self._server is not None:
+                self._server.forget(number)
         self._took_part = list(state["took_part"])
         self.admission.open(self._took_part)
 
     # --- the end ---
 
-    def say_farewell(self, server: Server, epochs: int, linger: float) -> None:
-        """Send every client the half that all share, if there is one, and that the run is at its end."""
+    def say_farewell(self, server: Server, epochs: int, delivered: Noted, linger: float | None) -> None:
+        """Send every client the half that all share, if there is one, and that the run is at its end.
+
+        Args:
+            delivered: who has got it, also from an earlier process.
+            linger: seconds to wait for those that have not; None waits for all.
+        """
 
         def farewell(client: int) -> list[bytes]:
             return [*server.shared.frames(Weights(client, epochs)), pack(Frame(Finished()))]
 
-        self.admission.say_farewell(farewell, linger)
+        deadline = None if linger is None else time.monotonic() + linger
+        told: set[str] = set()
+        while missing := [name for name in self._wanted() if name not in delivered.read()]:
+            for number in self.admission.say_farewell(farewell, told):
+                if self.names[number] in missing:
+                    delivered.add(self.names[number], time.strftime("%Y-%m-%d %H:%M:%S"))
+            if self.stop.requested or (deadline is not None and time.monotonic() >= deadline):
+                log.warning("the run is at its end; %s have not heard of it (serve --farewell)", ", ".join(missing))
+                break
+            self.waiting.on(", ".join(missing), "to hear of the end")
+            time.sleep(0.02)
+        self.waiting.over()
+
+    def _wanted(self) -> list[str]:
+        """The names of those that are not left out."""
+        return [name for number, name in enumerate(self.names) if number not in self.left_out]
 
     def close(self) -> None:
         """Let no one in any more, and end all sessions."""

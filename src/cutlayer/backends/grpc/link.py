@@ -5,15 +5,15 @@ both sides say how many frames they have, and the rest is sent again. Frames tra
 
     kind, 1 byte | number of the frame, 8 bytes | frames that the sender of this has received, 8 bytes
 
-What is kept is bounded on both sides: a sender waits while its window is full, a receiver reads no further while its
-inbox is, so a slow peer slows its sender down and costs no memory.
+What is stored is bounded on both sides, in frames and in bytes: a sender waits while its window is full, a receiver
+reads no further while its inbox is, so a slow peer slows its sender down and costs no memory. All chunks of a frame but
+its last are full, so that a frame is no more messages than it has to be.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -42,14 +42,15 @@ class Link:
     def __init__(self, limit: int, window: int = 32, window_bytes: int = 64 << 20) -> None:
         self.limit, self.window, self.window_bytes = limit, window, window_bytes
         self.received = 0
-        self.heard = time.monotonic()
-        """When anything last came in, by the monotonic clock."""
+        self.taken = 0
+        """Bytes of frames that came in. A confirmation is none: it is no sign that a frame is on its way."""
         self.leaving = False  # whether the end of the connection is the end of all
         self._condition = threading.Condition()
         self._sent: deque[bytes] = deque()
         self._sent_bytes = 0
         self._confirmed = 0  # number of the first frame in _sent
         self._inbox: deque[bytes] = deque()
+        self._inbox_bytes = 0
         self._told = self._untold_bytes = 0
         self._connection: Connection | None = None
         self._closed: str | None = None
@@ -71,6 +72,7 @@ class Link:
                 raise TimeoutError(f"no frame in {timeout} s")
             self._check()
             frame = self._inbox.popleft()
+            self._inbox_bytes -= len(frame)
             self._condition.notify_all()
             return frame
 
@@ -136,6 +138,10 @@ class Link:
         fits = len(self._sent) < self.window and self._sent_bytes + size <= self.window_bytes
         return fits or not self._sent
 
+    def _inbox_room(self, size: int) -> bool:
+        fits = len(self._inbox) < self.window and self._inbox_bytes + size <= self.window_bytes
+        return fits or not self._inbox
+
     def _confirm(self, count: int) -> None:
         if not self._confirmed <= count <= self._confirmed + len(self._sent):
             raise RefusedError(
@@ -155,8 +161,8 @@ class Connection:
 
     def __init__(self, link: Link, first: int) -> None:
         self._link, self._next = link, first
-        self._chunks: list[memoryview] = []
-        self._size = self._total = 0
+        self._frame = bytearray()
+        self._total = 0
 
     @property
     def up(self) -> bool:
@@ -209,7 +215,6 @@ class Connection:
         with link._condition:
             if not self.up:
                 return
-            link.heard = time.monotonic()
             sent = link._confirmed + len(link._sent)
             if self._next + 1 < confirmed <= sent:  # the frame that is being sent may have arrived
                 raise RefusedError(f"confirmation: expected at most {self._next + 1} frames, got {confirmed}")
@@ -220,24 +225,28 @@ class Connection:
         if kind not in (MORE, LAST) or number != link.received:
             raise RefusedError(f"message: expected a chunk of frame {link.received}, got kind {kind}, frame {number}")
         chunk = memoryview(message)[CHUNK.size :]
-        if not self._chunks:
+        if not self._frame:
             self._total = total_length(chunk[: PREFIX.size])
             if self._total > link.limit:
                 raise RefusedError(f"frame: expected at most {link.limit} bytes, it declares {self._total}")
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        if self._size > self._total or (kind == LAST) != (self._size == self._total) or len(chunk) == 0:
-            raise RefusedError(f"frame: expected the {self._total} bytes it declares, got {self._size} in its chunks")
+        size = len(self._frame) + len(chunk)
+        if size > self._total or (kind == LAST) != (size == self._total) or len(chunk) == 0:
+            raise RefusedError(f"frame: expected the {self._total} bytes it declares, got {size} in its chunks")
+        if kind == MORE and len(chunk) < CHUNK_BYTES:
+            raise RefusedError(f"message: expected {CHUNK_BYTES} bytes in all chunks but the last, got {len(chunk)}")
+        self._frame += chunk
+        link.taken += len(chunk)
         if kind == LAST:
-            self._deliver(b"".join(self._chunks))
-            self._chunks, self._size = [], 0
+            frame, self._frame = bytes(self._frame), bytearray()
+            self._deliver(frame)
 
     def _deliver(self, frame: bytes) -> None:
         link = self._link
         with link._condition:
-            link._condition.wait_for(lambda: not self.up or len(link._inbox) < link.window)
+            link._condition.wait_for(lambda: not self.up or link._inbox_room(len(frame)))
             if self.up:
                 link._inbox.append(frame)
+                link._inbox_bytes += len(frame)
                 link.received += 1
                 link._untold_bytes += len(frame)
                 link._condition.notify_all()

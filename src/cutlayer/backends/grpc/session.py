@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cutlayer.backends.grpc.certs import SERVER_NAME, common_name, read_certific
 from cutlayer.backends.grpc.link import Connection, Link
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
 from cutlayer.backends.grpc.trouble import Attempts, explain
-from cutlayer.errors import ConfigError, CutlayerError, RefusedError
+from cutlayer.errors import ConfigError, CutlayerError, RefusedError, harmless
 from cutlayer.wire.envelope import header_of, seal
 from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
 
@@ -62,34 +63,46 @@ def check_health(address: str, tls: str | Path | None) -> str:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server is, and how to connect to it.
+
+    Attributes:
+        address: HOST:PORT.
+        tls: this machine's folder of certificates, or None for plain text.
+        keepalive: seconds within which a connection that has gone silent is given up.
+    """
+
+    address: str
+    tls: str | Path | None
+    keepalive: float = KEEPALIVE
+
+
 class Session:
     """A client's session: a link, and a thread that keeps it connected until it is closed.
 
     Args:
         hello: what to say on a connection; `session` and `received` are filled in here.
         limit: bytes of the largest frame that the server may send.
-        keepalive: seconds within which a connection that has gone silent is given up.
         back_off: shortest and longest wait between attempts to connect, in seconds; in between it doubles.
         known: whether there was a connection to this server before: then none is given up as hopeless.
     """
 
     def __init__(
         self,
-        address: str,
-        tls: str | Path | None,
+        server: Endpoint,
         hello: Hello,
         limit: int,
-        keepalive: float = KEEPALIVE,
         back_off: tuple[float, float] = (0.1, 10.0),
         known: bool = False,
     ) -> None:
-        self.address, self.tls, self.hello, self.keepalive = address, tls, hello, keepalive
+        self.server, self.address, self.hello = server, server.address, hello
         self.link = Link(limit)
         self.welcome: Welcome | None = None
         self.refusal: str | None = None
         self.hopeless = False
         self.known, self.connections = known, 0
-        self._attempts = Attempts(address, tls)
+        self._attempts = Attempts(server.address, server.tls)
         self._back_off = back_off
         self._welcomed = threading.Event()
         self._thread = threading.Thread(target=self._keep_connected, name="cutlayer-session", daemon=True)
@@ -122,7 +135,7 @@ class Session:
         while not self.link.closed:
             before = self.connections
             try:
-                with open_channel(self.address, self.tls, self.keepalive) as channel:
+                with open_channel(self.address, self.server.tls, self.server.keepalive) as channel:
                     self._connect(channel)
             # What came may be no frame, or break the rules; a certificate may be in the middle of being replaced.
             except (grpc.RpcError, CutlayerError, OSError) as error:
@@ -187,8 +200,9 @@ class Session:
         call.cancel()
 
     def _refused(self, refusal: Refusal) -> None:
+        reason = harmless(refusal.reason)
         if refusal.retry:
-            self.link.close(refusal.reason)
+            self.link.close(reason)
         else:
-            self.refusal = refusal.reason
-            self.link.close(f"{self.address} refused: {refusal.reason}")
+            self.refusal = reason
+            self.link.close(f"{self.address} refused: {reason}")

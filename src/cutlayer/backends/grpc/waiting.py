@@ -21,11 +21,13 @@ class Waiting:
         self._say = say
         self._what, self._since, self._clock, self._next = "", 0.0, "", 0.0
         self._said = False
+        self._who: list[str] = []
         self._last: dict[str, float] = {}
 
     def on(self, who: str, why: str, *, after: float = SOON) -> None:
         """There is still to wait for `who`: to be called often; said after so many seconds, and once in `LONG`."""
         now = time.monotonic()
+        self._who = who.split(", ")
         if (what := f"waiting for {who} ({why})") != self._what:
             self._what, self._since, self._clock = what, now, time.strftime("%H:%M:%S")
             self._next = max(now + after, self._last.get(what, -LONG) + LONG)
@@ -36,11 +38,16 @@ class Waiting:
             self._said, self._last[what] = True, now
             self._next = now + min(max(LONG, waited), SELDOM)
 
+    def awaited(self) -> list[str]:
+        """Who is waited for now, if that takes longer than a moment. From any thread."""
+        who, since = self._who, self._since
+        return who if who and time.monotonic() - since >= SOON else []
+
     def over(self) -> None:
         """What was waited for has come."""
         if self._said:
             self._say(f"goes on after {_duration(time.monotonic() - self._since)}")
-        self._what, self._said = "", False
+        self._what, self._who, self._said = "", [], False
 
 
 def _duration(seconds: float) -> str:
