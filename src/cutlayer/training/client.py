@@ -89,11 +89,6 @@ class Client:
         return Exchange(self.plan.exchange)
 
     @property
-    def _under_way(self) -> bool:
-        """Whether an epoch has more batches to come, and it does not wait for weights."""
-        return self._ahead is not None and not self._shares
-
-    @property
     def waits(self) -> bool:
         """Whether it is in the midst of an A epoch and waits for the server."""
         return bool(self.pending) or self._shares
@@ -125,7 +120,8 @@ class Client:
             self._pooling = None
             return iter(())
         if isinstance(message, Weights):
-            solicited = message.step == (self._steps if self._shares else 0) and not (self._under_way or self.pending)
+            ready = self._ahead is None and not self.pending  # between epochs
+            solicited = message.step == self._steps if self._shares else message.step == 0 and ready
             self._require(solicited, "weights before or after an epoch, or those that it waits for", message)
             load_weights(self.half, received, f"client {self.number}")
             self.has_shared = True
