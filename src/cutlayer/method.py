@@ -36,6 +36,9 @@ class Method:
             statistics, as in A, which is not safe with several clients; see docs/batch-norm.md.
         store: where the server keeps activations.
         fleet: how several clients work together.
+        views: how many views of a sample the server stores, the last ones that came. C epochs draw among them.
+        views_from: the epoch, from 0, from which A epochs fill the store, too, so that B epochs are not the only ones
+            to bring views; None for B epochs alone.
     """
 
     schedule: Schedule = field(default_factory=Always)
@@ -44,8 +47,11 @@ class Method:
     norm_in_b: NormInB = "calibrated"
     store: StoreOptions = field(default_factory=StoreOptions)
     fleet: Fleet = field(default_factory=Fleet)
+    views: int = 1
+    views_from: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_views()
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
         require_kinds(
@@ -65,6 +71,17 @@ class Method:
             )
         if self.norm_in_b not in get_args(NormInB):
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, get_args(NormInB)))
+
+    def _check_views(self) -> None:
+        if not isinstance(self.views, int) or self.views < 1:
+            raise ConfigError(f"views must be a whole number of at least 1, got {self.views!r}")
+        if self.views_from is not None and self.views_from < 0:
+            raise ConfigError(f"views_from: expected an epoch from 0, or None, got {self.views_from!r}")
+        if self.views > 1 and get_transfer(self.activations).delta is not None:
+            raise ConfigError(
+                f"activations {self.activations!r} with views={self.views}: 'delta>' sends the change against the one "
+                "view that both sides have, and gains if that is small; several views gain if they differ. Choose one"
+            )
 
     def __repr__(self) -> str:
         """Short: what differs from the defaults."""

@@ -4,13 +4,15 @@
 
 KIND "disk": a store on disk and augmentation; "disk-before" and "disk-after" end it around the naming of the checkpoint
 after STEP epochs. KIND "loader": a store in memory, a shuffled DataLoader, evaluation and checkpoints at odd intervals.
-KIND "memories": the same with changes of activations, and error feedback.
+KIND "memories": the same with changes of activations, and error feedback. KIND "few": as "disk", with a budget, a
+client half that settles, and several views.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +20,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from cutlayer import CropFlip, CustomOptimizer, Drift, Method, Optimizer, StoreOptions, Task, Training, fit, split
+from cutlayer import (
+    Budget,
+    CropFlip,
+    CustomOptimizer,
+    Drift,
+    Method,
+    Optimizer,
+    StoreOptions,
+    Task,
+    Training,
+    fit,
+    split,
+)
 from cutlayer.data.images import digits
 from cutlayer.seeds import seeded
 
@@ -81,16 +95,18 @@ def main(folder: str, step: int, kind: str) -> None:
     wrapped.add_module("net", model)
     train = train.first(200)
     loader = DataLoader(train, batch_size=50, shuffle=True)
-    disk = kind == "disk"
+    disk = kind in ("disk", "few")
     codecs = ("fp8_e4m3", "fp8_e5m2")
     if kind == "memories":
         codecs = ("delta0.3>mxfp4:stochastic", "ef>topk0.2>fp8_e5m2")
+    # The loss decides, so a run that forgot where its schedule was would take another way.
+    method = Method(Drift(threshold=0.35), *codecs, store=StoreOptions(placement="disk" if disk else "memory"))
+    few = {"schedule": Budget(megabytes=0.06, threshold=0.2, last=1), "views": 2, "views_from": 0}
     fit(
         split(wrapped, "net.cut"),
         train if disk else loader,
         test.first(60),
-        # The loss decides, so a run that forgot where its schedule was would take another way.
-        method=Method(Drift(threshold=0.35), *codecs, store=StoreOptions(placement="disk" if disk else "memory")),
+        method=replace(method, **few) if kind == "few" else method,
         training=Training(
             epochs=EPOCHS,
             batch_size=50,

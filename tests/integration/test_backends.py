@@ -36,8 +36,11 @@ CHOICES: dict[str, dict[str, object]] = {
 }
 
 
-RATES = {"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6}
-"""The client's learning rate falls over its updates."""
+FEW = {
+    **{"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6},
+    **{"views": 2, "views_from": 1},
+}
+"""What is for few exchanges: the client's learning rate falls over its updates, the store holds several views."""
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +62,9 @@ class TestConformance:
         assert baseline == expected[name][2]
 
     @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "in process"])
-    def test_the_clients_rate_falls_alike(self, backend: str, tmp_path: Path, request) -> None:
-        expected = run_in_process(tmp_path / "expected", **RATES)
+    def test_few_exchanges_are_alike(self, backend: str, tmp_path: Path, request) -> None:
+        expected = run_in_process(tmp_path / "expected", **FEW)
         if backend == "ray":
             request.getfixturevalue("cluster")
-        assert BACKENDS[backend](tmp_path, **RATES) == expected
+        assert BACKENDS[backend](tmp_path, **FEW) == expected
         assert "".join(record["exchange"] for record in expected[1]) == "AABCCBCC"

@@ -40,7 +40,7 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, tuple[dict, list[dict]]]:
     outcomes = {}
-    for kind in ("disk", "loader", "memories"):
+    for kind in ("disk", "loader", "memories", "few"):
         folder = tmp_path_factory.mktemp(kind)
         assert start(folder, -1, kind) == 0
         outcomes[kind] = outcome(folder)
@@ -49,7 +49,8 @@ def undisturbed(tmp_path_factory) -> dict[str, tuple[dict, list[dict]]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "state"), [*(("disk", s) for s in "ABC"), ("loader", "C"), ("memories", "A"), ("memories", "C")]
+    ("kind", "state"),
+    [*(("disk", s) for s in "ABC"), ("loader", "C"), ("memories", "A"), ("memories", "C"), ("few", "B"), ("few", "C")],
 )
 def test_killed_in_the_middle_of_an_epoch(kind: str, state: str, undisturbed, tmp_path: Path) -> None:
     # The last epoch of its state, so that there is a past to remember.

@@ -19,10 +19,10 @@ SIZES = (20, 13, 8)
 SHARE = {"cpus_per_actor": 0.5, "cpus_per_worker": 0.5, "actors": 1}
 
 
-def run(mode: str, codec: str, epochs: int, **more: object) -> Result:
+def run(mode: str, codec: str, epochs: int, views: int = 1, **more: object) -> Result:
     """A B C C A B C C; some clients are left out, so that the store takes their place in A and B epochs."""
     fleet = Fleet(strategy=STRATEGIES[mode](), fraction=0.6)
-    method = Method(Periodic(period=4), codec, "fp32", fleet=fleet)
+    method = Method(Periodic(period=4), codec, "fp32", fleet=fleet, views=views)
     sets = data(SIZES)
     return fit(halves(), sets, sets, method=method, training=training(epochs), **more)
 
@@ -66,7 +66,7 @@ def test_a_worker_is_killed_and_the_run_goes_on_in_process(tmp_path: Path) -> No
         if record.epoch == 6:
             raise Interrupted
 
-    chosen = ("parallel", "fp32", 8)
+    chosen = ("parallel", "fp32", 8, 2)
     loss, folder = Deadly(tmp_path, 10), tmp_path / "run"
     task = Task(loss=loss, classes=3)
     with pytest.raises(Interrupted):

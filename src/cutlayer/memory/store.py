@@ -175,12 +175,7 @@ class ReplayStore:
         """
         start, stop = ids or (0, self.capacity)
         present = torch.from_numpy(np.flatnonzero(self._present[start:stop]) + start)
-        if shuffle is not None:
-            present = present[torch.randperm(len(present), generator=shuffle)]
-        for batch in present.split(batch_size):
-            if drop_last and len(batch) < min(batch_size, len(present)):
-                return
-            yield batch
+        return batches_of(present, batch_size, shuffle, drop_last=drop_last)
 
     def check_budget(self, codec: str, shape: tuple[int, ...], sample_bytes: int) -> bool:
         """Whether the store of all samples, of this many bytes each, goes to disk. Raises StoreFullError if nowhere."""
@@ -244,3 +239,15 @@ class ReplayStore:
             raise ConfigError(
                 f"the {self.name} of the checkpoint holds {len(present)} samples, the data set has {self.capacity}"
             )
+
+
+def batches_of(
+    present: Tensor, batch_size: int, shuffle: torch.Generator | None = None, *, drop_last: bool = False
+) -> Iterator[Tensor]:
+    """Sample ids, int64 [N], in batches, as `ReplayStore.draw` says."""
+    if shuffle is not None:
+        present = present[torch.randperm(len(present), generator=shuffle)]
+    for batch in present.split(batch_size):
+        if drop_last and len(batch) < min(batch_size, len(present)):
+            return
+        yield batch

@@ -234,11 +234,15 @@ def _epoch_bytes(load: Load, halves: Halves, shape: tuple[int, ...], rates: Rate
 def _store_bytes(load: Load, shape: tuple[int, ...], exchanges: str) -> int:
     """Of the server's store: with labels, and a byte that says whether a sample is there."""
     up = get_transfer(load.method.activations)
-    if "B" not in exchanges and up.delta is None:
+    if "B" not in exchanges and up.delta is None and load.method.views_from is None:
         return 0
     labels: Tensor = load.first[1]
     label = labels[0].numel() * (4 if labels.is_floating_point() else 8)
-    return load.samples * (sum((REFERENCE if up.delta is not None else up.codec).layout(shape)) + label + 1)
+    return (
+        load.method.views
+        * load.samples
+        * (sum((REFERENCE if up.delta is not None else up.codec).layout(shape)) + label + 1)
+    )
 
 
 def outermost(cuts: Sequence[str]) -> list[str]:

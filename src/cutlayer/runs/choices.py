@@ -33,6 +33,8 @@ PLACES = {
     "cut": "model.cut",
     "norm_in_b": "method.norm_in_b",
     "store": "method.store",
+    "views": "method.views",
+    "views_from": "method.views_from",
     "state": "method.fleet.state",
     "fraction": "method.fleet.fraction",
     "dropout": "method.fleet.dropout",
@@ -154,6 +156,10 @@ class Choices:
 
     store: StoreOptions
     """The server's store of activations."""
+    views: int
+    """Views of a sample that the server stores, the last ones that came; C epochs draw among them."""
+    views_from: int | None
+    """Epoch, from 0, from which A epochs fill the store as B epochs do; by default none."""
     evaluate_every: int
     """Epochs between evaluations."""
     checkpoint_every: int

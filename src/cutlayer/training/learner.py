@@ -62,7 +62,7 @@ class Learner:
         gradients = any(batch.needs_gradients for batch in batches)
         self.step.count_flops(self.ledger, sum(len(batch) for batch in batches), input_gradient=gradients)
         for batch in batches:
-            if batch.message is not None and (self.replayed.delta or not batch.needs_gradients):
+            if self.replayed.keeps(batch, self.epoch):
                 self.replayed.put(batch)
 
     def stored(self, client: int | None = None) -> Iterator[StepBatch]:
@@ -82,6 +82,8 @@ class Learner:
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds: the half and its optimizer, the store, and the clients' own server halves."""
         parts: dict[str, Stateful] = {"server": self.halves.main, "store": self.replayed.store}
+        if self.replayed.views.count > 1:
+            parts["views"] = self.replayed.views
         return parts if self.halves.pool is None else {**parts, "server_halves": self.halves.pool}
 
     def parts_loaded(self) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from cutlayer.codecs import Encoded, get_transfer, magnitude
 from cutlayer.errors import RefusedError, StoreFullError
 from cutlayer.memory.delta import REFERENCE, moved, references
-from cutlayer.memory.store import ReplayStore
+from cutlayer.memory.store import ReplayStore, batches_of
+from cutlayer.memory.views import Views
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Always
 from cutlayer.seeds import generator
@@ -27,7 +28,8 @@ class Replay:
         store: for the samples of all clients; by default in this process.
 
     Attributes:
-        offsets: sample i of client c is row offsets[c] + i of the store.
+        offsets: sample i of client c is sample offsets[c] + i of all.
+        views: which rows of the store are views of a sample; with one view, a sample's row is its number.
         codec: that of what is stored.
     """
 
@@ -41,42 +43,57 @@ class Replay:
         self.delta, self.shape = transfer.delta is not None, job.cut_shape
         self.codec = REFERENCE if self.delta else transfer.codec
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients) + 1)]
-        self.store = ReplayStore(self.offsets[-1], job.method.store) if store is None else store
+        self.views = Views(self.offsets[-1], job.method.views)
+        name = f"replay store with {self.views.count} views a sample" if self.views.count > 1 else "replay store"
+        self.store = ReplayStore(self.views.rows, job.method.store, name) if store is None else store
+        self._fills_from = job.method.views_from
         frozen = all(info.frozen for info in clients)
-        if self.delta or frozen or not isinstance(job.method.schedule, Always):
+        if self.delta or frozen or not isinstance(job.method.schedule, Always) or self._fills_from is not None:
             # Better an error now than in the first B epoch.
             sample_bytes = sum(self.codec.layout(job.cut_shape)) + 8
             self.store.check_budget(self.codec.name, job.cut_shape, sample_bytes)
 
     def rows(self, client: int | None) -> tuple[int, int]:
-        """First row of a client, or of all, and the one after the last."""
+        """First sample of a client, or of all, and the one after the last."""
         return (0, self.offsets[-1]) if client is None else (self.offsets[client], self.offsets[client + 1])
 
     def has(self, client: int) -> bool:
         """Whether anything of this client is stored."""
-        return self.store.holds(*self.rows(client))
+        return any(self.store.holds(*rows) for rows in self.views.ranges(*self.rows(client)))
 
     def magnitudes(self, clients: Iterable[int]) -> dict[int, float]:
         """The largest magnitude of what is stored of each of these clients, if anything is."""
         found: dict[int, float] = {}
         for client in clients:
-            for ids in self.store.draw(self.clients[client].batch_size, ids=self.rows(client)):
-                largest = magnitude(self.codec.decode(self.store.encoded(ids)))
-                found[client] = max(largest, found.get(client, 0.0))
+            for rows in self.views.ranges(*self.rows(client)):
+                for ids in self.store.draw(self.clients[client].batch_size, ids=rows):
+                    largest = magnitude(self.codec.decode(self.store.encoded(ids)))
+                    found[client] = max(largest, found.get(client, 0.0))
         return found
 
     def digest(self, client: int) -> int:
         """A digest of what is stored of this client."""
         return self.store.digest(*self.rows(client))
 
+    def keeps(self, batch: StepBatch, epoch: int) -> bool:
+        """Whether a batch of an epoch is to be stored: one that is to be replayed, or to be references."""
+        fills = self._fills_from is not None and epoch >= self._fills_from
+        return batch.message is not None and (self.delta or fills or not batch.needs_gradients)
+
     def draw(self, epoch: int, client: int | None = None) -> Iterator[Tensor]:
-        """Shuffled batches of stored sample ids, of a client or of all, for an epoch."""
+        """Shuffled batches of rows for an epoch: a stored view of each sample of a client or of all."""
         infos = self.clients if client is None else [self.clients[client]]
         sizes = [info.batch_size for info in infos]
         drop_last = any(info.drop_last for info in infos)
-        shuffle = generator(self.seed, "replay", epoch, *((client,) if client else ()))
+        own = (client,) if client else ()
+        shuffle = generator(self.seed, "replay", epoch, *own)
         batch_size = sum(sizes) if client is None and self.joint else max(sizes)
-        return self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=self.rows(client))
+        if self.views.count == 1:
+            yield from self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=self.rows(client))
+            return
+        present, choose = self.views.present(*self.rows(client)), generator(self.seed, "views", epoch, *own)
+        for ids in batches_of(present, batch_size, shuffle, drop_last=drop_last):
+            yield self.views.drawn(ids, choose)
 
     def batches(self, epoch: int, client: int | None = None) -> Iterator[StepBatch]:
         """The stored activations that `draw` names, decoded."""
@@ -109,7 +126,7 @@ class Replay:
             encoded = Encoded(encoded.codec, encoded.shape, encoded.rows[told], shared)
             ids, labels = ids[told], labels[told]
         with self.ledger.phase("store"):
-            self.store.put(ids, encoded, labels)
+            self.store.put(self.views.written(ids), encoded, labels)
 
     def _told(self, labels: Tensor) -> Tensor:
         """Which samples have a label that the loss does not leave out, bool [B]."""
@@ -134,5 +151,5 @@ class Replay:
             lacking = (ids - self.offsets[client])[~(sent | known)].tolist()
             raise RefusedError(f"client {client}: sent: expected changes of samples {lacking}, which have no reference")
         if anew:
-            self.store.clear(*self.rows(client))
+            self.store.clear(*self.rows(client))  # with delta there is one view, so a sample's row is its number
         return moved(references(self.store, ids, changes), sent.to(changes.device), changes)

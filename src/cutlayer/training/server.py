@@ -62,7 +62,7 @@ class Server:
         self.replayed = self.learner.replayed
         self.feedback = None
         if down.feedback:
-            capacity = self.replayed.store.capacity
+            capacity = self.replayed.views.samples
             self.feedback = ErrorFeedback(self.gradient_codec, capacity, job.cut_shape, method.store)
         self.checks = FrameChecks(job, clients, self.learner.output_shape)
         self.evaluation = Evaluation(job, self.checks, ledger)

@@ -112,10 +112,10 @@ class RayClients(TrustedClients):
         """A server that trains by itself, or with workers."""
         if self.chosen.workers == 1:
             return super().server(job, ledger)
-        samples = sum(summary.samples for summary in self.summaries)
+        rows = job.method.views * sum(summary.samples for summary in self.summaries)
         options = {"num_cpus": self.chosen.cpus_per_worker, "num_gpus": self.chosen.gpus_per_worker}
         self.group = Group(
-            self.chosen.workers, options, [samples, ray.put(job), torch.get_num_threads()], self.chosen.start_timeout
+            self.chosen.workers, options, [rows, ray.put(job), torch.get_num_threads()], self.chosen.start_timeout
         )
         return Server(job, self.summaries, ledger, ParallelLearner(job, self.summaries, ledger, self.group))
 

@@ -43,7 +43,7 @@ class ParallelLearner(Learner):
 
     def __init__(self, job: Job, clients: Sequence[ClientSummary], ledger: Ledger, group: Group) -> None:
         self.group = group
-        self._shards = ShardedStore(sum(info.samples for info in clients), job.method.store, group)
+        self._shards = ShardedStore(job.method.views * sum(info.samples for info in clients), job.method.store, group)
         super().__init__(job, clients, ledger, self._shards)
         self._ahead = True
         """Whether the half here is newer than the workers'."""
@@ -120,14 +120,14 @@ class ParallelLearner(Learner):
         self._ahead = True
 
     def _sent(self, batches: Sequence[StepBatch]) -> Samples | None:
-        """What came in from clients, as one batch with ids over all clients."""
+        """What came in from clients, as one batch, with the rows of the store that it goes to."""
         ids, rows, shared, labels = [], [], [], []
         for batch in batches:
             if batch.message is None:
                 continue
             assert batch.ids is not None
             assert batch.encoded is not None
-            ids.append(batch.ids)
+            ids.append(self.replayed.views.written(batch.ids))
             rows.append(batch.encoded.rows.cpu())
             shared.append(batch.encoded.shared.cpu().expand(len(batch), -1))
             labels.append(batch.labels.cpu())

@@ -34,15 +34,15 @@ class Worker:
     2020, arXiv 2006.15704).
     """
 
-    def build(self, rank: int, world: int, samples: int, job: Job, threads: int) -> None:
-        """Build the copy of the half, and an empty shard of a store of so many samples."""
+    def build(self, rank: int, world: int, rows: int, job: Job, threads: int) -> None:
+        """Build the copy of the half, and an empty shard of a store of so many rows."""
         training, method = job.training, job.method
         torch.set_num_threads(threads)
         self.rank, self.world, self.device = rank, world, torch.device(training.device)
         self.step = TrainingStep(job, self._sum_gradients)
         self.trained = TrainedHalf(job.half, training.server, training)
         self.codec = get_transfer(method.activations).codec
-        self.store = ReplayStore(math.ceil(samples / world), method.store)
+        self.store = ReplayStore(math.ceil(rows / world), method.store)
         self.epoch = 0
         self.counts = EpochCounts.empty(self.device)
 

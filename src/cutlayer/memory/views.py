@@ -1,0 +1,68 @@
+"""Several views of a sample: where in a store the last ones are, and which one an epoch learns from.
+
+An augmentation is drawn anew whenever a sample is sent. With one view, the server learns from the newest alone until
+the next exchange; with k it learns from the last k, of which one is drawn for each sample and epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Views:
+    """The last `count` views of each sample, in rows of a store: view v of sample i is row v * samples + i.
+
+    With one view a sample's row is its number, and the store alone knows which are there.
+
+    Args:
+        samples: how many there are.
+        count: views of each that are stored, at least 1; a new one takes the place of the oldest.
+    """
+
+    def __init__(self, samples: int, count: int) -> None:
+        self.samples, self.count = samples, count
+        self._written = np.zeros(samples, np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the store."""
+        return self.samples * self.count
+
+    def written(self, ids: Tensor) -> Tensor:
+        """The rows that the next views of these samples go to, int64 [B]; counts them as stored."""
+        if self.count == 1:
+            return ids
+        index = ids.numpy()
+        rows = self._written[index] % self.count * self.samples + index
+        self._written[index] += 1
+        return torch.from_numpy(rows)
+
+    def drawn(self, ids: Tensor, draw: torch.Generator) -> Tensor:
+        """A row of each of these samples, which must be there, drawn among the views that are stored: int64 [B]."""
+        if self.count == 1:
+            return ids
+        stored = torch.from_numpy(self._written[ids.numpy()]).clamp(max=self.count)
+        return torch.randint(1 << 31, (len(ids),), generator=draw) % stored * self.samples + ids
+
+    def present(self, start: int, stop: int) -> Tensor:
+        """The samples from `start` to before `stop` that have a view, int64."""
+        return torch.from_numpy(np.flatnonzero(self._written[start:stop]) + start)
+
+    def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The rows of all views of the samples from `start` to before `stop`: the first, and the one after the last."""
+        return [(view * self.samples + start, view * self.samples + stop) for view in range(self.count)]
+
+    # --- checkpoints ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many views of each sample have come."""
+        return {"written": self._written}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._written[:] = state["written"]
