@@ -18,6 +18,7 @@ from cutlayer.cli.merge import merge
 from cutlayer.cli.partition import partition
 from cutlayer.cli.plan import plan
 from cutlayer.cli.report import report
+from cutlayer.cli.study import frontier_command, reproduce
 from cutlayer.cli.train import train
 from cutlayer.errors import ConfigError, CutlayerError, unknown
 
@@ -50,6 +51,8 @@ COMMANDS = {
     "predict": predict_command,
     "partition": partition,
     "forget": forget,
+    "reproduce": reproduce,
+    "frontier": frontier_command,
     "certs": remote("certs", "Make certificates for a server and its clients."),
     "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
     "join": remote("join", "Take part in a run that another machine serves."),

@@ -1,0 +1,30 @@
+"""The methods of few exchanges that studies hold against plain split learning: the best known at 100x, 250x and 500x.
+
+The names are of 200 epochs, by the count of activations and gradients; a shorter run has the same exchanges and a
+smaller ratio. What is found to be better replaces what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from cutlayer.method import Method
+from cutlayer.schedule import Settle
+
+FOUR_BITS = "int4+zstd"
+
+
+def settled(both: int, activations: int, epochs: int) -> Method:
+    """So many A epochs, in which the client's rate falls to zero, then so many B epochs; fewer in a run below 60."""
+    part = min(1.0, epochs / 60)
+    schedule = Settle(both=max(1, round(both * part)), activations=max(1, round(activations * part)))
+    return Method.of(schedule, FOUR_BITS)
+
+
+FEW: dict[str, tuple[str, Callable[[int], Method]]] = {
+    "few100": ("settle, 15 A + 33 B, 4 bits", partial(settled, 15, 33)),
+    "few250": ("settle, 5 A + 14 B, 4 bits", partial(settled, 5, 14)),
+    "few500": ("settle, 3 A + 6 B, 4 bits", partial(settled, 3, 6)),
+}
+"""By name: the title in tables, and the method from the number of epochs."""
