@@ -17,9 +17,9 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 # From the top down, as in docs/architecture.md: a package imports from itself and from those that follow.
 # fmt: off
 ORDER = (
-    "__main__", "cli", "studies", "planning", "runs", "backends", "training", "report", "records", "method", "fleet",
-    "strategies", "stopping", "privacy", "models", "data", "memory", "wire", "codecs", "schedule", "describe", "files",
-    "seeds", "naming", "formats", "streams", "errors",
+    "__main__", "cli", "studies", "planning", "runs", "device", "backends", "training", "report", "records", "method",
+    "fleet", "strategies", "stopping", "privacy", "models", "data", "memory", "wire", "codecs", "schedule", "describe",
+    "files", "seeds", "naming", "formats", "streams", "errors",
 )
 # fmt: on
 

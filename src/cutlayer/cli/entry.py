@@ -54,6 +54,7 @@ COMMANDS = {
     "reproduce": reproduce,
     "frontier": frontier_command,
     "certs": remote("certs", "Make certificates for a server and its clients."),
+    "answer": remote("answer", "Answer devices that hold the client half of a trained network."),
     "serve": remote("serve", "Hold the server half of a run for clients on other machines."),
     "join": remote("join", "Take part in a run that another machine serves."),
     "health": remote("health", "Ask whether a server is up."),

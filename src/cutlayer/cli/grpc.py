@@ -21,6 +21,7 @@ from cutlayer.backends.grpc.rpc import KEEPALIVE, check_address
 from cutlayer.backends.grpc.session import check_health, fetch_config, own_name
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.backends.grpc.trouble import Attempts
+from cutlayer.cli.answer import answer
 from cutlayer.cli.arguments import parse_recipe
 from cutlayer.cli.shown import schedule_of
 from cutlayer.data.partition import Partition
@@ -72,6 +73,8 @@ class ServeArguments(ConnectionArguments):
     """HOST:PORT to take connections on."""
     client: tuple[str, ...] = ("client",)
     """Names of the clients, as in their certificates."""
+    frozen: bool = False
+    """Do not train the client half, so that clients without PyTorch can take part (cutlayer-device): no A epochs."""
     run_dir: str | None = None
     """Folder of the run, to begin or to go on with; by default runs/RECIPE's data set-served."""
     deadline: float = 300.0
@@ -166,6 +169,8 @@ def _served(
 ) -> Served:
     outline = config.data.outline()
     halves = config.halves(outline)
+    if chosen.frozen:
+        halves.client.requires_grad_(False)
     with torch.no_grad():
         cut_shape = tuple(halves.client.eval()(outline.inputs.new_zeros((1, *outline.inputs.shape[1:]))).shape[1:])
 
@@ -271,7 +276,8 @@ def _for_here(values: Any, chosen: JoinArguments) -> RunConfig:
     own = {"data": {"folder": chosen.data_dir}, "training": {"device": chosen.device}, "method": {"store": {}}}
     if not isinstance(values, dict) or not all(isinstance(values.get(part), dict) for part in own):
         raise ConfigError("the server's config is not of this version; use the same version of cutlayer on both sides")
-    return RunConfig.from_dict({**values, **{part: {**values[part], **mine} for part, mine in own.items()}})
+    chosen_there = {name: value for name, value in values.items() if name != "terms"}
+    return RunConfig.from_dict({**chosen_there, **{part: {**values[part], **mine} for part, mine in own.items()}})
 
 
 def _prepare(threads: int | None) -> None:
@@ -281,4 +287,4 @@ def _prepare(threads: int | None) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
 
 
-COMMANDS = {"certs": certs, "serve": serve_command, "join": join_command, "health": health}
+COMMANDS = {"certs": certs, "answer": answer, "serve": serve_command, "join": join_command, "health": health}

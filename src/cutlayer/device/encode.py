@@ -8,34 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cutlayer.device.arrays import Bytes, Floats, Packed, columns, e4m3, pack_bits, powers_of_two, quantize
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.formats import E2M1, E2M3, E3M2, E4M3, E4M3_HFP8, E5M2, Element
 from cutlayer.streams import MAX_EXPANSION, compress
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 LARGEST = np.float32(np.finfo(np.float32).max * (1 - 2.0**-23))
-
-
-@dataclass(frozen=True)
-class Packed:
-    """An encoded batch.
-
-    Attributes:
-        rows: uint8 [B, R].
-        shared: uint8 [S].
-        streams: columns of the rows, each with bytes of one kind.
-    """
-
-    rows: Bytes
-    shared: Bytes
-    streams: tuple[slice, ...]
 
 
 Encoder = Callable[[Floats], Packed]
@@ -70,8 +52,8 @@ class DeviceCodec:
         if not self._compressed:
             return [shared, packed.rows.tobytes()]
         parts: list[bytes | memoryview] = [shared]
-        for columns in packed.streams:
-            parts += compress(np.ascontiguousarray(packed.rows[:, columns]).reshape(-1))
+        for stream in packed.streams:
+            parts += compress(np.ascontiguousarray(packed.rows[:, stream]).reshape(-1))
         short = -(-(packed.rows.size + len(shared)) // MAX_EXPANSION) - sum(map(len, parts))
         return [*parts, bytes(short)] if short > 0 else parts
 
@@ -168,22 +150,6 @@ def _by_channel(values: Floats) -> Floats:
     return values.reshape(len(values), groups, -1)
 
 
-def quantize(values: Floats, element: Element) -> Bytes:
-    """Codes (uint8) of finite float32 values within the format's range: to nearest, ties to even."""
-    width = 23 - element.mantissa
-    bits = np.ascontiguousarray(values, np.float32).view(np.int32)
-    magnitudes = bits & 0x7FFFFFFF
-    powers = np.maximum(magnitudes & 0x7F800000, (127 + element.lowest) << 23) + (width << 23)
-    # The sum of a magnitude and 2^width times its power of two has one quantum as its last bit: hardware rounds it.
-    summed = (magnitudes.view(np.float32) + powers.astype(np.int32).view(np.float32)).view(np.int32)
-    codes = summed + (summed >> width) - ((127 + width + element.lowest) << element.mantissa)
-    codes |= (bits >> 31) & (1 << (element.bits - 1))
-    found = codes.astype(np.uint8)
-    if not element.negative_zero:
-        found[found == 0x80] = 0
-    return found
-
-
 # --- blocks ---
 
 
@@ -205,7 +171,7 @@ def _nvfp4(values: Floats) -> Packed:
     blocks = _blocked(flat, 16)
     wanted = np.abs(blocks).max(-1) / np.float32(E2M1.largest) / scale
     codes = quantize(wanted.clip(0, E4M3.largest), E4M3)
-    divisors = _e4m3(codes) * scale
+    divisors = e4m3(codes) * scale
     divisors[divisors == 0] = np.inf
     return _of_blocks(flat, blocks, codes, divisors, E2M1, np.array([scale], np.float32).view(np.uint8))
 
@@ -221,19 +187,7 @@ def _of_blocks(
     scaled = (blocks / divisors[..., None]).astype(np.float32).clip(-element.largest, element.largest)
     codes = quantize(scaled, element).reshape(len(flat), -1)[:, : flat.shape[1]]
     packed, widths = pack_bits(codes, element.bits)
-    return Packed(np.concatenate([scales, packed], 1), shared, _columns([scales.shape[1], *widths]))
-
-
-def powers_of_two(codes: Bytes) -> Floats:
-    """2^(code - 127), of codes up to 254."""
-    return np.ldexp(np.float32(1), codes.astype(np.int32) - 127).astype(np.float32)
-
-
-def _e4m3(codes: Bytes) -> Floats:
-    """The values of codes from 0 up to the largest."""
-    exponent, mantissa = codes.astype(np.int32) >> 3, (codes & 7).astype(np.int32)
-    normal = np.ldexp(np.float32(1) + mantissa.astype(np.float32) / 8, exponent - 7)
-    return np.where(exponent > 0, normal, mantissa.astype(np.float32) * np.float32(2.0**-9)).astype(np.float32)
+    return Packed(np.concatenate([scales, packed], 1), shared, columns([scales.shape[1], *widths]))
 
 
 # --- integers with a scale ---
@@ -250,36 +204,9 @@ def _affine(bits: int) -> Encoder:
         codes = np.rint(grouped / steps[:, None] + zeros[:, None]).clip(0, top).astype(np.uint8)
         packed, widths = pack_bits(codes.reshape(len(values), -1), bits)
         shared = np.concatenate([steps.astype(np.float32).view(np.uint8), zeros.astype(np.uint8)])
-        return Packed(packed, shared, _columns(widths))
+        return Packed(packed, shared, columns(widths))
 
     return encode
-
-
-# --- bits ---
-
-
-def pack_bits(codes: Bytes, width: int) -> tuple[Bytes, list[int]]:
-    """Codes [B, n] below 2^width, tightly, as planes of 8, 4, 2 and 1 bits; and the bytes of each plane."""
-    planes, above = [], width
-    for plane in (8, 4, 2, 1):
-        if not width & plane:
-            continue
-        above -= plane
-        part = (codes >> above) & ((1 << plane) - 1)
-        per_byte = 8 // plane
-        filled = np.pad(part, ((0, 0), (0, -part.shape[1] % per_byte)))
-        packed = np.zeros((len(filled), filled.shape[1] // per_byte), np.uint8)
-        for place in range(per_byte):
-            packed |= (filled[:, place::per_byte] << (place * plane)).astype(np.uint8)
-        planes.append(packed)
-    return np.concatenate(planes, 1), [plane.shape[1] for plane in planes]
-
-
-def _columns(widths: list[int]) -> tuple[slice, ...]:
-    ends = [0]
-    for width in widths:
-        ends.append(ends[-1] + width)
-    return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
 
 _ENCODERS: dict[tuple[str, ...], Encoder] = {

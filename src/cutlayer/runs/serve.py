@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from cutlayer.backends.grpc.admission import Waits
-from cutlayer.backends.grpc.claims import Outline
+from cutlayer.backends.grpc.claims import Claims, Outline
 from cutlayer.backends.grpc.clients import Control, GrpcClients
 from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.listener import Listener
@@ -112,7 +112,8 @@ def serve(
     control = Control(limits, Waits(deadline, patience, keepalive), stop, on_wait or (lambda line: None))
     joined = GrpcClients(outline, control, saved, lambda: _oldest(loop), left_out(folder.folder))
     with ExitStack() as stack:
-        listener = Listener(listen, tls, joined.reception(json.dumps(config or {}), named=tls is not None), keepalive)
+        offered = _offered(config, Claims(outline, limits).terms)
+        listener = Listener(listen, tls, joined.reception(offered, named=tls is not None), keepalive)
         stack.callback(listener.close)
         stack.callback(joined.close)
         if on_listening is not None:
@@ -136,3 +137,8 @@ def _oldest(loop: Loop) -> Saved:
     assert loop.checkpoints is not None
     kept = loop.checkpoints.epochs()[-loop.training.keep_checkpoints :][0]
     return Saved(kept, max(loop.training.ending.kept(loop.records), default=-1))
+
+
+def _offered(config: dict[str, Any] | None, terms: dict[str, str]) -> str:
+    """What clients that ask are told: the config, and the terms, for a device that cannot work them out itself."""
+    return json.dumps({**(config or {}), "terms": terms})

@@ -15,14 +15,25 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from cutlayer.errors import RefusedError
-from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Message, Step, Update, Weights
+from cutlayer.wire.messages import (
+    Calibrate,
+    Done,
+    Evaluate,
+    EvaluationRequest,
+    Message,
+    Outputs,
+    Predict,
+    Step,
+    Update,
+    Weights,
+)
 
 MAGIC = b"CUTL"
 VERSION = 2
 PREFIX = struct.Struct("<4sBIQ")
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
-WITH_TENSORS = (Step, Update, Weights, Evaluate)
+WITH_TENSORS = (Step, Update, Weights, Evaluate, Predict, Outputs)
 """The messages that have tensors with them."""
 
 

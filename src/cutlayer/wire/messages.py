@@ -197,6 +197,21 @@ class Offer(msgspec.Struct, frozen=True, tag="offer", forbid_unknown_fields=True
     config: str
 
 
+# A trained network, in halves.
+
+
+class Predict(msgspec.Struct, frozen=True, tag="predict", forbid_unknown_fields=True):
+    """Client to server: activations of a batch, to be answered with the network's outputs."""
+
+    number: int
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs", forbid_unknown_fields=True):
+    """Server to client: the outputs of the batch of this number."""
+
+    number: int
+
+
 Message = (
     Plan
     | Weights
@@ -212,4 +227,6 @@ Message = (
     | Done
     | Finished
     | Offer
+    | Predict
+    | Outputs
 )

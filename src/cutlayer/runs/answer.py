@@ -1,0 +1,106 @@
+"""Split inference: a process that holds a trained server half, for devices that hold the client half."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from torch import nn
+
+from cutlayer.backends.grpc.certs import read_certificates
+from cutlayer.backends.grpc.rpc import SERVICE, check_address
+from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
+from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.messages import Outputs, Predict
+
+MOST_SAMPLES = 1024
+"""Samples of a request, at most."""
+
+
+class Answers:
+    """Answers activations with outputs, on one port.
+
+    Args:
+        half: the trained server half, in eval mode.
+        cut_shape: of one sample's activations.
+        codec: spec of what the activations come in; others are refused.
+        listen: HOST:PORT; port 0 takes a free one.
+        tls: the server's folder of certificates.
+
+    Attributes:
+        port: where it listens.
+
+    Raises:
+        ConfigError: the address, or the certificates, cannot be used.
+    """
+
+    def __init__(
+        self,
+        half: nn.Module,
+        cut_shape: tuple[int, ...],
+        codec: str,
+        listen: str,
+        tls: str | Path | None = None,
+        insecure_plaintext: bool = False,
+    ) -> None:
+        check_address(listen, tls, insecure_plaintext)
+        self.half, self.cut_shape = half.eval(), cut_shape
+        self.codec = evaluation_codec(get_transfer(codec))
+        self._alone = threading.Lock()  # one batch at a time: more would only share the processor
+        layout = self.codec.layout(cut_shape)
+        largest = (1 << 16) + layout.shared_bytes + MOST_SAMPLES * 2 * layout.row_bytes
+        options = [("grpc.max_receive_message_length", largest), ("grpc.so_reuseport", 0)]
+        self._server = grpc.server(
+            ThreadPoolExecutor(4, "cutlayer-answer"), options=options, maximum_concurrent_rpcs=64
+        )
+        handlers = {"Predict": grpc.unary_unary_rpc_method_handler(self._predict)}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
+        try:
+            if tls is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                authority, certificate, key = read_certificates(tls)
+                credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+                self.port = self._server.add_secure_port(listen, credentials)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {listen}: {error}") from None
+        self._server.start()
+
+    def wait(self) -> None:
+        """Until it is closed."""
+        self._server.wait_for_termination()
+
+    def close(self) -> None:
+        """Stop."""
+        self._server.stop(grace=1.0).wait()
+
+    def _predict(self, request: bytes, context: Any) -> bytes:
+        try:
+            return self.answer(request)
+        except RefusedError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
+            raise
+
+    def answer(self, request: bytes) -> bytes:
+        """The frame with the outputs, from the frame with the activations. Raises RefusedError for another frame."""
+        received = read(request)
+        message, fields = received.message, received.fields
+        if not isinstance(message, Predict) or [field.name for field in fields] != ["activations"]:
+            raise RefusedError(f"expected activations to be answered, got {message}")
+        got = fields[0]
+        if (got.codec, got.shape) != (self.codec.name, self.cut_shape) or not 1 <= got.batch <= MOST_SAMPLES:
+            raise RefusedError(
+                f"expected 1 to {MOST_SAMPLES} samples in {self.codec.name} of shape {list(self.cut_shape)}, got "
+                f"{got.batch} in {got.codec} of shape {list(got.shape)}"
+            )
+        with torch.no_grad(), self._alone:
+            activations = self.codec.decode(received.unpack().tensors["activations"])
+            if not isfinite(activations):
+                raise RefusedError("activations: expected finite values, got infinities or NaN")
+            outputs = self.half(activations).float()
+        return pack(Frame(Outputs(message.number), {"outputs": encode_exactly(outputs)}))
