@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from cutlayer.cli.afterwards import export, predict_command
 from cutlayer.cli.attack import attack
 from cutlayer.cli.compare import compare
+from cutlayer.cli.completion import completion
 from cutlayer.cli.demo import demo
 from cutlayer.cli.forget import forget
 from cutlayer.cli.merge import merge
@@ -62,37 +64,56 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 1 for a run that failed, 2 for a wrong call."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    console, errors = Console(), Console(stderr=True)
+    """Entry point; returns the exit status: 0, 1 for a run that failed, 2 for a wrong call.
+
+    `--quiet` and `--debug` go with every command: nothing but errors is shown; errors come with their traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [argument for argument in given if argument not in ("--quiet", "--debug")]
+    console = Console(quiet="--quiet" in given)
     if not arguments or arguments[0] in ("-h", "--help"):
         console.print("usage: cutlayer COMMAND ...   (cutlayer COMMAND --help explains it)\n", highlight=False)
-        for name, command in COMMANDS.items():
-            console.print(f"  {name:10}{command.__doc__}", highlight=False)
+        for name, command in {**COMMANDS, "completion": completion}.items():
+            console.print(f"  {name:10} {(command.__doc__ or '').partition(': eval')[0]}", highlight=False)
+        console.print("\n  with each: --quiet shows errors alone, --debug shows where they come from", highlight=False)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         console.print(version("cutlayer"), highlight=False)
         return 0
     try:
-        if arguments[0] not in COMMANDS:
+        return _carry_out(arguments, console)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        return _say(error)
+
+
+def _carry_out(arguments: Sequence[str], console: Console) -> int:
+    try:
+        if arguments[0] == "completion":
+            completion(arguments[1:], console, COMMANDS)
+        elif arguments[0] not in COMMANDS:
             raise ConfigError(unknown("command", arguments[0], COMMANDS))
-        COMMANDS[arguments[0]](arguments[1:], console)
-    except ConfigError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-        return 2
-    except CutlayerError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-        return 1
+        else:
+            COMMANDS[arguments[0]](arguments[1:], console)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt as error:
-        errors.print(str(error) or "interrupted", highlight=False, markup=False, soft_wrap=True)
-        return 130
     return 0
+
+
+def _say(error: BaseException) -> int:
+    """Say in one line what is wrong; return the exit status."""
+    line, status = f"error: {error}", 1
+    if isinstance(error, KeyboardInterrupt):
+        line, status = str(error) or "interrupted", 130
+    elif isinstance(error, ConfigError):
+        status = 2
+    elif not isinstance(error, (CutlayerError, OSError)):
+        what = " ".join(str(error).split())
+        line = f"error: {type(error).__name__}: {what}; run it again with --debug to see where it comes from"
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    return status
 
 
 if __name__ == "__main__":

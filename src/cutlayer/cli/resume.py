@@ -35,6 +35,8 @@ class ResumeArguments:
     """Another number of checkpoints that stay."""
     data_dir: str | None = None
     """Folder with the data set's files, if they lie elsewhere now."""
+    tensorboard: bool = False
+    """Write every epoch for TensorBoard, too, into the run's folder tensorboard."""
     backend: Literal["process", "ray"] = "process"
     """Where the clients are from now on, wherever they were; see docs/ray.md."""
     cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
@@ -49,7 +51,8 @@ def resume(arguments: Sequence[str], console: Console) -> Run:
     if "data" not in written:
         raise ConfigError(f"{run.folder} was begun from Python; go on with fit(..., run=..., resume=True)")
     config = _changed(RunConfig.from_dict(written), chosen)
-    carry_out(config, run, console, resume=True, backend=backend_of(chosen.backend, chosen.cluster))
+    backend = backend_of(chosen.backend, chosen.cluster)
+    carry_out(config, run, console, resume=True, backend=backend, tensorboard=chosen.tensorboard)
     return run
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +13,9 @@ from cutlayer.backends.base import Backend
 from cutlayer.backends.local import LOCAL
 from cutlayer.backends.ray import Ray
 from cutlayer.errors import ConfigError
+from cutlayer.records.history import EpochRecord
 from cutlayer.report import ProgressView
+from cutlayer.report.tensorboard import TensorBoard
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.experiment import run_experiment
 from cutlayer.runs.run import Run
@@ -30,12 +34,24 @@ def carry_out(
     resume: bool = False,
     backend: Backend = LOCAL,
     init: str | None = None,
+    tensorboard: bool = False,
 ) -> None:
     """Carry out a config in a run's folder. Raises Interrupted that says how to go on."""
     done = run.checkpointed() if resume else []
     try:
-        with ProgressView(title or schedule_of(config), config.training.epochs, console, done) as view:
-            run_experiment(config, run.folder, resume=resume, on_epoch=view, progress=False, backend=backend, init=init)
+        with ExitStack() as stack:
+            title = title or schedule_of(config)
+            views: list[Callable[[EpochRecord], None]] = [
+                stack.enter_context(ProgressView(title, config.training.epochs, console, done))
+            ]
+            if tensorboard:
+                views.append(stack.enter_context(TensorBoard(run.folder / "tensorboard", len(done))))
+
+            def show(record: EpochRecord) -> None:
+                for view in views:
+                    view(record)
+
+            run_experiment(config, run.folder, resume=resume, on_epoch=show, progress=False, backend=backend, init=init)
     except KeyboardInterrupt:
         if run.exists():
             raise Interrupted(f"interrupted; go on with: cutlayer train --resume {run.folder}") from None

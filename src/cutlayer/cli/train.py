@@ -32,6 +32,8 @@ class TrainArguments:
     """Folder for the run; by default a new one under ./runs."""
     init: str | None = None
     """Folder of a run, finished or not, whose weights this one begins with."""
+    tensorboard: bool = False
+    """Write every epoch for TensorBoard, too, into the run's folder tensorboard."""
     backend: Literal["process", "ray"] = "process"
     """Where the clients are: in this process, or actors on a Ray cluster; see docs/ray.md."""
     cluster: Annotated[Ray, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Ray)
@@ -63,5 +65,12 @@ def _begin(arguments: Sequence[str], console: Console) -> Run:
             raise ConfigError(f"{', '.join(given)}: expected with several clients only; give their number (--clients)")
     config = chosen.choices.applied_to(recipe)
     run = Run(chosen.run_dir or new_folder(config.data.name))
-    carry_out(config, run, console, backend=backend_of(chosen.backend, chosen.cluster), init=chosen.init)
+    carry_out(
+        config,
+        run,
+        console,
+        backend=backend_of(chosen.backend, chosen.cluster),
+        init=chosen.init,
+        tensorboard=chosen.tensorboard,
+    )
     return run

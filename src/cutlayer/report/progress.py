@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cutlayer.records.history import EpochRecord
 from cutlayer.report.units import human_bytes
+
+MOST_STRETCHES = 4
+"""Of the timeline in a line of progress."""
 
 
 class ProgressView:
@@ -30,6 +34,7 @@ class ProgressView:
     ) -> None:
         self.title, self.epochs, self.console, self.every = title, epochs, console, every
         self.bytes = sum(_training_bytes(record) for record in done)
+        self.exchanges = "".join(record.exchange for record in done)
         self.accuracy = next((_score(r) for r in reversed(done) if r.test), "")
         self.begun: tuple[float, int] | None = None  # time and epochs done after the first epoch, which starts slowly
         self.printed = 0.0
@@ -51,6 +56,15 @@ class ProgressView:
         if self.console.is_terminal:
             self.progress.stop()
 
+    def _also(self, record: EpochRecord) -> str:
+        """The timeline, who was not there, and what the link carried, if the server waited for one."""
+        parts = [_counts(self.exchanges)]
+        if record.absent:
+            parts.append(f"absent: {', '.join(map(str, record.absent))}")
+        if record.seconds.get("wait") and (sent := sum(sum(kinds.values()) for kinds in record.bytes.values())):
+            parts.append(f"link {8 * sent / 1e6 / sum(record.seconds.values()):.3g} Mbit/s")
+        return f"  ({'; '.join(parts)})"
+
     def note(self, line: str) -> None:
         """Show a line beside the progress."""
         self.console.print(f"{self.title}: {line}", highlight=False, markup=False, soft_wrap=True)
@@ -59,10 +73,11 @@ class ProgressView:
         """Show this epoch."""
         self.bytes += _training_bytes(record)
         self.accuracy = _score(record) if record.test else self.accuracy
+        self.exchanges = self.exchanges[: record.epoch] + record.exchange
         done = record.epoch + 1
         line = (
             f"epoch {done:>{len(str(self.epochs))}}/{self.epochs}  {record.exchange}  loss {record.loss:.4f}  "
-            f"{self.accuracy}  {human_bytes(self.bytes)} so far"
+            f"{self.accuracy}  {human_bytes(self.bytes)} so far{self._also(record)}"
         )
         self.progress.update(self.task, completed=done, line=line)
         now = time.monotonic()
@@ -74,6 +89,12 @@ class ProgressView:
                 left = f", {seconds:.0f} s left"
             self.console.print(f"{self.title}: {line}{left}", highlight=False, soft_wrap=True)
         self.begun = self.begun or (now, done)
+
+
+def _counts(exchanges: str) -> str:
+    """Stretches of the newest exchanges, such as "5A B 12C"."""
+    stretches = [(letter, len(list(same))) for letter, same in groupby(exchanges)][-MOST_STRETCHES:]
+    return " ".join(f"{count if count > 1 else ''}{letter}" for letter, count in stretches)
 
 
 def shown(
