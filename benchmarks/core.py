@@ -141,6 +141,8 @@ def ratios(a: Callable[[], None], b: Callable[[], None], rounds: int) -> list[fl
 
 
 def summary(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     quartiles = statistics.quantiles(values, n=4)
     return f"{statistics.median(values):.3f} ({quartiles[0]:.3f} to {quartiles[2]:.3f})"
 
@@ -203,10 +205,12 @@ def frame_overhead(data: Images) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="at least 1, which has no quartiles")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--fill-store", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {arguments.rounds}")
     torch.set_num_threads(1)
     if arguments.fill_store:
         return fill_store(arguments.fill_store)

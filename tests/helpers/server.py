@@ -10,4 +10,4 @@ def receive(server: Server, data: bytes) -> bytes | None:
     if data and isinstance(unpack(data).message, Evaluate):
         return server.evaluation.add(read(data), Evaluate(0, -1, 0), 4)
     (reply,) = server.train([server.take(read(data))])
-    return reply
+    return None if reply is None else reply.data

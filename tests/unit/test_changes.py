@@ -72,12 +72,12 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(data: bytes, m
 
 def test_changes_add_up_from_a_to_b_and_are_replayed_in_c() -> None:
     server = make_server()
-    empty = unpack(server.plan(0)).message
+    empty = unpack(server.plan(0).data).message
     assert isinstance(empty, Plan)
     receive(server, frame())
     server.finish()
     server.begin()
-    told = unpack(server.plan(0)).message
+    told = unpack(server.plan(0).data).message
     assert told == Plan(0, 1, "B", references=server.replayed.store.digest(0, SAMPLES))
     assert told.references != empty.references
     assert receive(server, frame(Step(0, 1, 0), sent=[0, 1, 0, 0], ids=[3, 2, 1, 0])) is None

@@ -145,7 +145,7 @@ def test_in_b_the_server_keeps_what_it_got_and_in_c_it_takes_nothing() -> None:
     assert len(server.replayed.store) == 0
     server.finish()
     server.begin()
-    assert unpack(server.plan(0)).message == Plan(0, 1, "B")
+    assert unpack(server.plan(0).data).message == Plan(0, 1, "B")
     values = torch.randn(BATCH, CUT)
     assert receive(server, frame(Step(0, 1, 0), values, "fp8_e4m3", ids=[9, 0, 3, 5])) is None
     kept, labels = server.replayed.store.get(torch.tensor([0, 9]))

@@ -81,6 +81,7 @@ def test_a_newer_version_carries_its_number_and_an_older_release_refuses_it(monk
         ("hfp8+zstd", ("hfp8_e4m3+zstd", "hfp8_e5m2+zstd")),
         ("topk0.1>mxfp8:stochastic+zstd",
          ("topk0.1>mxfp8_e4m3:stochastic+zstd", "topk0.1>mxfp8_e5m2:stochastic+zstd")),
+        ("fp8@1:channel", ("fp8_e4m3:channel", "fp8_e5m2:channel")),
         ("mxfp4+zstd/fp8_e5m2:stochastic", ("mxfp4+zstd", "fp8_e5m2:stochastic")),
     ],
 )  # fmt: skip
@@ -145,6 +146,23 @@ def test_a_memory_belongs_to_one_direction_and_to_no_frame() -> None:
     for spec in (method.activations, method.gradients):
         with pytest.raises(ConfigError, match="unknown sparsification"):
             get_codec(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            "hfp8:channel",
+            "unknown option of hfp8_e4m3 'channel'; known: tensor, nearest, stochastic; in 'hfp8:channel'",
+        ),
+        ("fp8@2", "'fp8_e4m3' in version '2': this release knows version 1"),
+        ("fp8/fp8", "'fp8' stands for two codecs; for one direction write fp8_e4m3 or fp8_e5m2"),
+        ("fp32/", "unknown codec ''"),
+    ],
+)
+def test_what_no_pair_is_is_refused(spec: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        get_pair(spec)
 
 
 def test_every_pair_has_its_codecs() -> None:

@@ -134,11 +134,16 @@ class Spec:
         return replace(self, options=tuple(o for o in self.options if o != "stochastic"), chance=None)
 
 
-def parse(spec: str) -> Spec:
-    """A spec of activations or gradients, without a memory. Raises ConfigError with the known names."""
+def parse(spec: str, direction: int | None = None) -> Spec:
+    """A spec of activations or gradients, without a memory. Raises ConfigError with the known names.
+
+    Args:
+        direction: what the name of a pair stands for: 0 for its codec of activations, 1 for that of gradients; None if
+            such a name is refused.
+    """
     body, plus, stage = spec.partition("+")
     sparsity, arrow, written = body.rpartition(">")
-    name, options = _format(written, spec)
+    name, options = _format(written, spec, direction)
     fraction, chance = _sparsity(sparsity, options, spec) if arrow else (None, None)
     lossless = _versioned("lossless stage", stage, LOSSLESS, spec) if plus else ""
     return Spec(name, options, fraction, chance, lossless and _with_version(lossless, LOSSLESS[lossless]))
@@ -150,11 +155,11 @@ def get_codec(spec: str) -> Codec:
 
 
 @lru_cache(maxsize=256)
-def get_float_codec(spec: str) -> Codec:
-    """The codec of this spec for activations or gradients. Raises ConfigError with the known names."""
+def get_float_codec(spec: str, direction: int | None = None) -> Codec:
+    """The codec of this spec for activations or gradients, as `parse`. Raises ConfigError with the known names."""
     if len(spec) > MAX_SPEC:
         raise ConfigError(f"codec: expected a spec of at most {MAX_SPEC} characters, got {len(spec)}")
-    return parse(spec).codec()
+    return parse(spec, direction).codec()
 
 
 @dataclass(frozen=True)
@@ -175,13 +180,13 @@ class Transfer:
 
 
 @lru_cache(maxsize=256)
-def get_transfer(spec: str) -> Transfer:
-    """The transfer of this spec. Raises ConfigError with the known names."""
+def get_transfer(spec: str, direction: int | None = None) -> Transfer:
+    """The transfer of this spec, as `parse`. Raises ConfigError with the known names."""
     match = re.fullmatch(rf"(?:(ef)|(delta){NUMBER}?)>(.*)", spec[:MAX_SPEC])
     if not match:
-        codec = get_float_codec(spec)
+        codec = get_float_codec(spec, direction)
         return Transfer(codec.name, codec)
-    codec = get_float_codec(spec.partition(">")[2])
+    codec = get_float_codec(spec.partition(">")[2], direction)
     if match[1]:
         return Transfer(f"ef>{codec.name}", codec, feedback=True)
     tolerance = float(f"{float(match[3] or 0):g}")
@@ -196,12 +201,7 @@ def get_pair(spec: str) -> tuple[Transfer, Transfer]:
     A pair's name can stand where a format's does: `mxfp8+zstd` is `mxfp8_e4m3+zstd/mxfp8_e5m2+zstd`.
     """
     up, slash, down = spec.partition("/")
-    if not slash:
-        head = re.match(r"(?:.*>)?([^:+@]*)", spec)
-        start, stop = head.span(1) if head else (0, 0)
-        both = PAIRS.get(spec[start:stop], (spec[start:stop],) * 2)
-        up, down = (spec[:start] + name + spec[stop:] for name in both)
-    return get_transfer(up), get_transfer(down)
+    return (get_transfer(up), get_transfer(down)) if slash else (get_transfer(spec, 0), get_transfer(spec, 1))
 
 
 def evaluation_codec(transfer: Transfer) -> Codec:
@@ -213,10 +213,10 @@ def evaluation_codec(transfer: Transfer) -> Codec:
     return (spec if transfer.delta is None else Spec("fp16", lossless=spec.lossless)).codec()
 
 
-def _format(written: str, spec: str) -> tuple[str, tuple[str, ...]]:
+def _format(written: str, spec: str, direction: int | None) -> tuple[str, tuple[str, ...]]:
     """Format and options of `name[@version][:option]...`."""
     head, *asked = written.split(":")
-    name = _versioned("codec", head, {name: known.version for name, known in FLOAT_FORMATS.items()}, spec)
+    name = _versioned("codec", head, {name: known.version for name, known in FLOAT_FORMATS.items()}, spec, direction)
     known = FLOAT_FORMATS[name]
     for option in asked:
         if option not in known.options and option not in DEFAULTS:
@@ -228,9 +228,11 @@ def _with_version(name: str, version: int) -> str:
     return name if version == 1 else f"{name}@{version}"
 
 
-def _versioned(what: str, written: str, known: dict[str, int], spec: str) -> str:
-    """The name in `name[@version]`, checked with its version."""
+def _versioned(what: str, written: str, known: dict[str, int], spec: str, direction: int | None = None) -> str:
+    """The name in `name[@version]`, or what it stands for in a direction, checked with its version."""
     name, at, version = written.partition("@")
+    if direction is not None and name in PAIRS:
+        name = PAIRS[name][direction]
     if name not in known and name in PAIRS:
         raise ConfigError(f"{name!r} stands for two codecs; for one direction write {' or '.join(PAIRS[name])}")
     if name not in known:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from cutlayer.wire.frames import Received
+from cutlayer.wire.frames import PackedFrame
 
 Direction = Literal["up", "down"]
 TRAINING_KINDS = ("activations", "gradients", "labels", "control", "weights")
@@ -42,7 +42,7 @@ class _Thread(threading.local):
 class Ledger:
     """Costs of one epoch, to be read with `take`.
 
-    Bytes are counted by direction ("up": client to server) and kind (see `Received.sizes`), FLOPs by party and pass,
+    Bytes are counted by direction ("up": client to server) and kind (see `PackedFrame.sizes`), FLOPs by party and pass,
     seconds by phase. A phase inside another is not counted twice: while it lasts, the outer one stands still. Phases of
     two threads at once count both. On CUDA the seconds of a phase are those the host spent in it.
     """
@@ -57,7 +57,7 @@ class Ledger:
         self._flops: dict[str, dict[str, int]] = {"client": defaultdict(int), "server": defaultdict(int)}
         self._seconds: dict[str, float] = defaultdict(float)
 
-    def frame(self, direction: Direction, frame: Received) -> None:
+    def frame(self, direction: Direction, frame: PackedFrame) -> None:
         """Count a frame that crosses the wire."""
         for kind, size in frame.sizes():
             self._bytes[direction][kind] += size

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cutlayer.codecs import Encoded
 from cutlayer.errors import RefusedError
+from cutlayer.wire.frames import PackedFrame
 from cutlayer.wire.messages import Step
 
 
@@ -72,7 +73,7 @@ class Participant(Protocol):
         """Its next batch of a step; None if it has no more."""
 
     @abstractmethod
-    def answer(self, reply: bytes | None) -> None:
+    def answer(self, reply: PackedFrame | None) -> None:
         """Take the answer to the last batch, which was trained on."""
 
     @abstractmethod
@@ -96,7 +97,7 @@ class Trainer(Protocol):
         """Steps after which clients share their weights, beside the end of the epoch; None if they never do."""
         ...
 
-    def train(self, batches: Sequence[StepBatch], /) -> list[bytes | None]:
+    def train(self, batches: Sequence[StepBatch], /) -> list[PackedFrame | None]:
         """Train on these batches as one; return the reply to each, None if the client waits for none."""
         ...
 

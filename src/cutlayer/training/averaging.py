@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutlayer.codecs import INTEGER_CODECS, Encoded, encode_exactly, get_codec, isfinite
 from cutlayer.errors import RefusedError
 from cutlayer.training.calibration import check_statistics, pooled, statistics
-from cutlayer.wire.frames import Frame, Received, pack
+from cutlayer.wire.frames import Frame, PackedFrame, Received, packed
 from cutlayer.wire.messages import Weights
 
 
@@ -115,11 +115,11 @@ class SharedHalf:
         self._average.clear()
         self._statistics = []
 
-    def frame(self, message: Weights) -> bytes:
+    def frame(self, message: Weights) -> PackedFrame:
         """The shared half as a frame."""
-        return weights_frame(message, self.tensors)
+        return packed_weights(message, self.tensors)
 
-    def frames(self, message: Weights) -> list[bytes]:
+    def frames(self, message: Weights) -> list[PackedFrame]:
         """What a client is sent before it goes on: the shared half, or nothing if each has its own."""
         return [self.frame(message)] if self.tensors else []
 
@@ -137,9 +137,14 @@ class SharedHalf:
 
 
 def weights_frame(message: Weights, tensors: Mapping[str, Tensor]) -> bytes:
+    """Weights by name as the bytes of a frame, floating-point ones in 32 bits."""
+    return packed_weights(message, tensors).data
+
+
+def packed_weights(message: Weights, tensors: Mapping[str, Tensor]) -> PackedFrame:
     """Weights by name as a frame, floating-point ones in 32 bits."""
     encoded = {name: encode_exactly(value.detach().cpu().unsqueeze(0)) for name, value in tensors.items()}
-    return pack(Frame(message, encoded))
+    return packed(Frame(message, encoded))
 
 
 def largest_weights(half: nn.Module) -> int:

@@ -9,7 +9,7 @@ from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
 from cutlayer.training.peers import Peer, check_done, send
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, pack, read
+from cutlayer.wire.frames import Frame, packed, read
 from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Weights
 
 
@@ -42,7 +42,7 @@ def measure(server: Server, peers: Sequence[Peer], epoch: int) -> None:
         message = Calibrate(peer.number, epoch, share=True, evaluation=True)
         shared = server.shared.frame(Weights(peer.number, epoch, evaluation=True))
         with suppress(ClientUnavailableError):
-            for frame in (shared, pack(Frame(message))):
+            for frame in (shared, packed(Frame(message))):
                 send(server.ledger, peer, frame)
             asked.append(peer)
     for peer in asked:
@@ -69,7 +69,7 @@ def _take_measured(server: Server, peer: Peer, expected: Weights) -> None:
 def evaluate(server: Server, peer: Peer, epoch: int) -> None:
     """Have a client send its test activations, with the shared half if there is one. Raises ClientUnavailableError."""
     shared = server.shared.frames(Weights(peer.number, epoch, evaluation=True))
-    for frame in (*shared, pack(Frame(EvaluationRequest(peer.number, epoch)))):
+    for frame in (*shared, packed(Frame(EvaluationRequest(peer.number, epoch)))):
         send(server.ledger, peer, frame)
     steps, left = 0, 2 * server.clients[peer.number].test_samples
     while True:

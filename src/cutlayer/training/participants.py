@@ -9,7 +9,7 @@ from cutlayer.schedule import Exchange
 from cutlayer.strategies.party import Participant, StepBatch
 from cutlayer.training.peers import Peer, check_done, send
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, Received, pack, read
+from cutlayer.wire.frames import Frame, PackedFrame, Received, packed, read
 from cutlayer.wire.messages import Calibrate, Done, Step, Weights
 
 
@@ -29,7 +29,7 @@ class ReplayedParticipant(Participant):
         self.finished = batch is None
         return batch
 
-    def answer(self, reply: bytes | None) -> None:
+    def answer(self, reply: PackedFrame | None) -> None:
         """Nothing to do."""
 
     def refuse(self, error: RefusedError) -> None:
@@ -69,7 +69,7 @@ class LiveParticipant(Participant):
         epoch, shared = self.server.states.epoch, self.server.shared.frames
         frames = shared(Weights(self.client, epoch))
         self._pools = bool(frames)
-        for frame in (*frames, pack(Frame(Calibrate(self.client, epoch, share=self._pools)))):
+        for frame in (*frames, packed(Frame(Calibrate(self.client, epoch, share=self._pools)))):
             self._send(frame)
 
     def take_statistics(self) -> bool:
@@ -101,7 +101,7 @@ class LiveParticipant(Participant):
                 self.refuse(error)
         return None
 
-    def answer(self, reply: bytes | None) -> None:
+    def answer(self, reply: PackedFrame | None) -> None:
         """Count the batch, and send the gradients."""
         assert self._taken is not None
         received, batch = self._taken
@@ -157,7 +157,7 @@ class LiveParticipant(Participant):
         self._samples, self._over = 0, message.last
         return message.last
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, frame: PackedFrame) -> None:
         try:
             if not self.lost:
                 send(self.server.ledger, self.peer, frame)

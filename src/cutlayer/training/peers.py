@@ -9,7 +9,7 @@ import msgspec
 from cutlayer.errors import RefusedError
 from cutlayer.records.ledger import Ledger
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Received, read
+from cutlayer.wire.frames import PackedFrame, Received
 from cutlayer.wire.messages import Done
 
 
@@ -31,10 +31,10 @@ class Peer(Protocol):
         ...
 
 
-def send(ledger: Ledger, peer: Peer, frame: bytes) -> None:
+def send(ledger: Ledger, peer: Peer, frame: PackedFrame) -> None:
     """Send a frame to a client, and count it. Raises ClientUnavailableError."""
-    peer.send(frame)
-    ledger.frame("down", read(frame))
+    peer.send(frame.data)
+    ledger.frame("down", frame)
 
 
 def check_done(server: Server, received: Received, expected: Done) -> None:

@@ -17,7 +17,7 @@ from cutlayer.records.state_dicts import Stateful
 from cutlayer.schedule import NOTHING, Exchange
 from cutlayer.seeds import derive
 from cutlayer.strategies.party import StepBatch
-from cutlayer.training.averaging import SharedHalf, weights_frame
+from cutlayer.training.averaging import SharedHalf, packed_weights
 from cutlayer.training.checks import ClientSummary, FrameChecks, decoded
 from cutlayer.training.divergence import out_of_line, require_finite
 from cutlayer.training.evaluation import Evaluation
@@ -26,7 +26,7 @@ from cutlayer.training.learner import Learner
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.run_costs import RunCosts
 from cutlayer.training.states import States
-from cutlayer.wire.frames import Frame, Received, pack
+from cutlayer.wire.frames import Frame, PackedFrame, Received, packed
 from cutlayer.wire.messages import Plan, Step, Update, Weights
 
 
@@ -114,13 +114,13 @@ class Server:
         """Whether in this epoch the server trains by itself on all that is stored, in one order over all clients."""
         return self.states.exchange is Exchange.NONE and self.learner.halves.pool is None and not self.states.own
 
-    def plan(self, client: int) -> bytes:
+    def plan(self, client: int) -> PackedFrame:
         """The frame that tells a client what this epoch exchanges."""
         exchange = self.states.of(client)
         both = exchange is Exchange.BOTH
         share, settling = (self.share, self.states.settling(client)) if both else (None, None)
         digest = self.replayed.digest(client) if self.delta else None
-        return pack(Frame(Plan(client, self.states.epoch, exchange.value, share, digest, settling)))
+        return packed(Frame(Plan(client, self.states.epoch, exchange.value, share, digest, settling)))
 
     def calibrates(self) -> bool:
         """Whether clients of this epoch are to measure the statistics of batch norm before they send activations."""
@@ -149,13 +149,13 @@ class Server:
         self._pooled_version = self.shared.version
         self.stale = not measured
 
-    def beginning(self, client: int, calibrated: bool) -> list[bytes]:
+    def beginning(self, client: int, calibrated: bool) -> list[PackedFrame]:
         """The newest shared half, if there is one; for a client that has it, what was pooled since."""
         epoch = self.states.epoch
         if not calibrated or self.shared.version != self._pooled_version:
             return self.shared.frames(Weights(client, epoch))
         message = Weights(client, epoch, statistics=True)
-        return [weights_frame(message, self._statistics)] if self._statistics else []
+        return [packed_weights(message, self._statistics)] if self._statistics else []
 
     def take(self, received: Received, client: int | None = None) -> StepBatch:
         """A client's batch of a step, from its frame.
@@ -190,7 +190,7 @@ class Server:
         gradients = exchange is Exchange.BOTH
         return StepBatch(message.client, activations, labels.to(self.device), message, ids, encoded, gradients)
 
-    def train(self, batches: Sequence[StepBatch]) -> list[bytes | None]:
+    def train(self, batches: Sequence[StepBatch]) -> list[PackedFrame | None]:
         """Train on the batches as one; return the reply to each, None if the client waits for none."""
         self.learner.train(batches)
         for batch in batches:
@@ -243,7 +243,7 @@ class Server:
         """Mean loss and metrics over the stored test activations; clients send theirs when they change."""
         return self.evaluation.scores(self.half, self.flops)
 
-    def _reply(self, batch: StepBatch, samples: int) -> bytes | None:
+    def _reply(self, batch: StepBatch, samples: int) -> PackedFrame | None:
         """The gradients that a client waits for, of its own batch's mean loss."""
         message = batch.message
         if message is None or batch.ids is None or not batch.needs_gradients:
@@ -261,7 +261,7 @@ class Server:
             else:
                 encoded = self.gradient_codec.encode(gradients, seed)
             update = Update(message.client, message.epoch, message.step, message.part)
-            return pack(Frame(update, {"gradients": encoded}))
+            return packed(Frame(update, {"gradients": encoded}))
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -33,10 +33,12 @@ __all__ = [
     "Field",
     "Frame",
     "Header",
+    "PackedFrame",
     "Received",
     "frame_length",
     "kinds",
     "pack",
+    "packed",
     "read",
     "total_length",
     "unpack",
@@ -51,30 +53,48 @@ class Frame:
     tensors: dict[str, Encoded] = dataclass_field(default_factory=dict)
 
 
-def pack(frame: Frame) -> bytes:
-    """A frame as bytes."""
-    fields, buffers = [], []
-    for name, encoded in frame.tensors.items():
-        packed = get_codec(encoded.codec).pack(encoded)
-        fields.append(Field(name, encoded.codec, len(encoded), encoded.shape, sum(map(len, packed))))
-        buffers += packed
-    return seal(frame.message, tuple(fields), buffers)
-
-
 @dataclass(frozen=True)
-class Received:
-    """A frame that came in: its header is read and checked, its tensors are not yet.
+class PackedFrame:
+    """A frame as bytes, and what is in them.
 
     Attributes:
         data: all of its bytes.
         message: what it says.
-        fields: where its tensors lie in the payload.
-        start: where the payload begins.
+        fields: its tensors, in the order of the payload.
     """
 
     data: bytes
     message: Message
     fields: tuple[Field, ...]
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """What each byte is for, as `kinds` says."""
+        return kinds(self.message, self.fields, len(self.data))
+
+
+def pack(frame: Frame) -> bytes:
+    """A frame as bytes."""
+    return packed(frame).data
+
+
+def packed(frame: Frame) -> PackedFrame:
+    """A frame as bytes that are still to be counted."""
+    fields, buffers = [], []
+    for name, encoded in frame.tensors.items():
+        payload = get_codec(encoded.codec).pack(encoded)
+        fields.append(Field(name, encoded.codec, len(encoded), encoded.shape, sum(map(len, payload))))
+        buffers += payload
+    return PackedFrame(seal(frame.message, tuple(fields), buffers), frame.message, tuple(fields))
+
+
+@dataclass(frozen=True)
+class Received(PackedFrame):
+    """A frame that came in: its header is read and checked, its tensors are not yet.
+
+    Attributes:
+        start: where the payload begins.
+    """
+
     start: int
 
     def unpack(self) -> Frame:
@@ -94,10 +114,6 @@ class Received:
                 raise RefusedError(f"field {field.name!r}: {error}") from None
             position += field.nbytes
         return Frame(self.message, tensors)
-
-    def sizes(self) -> Iterator[tuple[str, int]]:
-        """What each byte is for, as `kinds` says."""
-        return kinds(self.message, self.fields, len(self.data))
 
 
 def read(data: bytes) -> Received:

@@ -31,7 +31,7 @@ from cutlayer.training.job import Job
 from cutlayer.training.peers import send
 from cutlayer.training.plain import PlainEpoch
 from cutlayer.training.server import Server
-from cutlayer.wire.frames import Frame, pack
+from cutlayer.wire.frames import Frame, pack, packed
 from cutlayer.wire.messages import Finished, Saved, Weights
 
 log = logging.getLogger("cutlayer.server")
@@ -161,7 +161,7 @@ class GrpcClients(Clients):
 
     def _tell_saved(self, peers: Sequence[LinkPeer]) -> None:
         """Tell the clients which checkpoint this server cannot go back behind."""
-        saved = pack(Frame(self._oldest()))
+        saved = packed(Frame(self._oldest()))
         for peer in peers:
             with suppress(ClientUnavailableError):
                 send(self.ledger, peer, saved)
@@ -226,7 +226,8 @@ class GrpcClients(Clients):
         """
 
         def farewell(client: int) -> list[bytes]:
-            return [*server.shared.frames(Weights(client, epochs)), pack(Frame(Finished()))]
+            shared = [frame.data for frame in server.shared.frames(Weights(client, epochs))]
+            return [*shared, pack(Frame(Finished()))]
 
         deadline = None if linger is None else time.monotonic() + linger
         told: set[str] = set()
