@@ -37,6 +37,10 @@ class DivergedError(CutlayerError):
     """Training produced a loss, activation or gradient that is not finite."""
 
 
+class HijackedError(CutlayerError):
+    """The server's gradients are not those of the task: a client stops, as its half may be turned against it."""
+
+
 class StoreFullError(CutlayerError):
     """The replay store would grow past its byte budget."""
 

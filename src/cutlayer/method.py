@@ -17,6 +17,7 @@ from cutlayer.errors import ConfigError, require_kinds, unknown
 from cutlayer.fleet import Fleet
 from cutlayer.memory.store import StoreOptions
 from cutlayer.models.optim import Optimizer, OptimizerSpec
+from cutlayer.privacy.defence import Defence
 from cutlayer.schedule import Always, Schedule
 from cutlayer.stopping import Best, EarlyStopping, Ending
 
@@ -39,6 +40,7 @@ class Method:
         views: how many views of a sample the server stores, the last ones that came. C epochs draw among them.
         views_from: the epoch, from 0, from which A epochs fill the store, too, so that B epochs are not the only ones
             to bring views; None for B epochs alone.
+        defence: what clients do so that less can be made of what they send; see docs/privacy.md.
     """
 
     schedule: Schedule = field(default_factory=Always)
@@ -49,6 +51,7 @@ class Method:
     fleet: Fleet = field(default_factory=Fleet)
     views: int = 1
     views_from: int | None = None
+    defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
         self._check_views()

@@ -9,6 +9,7 @@ docs/privacy.md says who sees what, and what is not promised.
 from cutlayer.privacy.advise import Advice, advise
 from cutlayer.privacy.assess import ATTACKS, Assessment, assess, frame_leak, get_attack, label_leak
 from cutlayer.privacy.decoder import DecoderInversion
+from cutlayer.privacy.defence import Defence
 from cutlayer.privacy.fsha import FSHA, Hijacker
 from cutlayer.privacy.gallery import save_gallery
 from cutlayer.privacy.known_half import KnownHalf
@@ -26,6 +27,7 @@ __all__ = [
     "Assessment",
     "Attack",
     "DecoderInversion",
+    "Defence",
     "Hijacker",
     "KnownHalf",
     "Noise",

@@ -60,8 +60,9 @@ def on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict with its arrays apart from files, to be sent elsewhere."""
-    return {name: np.asarray(value) if isinstance(value, np.ndarray) else value for name, value in state.items()}
+    """The state dict with its arrays and tensors apart from files, to be sent elsewhere."""
+    plain = {name: np.asarray(value) if isinstance(value, np.ndarray) else value for name, value in state.items()}
+    return {name: value.read()[0] if isinstance(value, TensorFile) else value for name, value in plain.items()}
 
 
 def write(state: Mapping[str, Any], place: Path) -> dict[str, Any]:

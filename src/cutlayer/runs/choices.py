@@ -16,6 +16,7 @@ from cutlayer.errors import ConfigError, unknown
 from cutlayer.memory.store import StoreOptions
 from cutlayer.method import Method, NormInB
 from cutlayer.models.optim import Optimizer
+from cutlayer.privacy.defence import Defence
 from cutlayer.runs.config import RunConfig
 from cutlayer.schedule import SCHEDULES, Schedule
 from cutlayer.schedule.settle import Spread
@@ -35,6 +36,7 @@ PLACES = {
     "store": "method.store",
     "views": "method.views",
     "views_from": "method.views_from",
+    "defence": "method.defence",
     "state": "method.fleet.state",
     "fraction": "method.fleet.fraction",
     "dropout": "method.fleet.dropout",
@@ -119,6 +121,9 @@ class Choices:
     """Codec of the gradients, in place of that of the pair."""
     norm_in_b: NormInB
     """How the client's batch norm behaves in B epochs; see docs/batch-norm.md."""
+
+    defence: Defence
+    """What clients do so that less can be made of what they send; see docs/privacy.md."""
 
     clients: int
     """Clients that the training data are divided among; see docs/many-clients.md. Client 0 holds the test data."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from cutlayer.codecs import get_pair
 from cutlayer.data.augment import Augment, CropFlip
+from cutlayer.describe import describe
 from cutlayer.errors import ConfigError, unknown
+from cutlayer.privacy.defence import Defence
 from cutlayer.runs.choices import PLACES
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.config_json import encode
@@ -27,7 +29,7 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a field of a flat config that is unknown.
     """
     if not isinstance(values.get("data"), str):
-        return _with_strategy(values)
+        return _with_defence(_with_strategy(values))
     known = [*PLACES, *MADE]
     if strange := [name for name in values if name not in known]:
         raise ConfigError(unknown("config field", strange[0], known))
@@ -63,6 +65,17 @@ def _with_strategy(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     renamed = {("strategy" if name == "mode" else name): value for name, value in fleet.items()}
     return {**values, "method": {**method, "fleet": renamed}}
+
+
+def _with_defence(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Methods used to have no defences."""
+    method = values.get("method")
+    if not isinstance(method, dict) or "defence" in method:
+        return dict(values)
+    none = describe(Defence())
+    if "data" in values:  # of a recipe, which says no kind if there is only one
+        del none["kind"]
+    return {**values, "method": {**method, "defence": none}}
 
 
 def _put(values: dict[str, Any], place: str, value: Any, whole: bool = False) -> None:

@@ -27,6 +27,7 @@ from cutlayer.method import Method, Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Stateful
+from cutlayer.runs.secret import client_secret
 from cutlayer.training.averaging import largest_weights, weights_frame
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
@@ -101,7 +102,9 @@ class TakingPart:
 
     def _client(self, number: int) -> Client:
         data = self.member.data if self.policy.evaluation else ClientData(self.member.data.train)
-        job = ClientJob(number, *data.feeds(number, self.training), self.method, self.training)
+        defence = self.method.defence
+        secret = client_secret(self.folder) if defence.noise or defence.watch else 0
+        job = ClientJob(number, *data.feeds(number, self.training), self.method, self.training, secret)
         return Client(job, lambda: self.trained, self.ledger, on_done=self._done)
 
     def take_part(self, server: Endpoint, give_up_after: float | None) -> bool:

@@ -13,16 +13,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.memory.store import ReplayStore
 from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
 from cutlayer.models.optim import fallen
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.state_dicts import Store
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import seeded
 from cutlayer.training.averaging import load_statistics, load_weights, weights_frame
 from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, statistics
 from cutlayer.training.client_frames import ClientFrames, microbatch_name
+from cutlayer.training.defended import Defended
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
 from cutlayer.wire.frames import Frame, Received, pack
@@ -64,9 +65,10 @@ class Client:
         self.cut_shape = self.flops.output_shape
         self.frames = ClientFrames(job, self.cut_shape, ledger)
         self.deltas = self.frames.deltas
+        self.defence = Defended(job, shape, self.cut_shape, ledger)
         self.anew, self._updates = False, len(train.batch_sizes())
         self.plan = Plan(number, -1, "")
-        self.pending: deque[tuple[Step, Tensor]] = deque()
+        self.pending: deque[tuple[Step, Tensor, list[Tensor]]] = deque()
         self._ahead: Batch | None = None
         self._source: Iterator[Batch] = iter(())
         self._steps = 0
@@ -79,9 +81,10 @@ class Client:
         """The client half."""
         return self._trained().half
 
-    def stores(self) -> dict[str, ReplayStore]:
+    def stores(self) -> dict[str, Store]:
         """What a checkpoint of this client holds beside its half and optimizer."""
-        return {} if self.deltas is None else {"references": self.deltas.store}
+        references: dict[str, Store] = {} if self.deltas is None else {"references": self.deltas.store}
+        return references | self.defence.stores()
 
     @property
     def exchange(self) -> Exchange:
@@ -213,7 +216,8 @@ class Client:
             with self.ledger.phase("evaluation"), torch.no_grad():
                 activations = self._pass(half, batch)
             self.ledger.flops("client", "evaluation", self.flops(len(batch.ids), training=False)[0])
-            yield partial(self.frames.activations, Evaluate(self.number, ask.epoch, steps), batch, activations)
+            message = Evaluate(self.number, ask.epoch, steps)
+            yield partial(self.frames.activations, message, batch, self.defence.noisy(message, activations))
             steps += 1
         yield partial(self._done, ask, steps)
 
@@ -247,11 +251,14 @@ class Client:
             name = ("client", self.number, message.epoch, message.step, *microbatch_name(message))
             with torch.set_grad_enabled(gradients_come), seeded(self.seed, *name, device=self.device):
                 activations = self._pass(trained.half, batch)
+        penalties = self.defence.penalties(message, batch, activations) if gradients_come else []
+        activations = self.defence.noisy(message, activations)
         if gradients_come:
             trained.pinned = True
-            self.pending.append((message, activations))
+            self.pending.append((message, activations, penalties))
         self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
-        return partial(self.frames.activations, message, batch, activations)
+        shown = self.defence.shown(message, batch, gradients_come)
+        return partial(self.frames.activations, message, shown, activations)
 
     def _pass(self, half: nn.Module, batch: Batch) -> Tensor:
         with self.training.autocast():
@@ -269,15 +276,16 @@ class Client:
 
         Returns whether the step is finished.
         """
-        nothing = Step(self.number, self.plan.epoch, -1), torch.empty(0)
-        message, activations = self.pending[0] if self.pending else nothing
+        nothing: tuple[Step, Tensor, list[Tensor]] = Step(self.number, self.plan.epoch, -1), torch.empty(0), []
+        message, activations, penalties = self.pending[0] if self.pending else nothing
         gradients = self.frames.gradients(received, message, len(activations))
         trained = self._trained()
         with self.ledger.phase("client backward"):
             if message.part == 0:
                 trained.optimizer.zero_grad()
-            activations.backward(self.training.laid_out(gradients.to(activations.dtype)))
-            if message.part + 1 == message.parts:
+            gradients = self.training.laid_out(gradients.to(activations.dtype))
+            torch.autograd.backward([activations, *penalties], [gradients, *(None for _ in penalties)])
+            if message.part + 1 == message.parts and self.defence.accepts(message, trained.half):
                 trained.optimizer.step(fallen(self.plan.settling, message.step / self._updates))
         self.ledger.flops("client", "backward", self.flops(len(gradients))[1])
         self.pending.popleft()

@@ -40,6 +40,8 @@ class ClientJob:
     Attributes:
         number: the client's number, from 0.
         train, test: its batches for training and, if it has any, for evaluation.
+        secret: part of the name of draws that the server must not be able to repeat, such as noise at the cut. A
+            client on a machine of its own has one that it alone knows.
     """
 
     number: int
@@ -47,3 +49,4 @@ class ClientJob:
     test: Batches | None
     method: Method
     training: Training
+    secret: int = 0
