@@ -137,7 +137,7 @@ class Responder:
         config = with_choices(recipe(), cut="layer1")
         self.halves, self.gradients = config.halves(train), gradients
         training = Training(client=Optimizer("adam", lr=1e-2, weight_decay=0.0, schedule="constant"), batch_size=32)
-        trained = TrainedHalf(self.halves.client, training.client, 1, "cpu")
+        trained = TrainedHalf(self.halves.client, training.client, training)
         feed, _ = ClientData(train).feeds(0, training)
         self.client = Client(ClientJob(0, feed, None, method, training), lambda: trained, Ledger())
 
@@ -302,7 +302,9 @@ def test_a_run_of_before_there_were_defences_can_be_resumed(tmp_path: Path) -> N
     run_experiment(config, tmp_path, progress=False)
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
-    del content["config"]["method"]["defence"], content["checksum"]
+    for name in ("defence", "views", "views_from"):
+        del content["config"]["method"][name]
+    del content["checksum"]
     file.write_text(json.dumps(content))
     assert Run(tmp_path).read_config()["config"]["method"]["defence"]["noise"] == 0
     run_experiment(config, tmp_path, resume=True, progress=False)

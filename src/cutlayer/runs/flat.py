@@ -9,7 +9,7 @@ from cutlayer.codecs import get_pair
 from cutlayer.data.augment import Augment, CropFlip
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.privacy.defence import Defence
+from cutlayer.method import Method
 from cutlayer.runs.choices import PLACES
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.config_json import encode
@@ -29,7 +29,7 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a field of a flat config that is unknown.
     """
     if not isinstance(values.get("data"), str):
-        return _with_defence(_with_strategy(values))
+        return _with_later_choices(_with_strategy(values))
     known = [*PLACES, *MADE]
     if strange := [name for name in values if name not in known]:
         raise ConfigError(unknown("config field", strange[0], known))
@@ -67,15 +67,14 @@ def _with_strategy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "method": {**method, "fleet": renamed}}
 
 
-def _with_defence(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Methods used to have no defences."""
+def _with_later_choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method could not choose at the time has its default."""
     method = values.get("method")
-    if not isinstance(method, dict) or "defence" in method:
+    if not isinstance(method, dict):
         return dict(values)
-    none = describe(Defence())
-    if "data" in values:  # of a recipe, which says no kind if there is only one
-        del none["kind"]
-    return {**values, "method": {**method, "defence": none}}
+    # Of a recipe, kinds go without saying.
+    usual = RunConfig().as_dict()["method"] if "data" in values else describe(Method())
+    return {**values, "method": {**usual, **method}}
 
 
 def _put(values: dict[str, Any], place: str, value: Any, whole: bool = False) -> None:

@@ -26,6 +26,13 @@ LARGEST_MEAN, LARGEST_VARIANCE = 1e18, 1e36
 """Beyond these the variance of all clients together might be infinite in float32."""
 
 
+def set_mode(half: nn.Module, steady: bool) -> None:
+    """Put a half into training mode; if it is to be steady, with its batch norm in eval mode."""
+    half.train()
+    for layer in norm_layers(half).values() if steady else ():
+        layer.eval()
+
+
 def norm_layers(half: nn.Module) -> dict[str, _BatchNorm]:
     """The batch norm layers that have running statistics, by the prefix of their tensors' names."""
     return {

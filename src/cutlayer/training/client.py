@@ -9,7 +9,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError, RefusedError
@@ -21,7 +20,7 @@ from cutlayer.records.state_dicts import Store
 from cutlayer.schedule import Exchange
 from cutlayer.seeds import seeded
 from cutlayer.training.averaging import load_statistics, load_weights, weights_frame
-from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, statistics
+from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers, set_mode, statistics
 from cutlayer.training.client_frames import ClientFrames, microbatch_name
 from cutlayer.training.defended import Defended
 from cutlayer.training.halves import TrainedHalf
@@ -246,7 +245,7 @@ class Client:
     def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
         gradients_come = self.exchange is Exchange.BOTH
         trained = self._trained()
-        self._set_mode(trained.half)
+        set_mode(trained.half, self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b != "train")
         with self.ledger.phase("client forward"):
             name = ("client", self.number, message.epoch, message.step, *microbatch_name(message))
             with torch.set_grad_enabled(gradients_come), seeded(self.seed, *name, device=self.device):
@@ -263,13 +262,6 @@ class Client:
     def _pass(self, half: nn.Module, batch: Batch) -> Tensor:
         with self.training.autocast():
             return half(self.training.laid_out(batch.inputs.to(self.device, non_blocking=True)))
-
-    def _set_mode(self, half: nn.Module) -> None:
-        half.train()
-        if self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b != "train":
-            for module in half.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
 
     def backward(self, received: Received) -> bool:
         """Finish the step, or its microbatch, that waits for these gradients: backward, and after the last one update.
