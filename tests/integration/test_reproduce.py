@@ -64,6 +64,29 @@ def test_rows_are_run_once_and_make_a_table(tmp_path: Path) -> None:
     assert written in table
 
 
+def test_rivals_are_rows_beside_runs_of_the_other_study_in_a_table_and_in_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    carried_out(tmp_path, "--rows", "plain")
+    said = carried_out(tmp_path, "--rows", "plain", "local5", "random", "randtopk", name="frontier")
+    assert "1 of 4 runs are there" in said
+    by_name = dict(zip(("plain", "local5", "random", "randtopk"), lines(tmp_path), strict=True))
+    assert by_name["local5"]["exchanges"] == by_name["random"]["exchanges"] == "B" + 19 * "C"
+    assert by_name["local5"]["exchanged_bytes"] < by_name["plain"]["exchanged_bytes"] / 200
+    assert by_name["random"]["client_flops"] < by_name["local5"]["client_flops"] < by_name["plain"]["client_flops"]
+    table = (tmp_path / "results/smoke.md").read_text()
+    for title in (
+        "plain split learning",
+        "local head, 5 epochs",
+        "random client half",
+        "randomized top-k",
+        "Yardsticks",
+    ):
+        assert title in table
+    for name in ("bytes", "flops"):
+        plot = (tmp_path / f"results/smoke-{name}.svg").read_text()
+        assert plot.lstrip().startswith("<?xml")
+
+
 def test_a_run_killed_in_its_midst_goes_on_and_loses_at_most_the_epoch_under_way(tmp_path: Path) -> None:
     rows = ("--rows", "few500")
     process = subprocess.Popen(command(tmp_path, *rows), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)

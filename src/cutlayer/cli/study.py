@@ -14,6 +14,7 @@ from rich.console import Console
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.studies import Outcome, Study, frontier, sips2021
 from cutlayer.studies.figures import figures
+from cutlayer.studies.plots import plots
 from cutlayer.studies.presets import PRESETS
 from cutlayer.studies.rows import Plan, Row
 from cutlayer.studies.tables import markdown
@@ -63,6 +64,11 @@ def frontier_command(arguments: Sequence[str], console: Console) -> None:
     chosen = tyro.cli(StudyArguments, prog="cutlayer frontier", args=arguments)
     shared = _results(chosen, "sips2021") / f"{chosen.preset}.jsonl"
     _carry_out(chosen, "frontier", frontier.GROUPS, [shared], console)
+    plan = Plan(PRESETS[chosen.preset], frontier.GROUPS)
+    folder = _results(chosen, "frontier")
+    study = Study(folder / f"{chosen.preset}.jsonl", [], others=[shared])
+    for file in plots(study, plan, folder):
+        console.print(f"plot: {file}", soft_wrap=True, highlight=False)
 
 
 def _results(chosen: StudyArguments, name: str) -> Path:
@@ -108,7 +114,7 @@ def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[
 
 
 def _write_table(study: Study, plan: Plan, file: Path, command: str) -> str:
-    text = markdown(study, plan, command)
+    text = markdown(study, plan, command, frontier.NOTES if command == "frontier" else ())
     if text:
         file.write_text(text)
     return text

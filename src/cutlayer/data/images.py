@@ -56,6 +56,12 @@ class Images(Dataset):
         """Inputs uint8 [B, C, H, W] and labels int64 [B] of these samples, in one gather."""
         return self.inputs[indices], self.labels[indices]
 
+    def on(self, device: str) -> Images:
+        """The same with the inputs on a device, where batches of them are then gathered and augmented."""
+        if torch.device(device).type == "cpu":
+            return self
+        return Images(self.inputs.to(device), self.labels, self.mean, self.std, self.classes)
+
     def first(self, count: int | None) -> Images:
         """The first `count` samples, or all of them for None."""
         if count is None:

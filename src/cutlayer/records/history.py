@@ -83,12 +83,15 @@ class History:
             figure counts them.
         merged: loss and metrics of the merged model in 32 bits on the test data, taken at the end of `fit` and not over
             the wire; empty before the end, and where no process has both halves and the test data.
+        beforehand: FLOPs of the client before the first epoch, in making its half (`RunConfig.client_half`); known to
+            the result of the run, not to its folder.
     """
 
     epochs: Sequence[EpochRecord]
     baseline: Baseline
     given_up: Mapping[str, int] = field(default_factory=dict)
     merged: Mapping[str, float] = field(default_factory=dict)
+    beforehand: int = 0
 
     def __repr__(self) -> str:
         """Short: epochs, newest loss and scores, reductions."""
@@ -172,7 +175,8 @@ class History:
 
     def flops(self, party: str) -> int:
         """FLOPs of a party's training."""
-        return sum(n for record in self.epochs for what, n in record.flops[party].items() if what != "evaluation")
+        trained = sum(n for record in self.epochs for what, n in record.flops[party].items() if what != "evaluation")
+        return trained + (self.beforehand if party == "client" else 0)
 
     @property
     def seconds(self) -> float:

@@ -15,6 +15,7 @@ from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
 from cutlayer.models.cut import Halves, split
 from cutlayer.models.networks import MODELS, make_model
+from cutlayer.runs.client_half import ClientHalf
 from cutlayer.runs.config_json import decode, encode
 from cutlayer.seeds import seeded
 
@@ -80,6 +81,8 @@ class RunConfig:
         partition: who has what: "iid", "dirichlet:ALPHA", "shards:N", "quantity:ALPHA" or a file; see
             docs/partitions.md.
         threads: PyTorch's threads on the CPU; part of what fixes a result to the bit. None leaves them alone.
+        client_half: how the client half comes about beforehand, if it is not trained with the server but frozen, such
+            as `LocalHead()`; for one client.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -89,11 +92,14 @@ class RunConfig:
     clients: int = 1
     partition: str = "iid"
     threads: int | None = None
+    client_half: ClientHalf | None = None
 
     def __post_init__(self) -> None:
         for name in ("clients", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.client_half is not None and self.clients > 1:
+            raise ConfigError(f"client_half {self.client_half}: expected one client, got {self.clients}")
 
     def datasets(self) -> tuple[Images, Images]:
         """Training and test data."""

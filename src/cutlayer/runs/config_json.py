@@ -17,6 +17,7 @@ import msgspec
 from cutlayer.data.augment import Augment, CropFlip
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.models.optim import Optimizer, OptimizerSpec
+from cutlayer.runs.client_half import CLIENT_HALVES, ClientHalf
 from cutlayer.schedule import SCHEDULES, Schedule
 from cutlayer.strategies import STRATEGIES, Strategy
 
@@ -31,6 +32,7 @@ KINDS: dict[Any, dict[str, type]] = {
     Strategy: _named(STRATEGIES.values()),
     OptimizerSpec: _named([Optimizer]),
     Augment: _named([CropFlip]),
+    ClientHalf: CLIENT_HALVES,
 }
 
 

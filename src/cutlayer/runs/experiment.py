@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from cutlayer.backends.base import Backend
 from cutlayer.backends.local import LOCAL
 from cutlayer.errors import ConfigError
 from cutlayer.records.history import EpochRecord
+from cutlayer.runs.beforehand import prepared
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.run import Run
@@ -41,13 +43,19 @@ def run_experiment(
         raise ConfigError(f"expected a RunConfig, such as a recipe returns, got {type(config).__name__}")
     with threads(config.threads):
         train, test = config.datasets()
+        if backend is LOCAL:
+            train, test = train.on(config.training.device), test.on(config.training.device)
         parts, partition = config.divided(train)
         run = Run(folder, config.as_dict()) if folder is not None else None
         if run is not None and partition is not None:
             run.folder.mkdir(parents=True, exist_ok=True)
             partition.save(run.folder / "partition.json")
-        return fit(
-            config.halves(train),
+        halves, flops = config.halves(train), 0
+        if config.client_half is not None:
+            apart = run.folder / "client_half" if run is not None else None
+            halves, flops = prepared(halves, config.client_half, train, config.training, apart, on_epoch)
+        result = fit(
+            halves,
             parts,
             test,
             method=config.method,
@@ -59,6 +67,7 @@ def run_experiment(
             backend=backend,
             init=init,
         )
+        return replace(result, history=replace(result.history, beforehand=flops)) if flops else result
 
 
 @contextmanager

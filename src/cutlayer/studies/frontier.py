@@ -2,15 +2,18 @@
 
 Rows that the paper's experiments have, too, are the same runs: results of `cutlayer reproduce` count here.
 
-Sources: top-k of activations and gradients, and its randomized form: Zheng et al. (RandTopk, arXiv 2305.18469).
+Sources: top-k of activations and gradients, and its randomized form: Zheng et al. (RandTopk, arXiv 2305.18469). A
+client half with a local head, and activations that go up once: see `LocalHead`; the first such row sends 32 bits, as
+published. A client half that is not trained at all: see `Untrained`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cutlayer.schedule import Always
-from cutlayer.studies.few_exchanges import FEW
+from cutlayer.runs.client_half import LocalHead, Untrained
+from cutlayer.schedule import Always, Once
+from cutlayer.studies.few_exchanges import FEW, FOUR_BITS
 from cutlayer.studies.rows import Row
 from cutlayer.studies.sips2021 import ALWAYS_4, BEST, PAPER, PLAIN, fixed
 
@@ -19,4 +22,19 @@ SPARSE = [
     Row("randtopk", "randomized top-k, 10 % in 8 bits", fixed(Always(), "randtopk0.1>fp8_e4m3/topk0.1>fp8_e5m2")),
 ]
 
-GROUPS: Sequence[Sequence[Row]] = [[PLAIN, PAPER], [BEST[name] for name in FEW], [ALWAYS_4, *SPARSE]]
+ONE_UPLOAD = [
+    Row("local20", "local head, 20 epochs, one upload in 32 bits", fixed(Once(), "fp32"), client_half=LocalHead(20)),
+    Row("local5", "local head, 5 epochs, one upload, 4 bits", fixed(Once(), FOUR_BITS), client_half=LocalHead(5)),
+    Row("local20few", "local head, 20 epochs, then as 5 A + 14 B", FEW["few250"][1], client_half=LocalHead(20)),
+    Row("random", "random client half, one upload, 4 bits", fixed(Once(), FOUR_BITS), client_half=Untrained()),
+    Row("randomfew", "random client half, as 5 A + 14 B", FEW["few250"][1], client_half=Untrained()),
+]
+"""With a client half that stands still A epochs are B epochs."""
+
+NOTES = [
+    "Yardsticks: *uncut training* of the same network gives the weights of plain split learning in 32 bits, bit for bit "
+    "(`tests/parity`), so its accuracy is that of the first row, merged; whoever may upload the images sends 1 time the "
+    "images, once, and computes nothing on the client.",
+]
+
+GROUPS: Sequence[Sequence[Row]] = [[PLAIN, PAPER], [BEST[name] for name in FEW], [*ONE_UPLOAD, ALWAYS_4, *SPARSE]]

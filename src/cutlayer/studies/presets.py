@@ -19,6 +19,8 @@ class Preset:
         about: what it is, and what it costs.
         networks: by the name that rows have for them; rows of others are left out.
         training: of VGG; other networks have `optimizers` of their own, for both halves.
+        images: of training.
+        image_bytes: of one of them as it is.
         seeds: most runs of a row.
         jobs: runs side by side, if nothing else is asked for.
     """
@@ -29,6 +31,8 @@ class Preset:
     networks: Mapping[str, ModelConfig]
     training: Training
     optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
+    images: int = 50_000
+    image_bytes: int = 3 * 32 * 32
     seeds: int = 1
     jobs: int = 1
 
@@ -58,6 +62,8 @@ PRESETS: dict[str, Preset] = {
             DataConfig("digits", train_samples=512, test_samples=256),
             {"vgg11": ModelConfig("cnn", 0.5, "layer3")},
             Training(epochs=20, batch_size=64, evaluate_every=5),
+            images=512,
+            image_bytes=8 * 8,
         ),
         Preset(
             "cpu60",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method
+from cutlayer.runs.client_half import ClientHalf
 from cutlayer.runs.config import RunConfig
 from cutlayer.strategies import ParallelSplit
 from cutlayer.studies.presets import Preset
@@ -26,6 +27,7 @@ class Row:
         claim: what the paper says of this case.
         against: name of the row of plain split learning that it is compared with; its own for such a row.
         presets: those that have the row; None for all.
+        client_half: as in `RunConfig`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Row:
     claim: str = ""
     against: str = "plain"
     presets: tuple[str, ...] | None = None
+    client_half: ClientHalf | None = None
 
     def config(self, preset: Preset, seed: int, device: str = "cpu") -> RunConfig:
         """The run with this seed."""
@@ -47,7 +50,8 @@ class Row:
             # The clients' parts of a step make one batch.
             training = replace(training, batch_size=max(2, training.batch_size // self.clients))
         model = preset.networks[self.network]
-        return RunConfig(preset.data, model, method, training, self.clients, self.partition, threads=1)
+        clients, partition, half = self.clients, self.partition, self.client_half
+        return RunConfig(preset.data, model, method, training, clients, partition, threads=1, client_half=half)
 
     def is_in(self, preset: Preset) -> bool:
         """Whether this preset has the row."""

@@ -90,8 +90,8 @@ class Study:
         folder: str | Path | None = None,
         others: Iterable[Path] = (),
     ) -> None:
-        self.others = list(others)
         self.file, self.configs, self.measure = Path(file), list(configs), measure
+        self.others = [other for other in others if other != self.file]
         self.folder = None if folder is None else Path(folder)
         deciding = [decisive(config) for config in self.configs]
         for number, config in enumerate(deciding):
@@ -156,7 +156,8 @@ class Study:
                     continue
                 self._append(line)
                 if folder is not None:
-                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                    for checkpoints in [*folder.rglob("checkpoints")]:
+                        shutil.rmtree(checkpoints, ignore_errors=True)
                 if on_done is not None:
                     on_done(Outcome(config, line))
         if failed:

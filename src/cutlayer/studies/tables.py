@@ -9,7 +9,7 @@ from cutlayer.studies.rows import Plan, Row
 from cutlayer.studies.study import Outcome, Study
 
 HEAD = (
-    "| row | n | accuracy, % | merged, % | loss, points | MB | traffic | all bytes | client TFLOPs | client compute "
+    "| row | n | accuracy, % | merged, % | loss, points | MB | times the images | traffic | all bytes | client TFLOPs | client compute "
     "| epochs A / B / C | exchanges | seconds | the paper |"
 )
 ABOUT = (
@@ -17,6 +17,7 @@ ABOUT = (
     "merged model in 32 bits; *loss* is plain minus this row, over the wire, paired by seed; all with the sample "
     "standard deviation over n seeds. *MB* (10^6 bytes) and *traffic* count activations and gradients by the ledger, "
     "as the paper does, *all bytes* also labels, ids, headers and weights of client halves; evaluation is apart. "
+    "*Times the images* is MB divided by the bytes of uploading the training images once, as they are. "
     "*Traffic*, *all bytes* and *client compute* are plain's divided by this row's. *Exchanges* are epochs "
     "in which anything was sent: ratios grow with a run's epochs, exchanges do not. *The paper* is what its abstract "
     "claims of such cases, at under 0.5 points; which row of it belongs to which network, schedule and cut, and its "
@@ -44,7 +45,8 @@ def markdown(study: Study, plan: Plan, command: str, notes: Sequence[str] = ()) 
         notes: what is said below the table.
     """
     by_row = {row.name: outcomes_of(study, plan, row) for row in plan.rows}
-    lines = [cells(row, by_row[row.name], by_row.get(row.against, {})) for row in plan.rows if by_row[row.name]]
+    once = plan.preset.images * plan.preset.image_bytes
+    lines = [cells(row, by_row[row.name], by_row.get(row.against, {}), once) for row in plan.rows if by_row[row.name]]
     if not lines:
         return ""
     where = next(outcome["environment"] for found in by_row.values() for outcome in found.values())
@@ -69,8 +71,12 @@ def markdown(study: Study, plan: Plan, command: str, notes: Sequence[str] = ()) 
     )
 
 
-def cells(row: Row, found: Mapping[int, Outcome], plain: Mapping[int, Outcome]) -> list[str]:
-    """The cells of a row, from its outcomes and those of plain split learning, both by seed."""
+def cells(row: Row, found: Mapping[int, Outcome], plain: Mapping[int, Outcome], once: int) -> list[str]:
+    """The cells of a row, from its outcomes and those of plain split learning, both by seed.
+
+    Args:
+        once: bytes of uploading the training images.
+    """
     runs = list(found.values())
 
     def mean(measure: Callable[[Outcome], float]) -> float:
@@ -92,6 +98,7 @@ def cells(row: Row, found: Mapping[int, Outcome], plain: Mapping[int, Outcome]) 
         spread(merged) if merged else "",
         spread(paired) if paired and row.against != row.name else "",
         f"{mean(exchanged) / 1e6:.1f}",
+        f"{mean(exchanged) / once:.3g}",
         times(exchanged),
         times(all_bytes),
         f"{mean(client_flops) / 1e12:.3g}",

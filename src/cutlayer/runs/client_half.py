@@ -1,0 +1,49 @@
+"""How a client half comes about that is not trained with the server: choices, which `beforehand` carries out.
+
+Such a half is frozen when the run begins: no gradients are sent, and with the schedule `Once` activations go up once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cutlayer.errors import ConfigError
+
+
+class ClientHalf:
+    """Base of the ways in which a client half comes about before the run, to stand still in it."""
+
+
+@dataclass(frozen=True)
+class LocalHead(ClientHalf):
+    """The client trains its half by itself, with an auxiliary head on top and a local loss; then it is frozen.
+
+    The head is a convolution with batch norm, global average pooling and a linear layer; it stays on the device, and
+    what it costs there is counted. Source: Zhang, Leon and Varghese, "Ampere: Communication-Efficient and High-Accuracy
+    Split Federated Learning" (arXiv 2507.07130), for one client; the head's exact shape is not theirs. Related:
+    CSE-FSL (Mu and Shen, arXiv 2307.11532), FSL-SAGE (arXiv 2505.23182), which go on sending activations.
+
+    Attributes:
+        epochs: of local training, with the client half's optimizer, whose learning rate follows these epochs.
+        channels: of the head's convolution; 0 for as many as cross the cut.
+    """
+
+    epochs: int = 20
+    channels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.channels < 0:
+            raise ConfigError(f"local head: expected at least 1 epoch and 0 channels, got {self}")
+
+
+@dataclass(frozen=True)
+class Untrained(ClientHalf):
+    """The client half stays as it was drawn; only its statistics of batch norm are measured.
+
+    Source of random features as a baseline: Saxe et al., "On Random Weights and Unsupervised Feature Learning" (ICML
+    2011); of fixed first layers in place of learned ones: Oyallon et al., "Scaling the Scattering Transform" (arXiv
+    1703.08961).
+    """
+
+
+CLIENT_HALVES: dict[str, type[ClientHalf]] = {kind.__name__: kind for kind in (LocalHead, Untrained)}

@@ -1,0 +1,66 @@
+"""Client halves that are made before the run, and stand still in it: by a local head, or not trained at all."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutlayer import ConfigError, Method, RunConfig, with_choices
+from cutlayer.records.history import EpochRecord
+from cutlayer.runs.client_half import LocalHead, Untrained
+from cutlayer.runs.experiment import run_experiment
+from cutlayer.runs.recipes import digits
+from cutlayer.schedule import Once
+
+BASE = with_choices(digits(), train_samples=256, test_samples=64, width=0.5, epochs=8, batch_size=16, threads=1)
+ONCE = replace(BASE, method=Method.of(Once(), "fp8"))
+LOCAL = replace(ONCE, client_half=LocalHead(epochs=3))
+
+
+def client_half(config: RunConfig) -> dict[str, torch.Tensor]:
+    return run_experiment(config, progress=False).halves.client.state_dict()
+
+
+def test_a_local_head_trains_the_client_half_and_activations_go_up_once() -> None:
+    result = run_experiment(LOCAL, progress=False)
+    history, plain = result.history, run_experiment(ONCE, progress=False).history
+    assert history.exchanges == "BCCCCCCC"
+    assert history.bytes(kinds=("gradients",)) == 0
+    assert history.bytes(kinds=("activations",)) == plain.bytes(kinds=("activations",)) / 2  # which is A, then B
+    start = BASE.halves(BASE.datasets()[0]).client.state_dict()
+    assert not torch.equal(result.halves.client.state_dict()["layer1.0.weight"], start["layer1.0.weight"])
+    # Three epochs of local training, head included, cost more than three forward passes of the client half alone.
+    assert history.flops("client") > 3 * 3 * sum(history.epochs[0].flops["client"].values())
+    assert history.test("accuracy") > 0.5
+
+
+def test_a_client_half_left_as_it_was_drawn_has_measured_statistics_only() -> None:
+    start = BASE.halves(BASE.datasets()[0]).client.state_dict()
+    half = client_half(replace(ONCE, client_half=Untrained()))
+    for name, value in half.items():
+        measured = name.endswith(("running_mean", "running_var"))
+        assert torch.equal(value, start[name]) is not measured, name
+
+
+def test_such_a_run_is_resumed_to_the_same_bits_from_its_local_training_too(tmp_path: Path) -> None:
+    def end(record: EpochRecord) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # after each of the first two epochs of local training
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(LOCAL, tmp_path, resume=True, on_epoch=end, progress=False)
+    resumed = run_experiment(LOCAL, tmp_path, resume=True, progress=False)
+    whole = run_experiment(LOCAL, progress=False)
+    assert resumed.history.losses == whole.history.losses
+    assert resumed.history.flops("client") == whole.history.flops("client")
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_its_config_is_written_and_read_and_is_for_one_client() -> None:
+    assert RunConfig.from_dict(LOCAL.as_dict()) == LOCAL
+    with pytest.raises(ConfigError, match="expected one client, got 2"):
+        replace(LOCAL, clients=2)
+    with pytest.raises(ConfigError, match="at least 1 epoch"):
+        LocalHead(epochs=0)
