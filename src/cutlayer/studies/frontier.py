@@ -32,8 +32,8 @@ ONE_UPLOAD = [
 """With a client half that stands still A epochs are B epochs."""
 
 NOTES = [
-    "Yardsticks: *uncut training* of the same network gives the weights of plain split learning in 32 bits, bit for bit "
-    "(`tests/parity`), so its accuracy is that of the first row, merged; whoever may upload the images sends 1 time the "
+    "Yardsticks: *uncut training* of the same network gives the weights of plain split learning in 32 bits, bit for "
+    "bit (`tests/parity`), so its accuracy is that of the first row, merged; whoever may upload the images sends 1 time the "
     "images, once, and computes nothing on the client.",
 ]
 
