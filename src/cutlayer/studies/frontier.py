@@ -33,8 +33,8 @@ ONE_UPLOAD = [
 
 NOTES = [
     "Yardsticks: *uncut training* of the same network gives the weights of plain split learning in 32 bits, bit for "
-    "bit (`tests/parity`), so its accuracy is that of the first row, merged; whoever may upload the images sends 1 time the "
-    "images, once, and computes nothing on the client.",
+    "bit (`tests/parity`), so its accuracy is that of the first row, merged; whoever may upload the images sends 1 "
+    "time the images, once, and computes nothing on the client.",
 ]
 
 GROUPS: Sequence[Sequence[Row]] = [[PLAIN, PAPER], [BEST[name] for name in FEW], [*ONE_UPLOAD, ALWAYS_4, *SPARSE]]

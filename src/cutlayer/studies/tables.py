@@ -9,7 +9,8 @@ from cutlayer.studies.rows import Plan, Row
 from cutlayer.studies.study import Outcome, Study
 
 HEAD = (
-    "| row | n | accuracy, % | merged, % | loss, points | MB | times the images | traffic | all bytes | client TFLOPs | client compute "
+    "| row | n | accuracy, % | merged, % | loss, points | MB | times the images | traffic | all bytes "
+    "| client TFLOPs | client compute "
     "| epochs A / B / C | exchanges | seconds | the paper |"
 )
 ABOUT = (
