@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check clean compose-test
 
 demo: $(VENV)/.core
 	$(BIN)/cutlayer demo
@@ -27,6 +27,11 @@ $(VENV)/.core: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# A server and two clients in containers, where docker exists: the run must end by itself with status 0.
+compose-test:
+	docker compose -f deploy/compose.yaml up --build --exit-code-from server
+	docker compose -f deploy/compose.yaml down --volumes
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache

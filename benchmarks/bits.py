@@ -191,7 +191,18 @@ def serve(row: Row, runner: Runner) -> list[Path]:
     runner.start("serve", RECIPE, "--listen", address, RUN_DIR, served, *row.flags("clients"), "--client", *names)
     for number, name in enumerate(names):
         part = [*share, "--part", number] if share else []
-        runner.start("join", address, "--name", name, RUN_DIR, runner.folder / name, *part)
+        runner.start(
+            "join",
+            address,
+            "--name",
+            name,
+            "--accept-cut",
+            "any",
+            "--accept-exact",
+            RUN_DIR,
+            runner.folder / name,
+            *part,
+        )
     runner.finish()
     return [served, *(runner.folder / name for name in names)]
 

@@ -172,7 +172,9 @@ def train(
             before, started = counters(), time.monotonic()
             epochs = EpochEnds(folder / "server" / "metrics.jsonl")
             tls = ("--tls", folder / "tls/client", "--run-dir", folder / "client")
-            client = Command(CLIENT, "-m", "cutlayer", "join", f"10.77.0.2:{DELAYED}", *tls)
+            client = Command(
+                CLIENT, "-m", "cutlayer", "join", f"10.77.0.2:{DELAYED}", "--accept-cut", "any", "--accept-exact", *tls
+            )
             commands.append(client)
             client.finish(seconds)
             after, ended = counters(), time.monotonic()

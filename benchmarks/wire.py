@@ -227,7 +227,7 @@ def real_steps(microbatches: int, epochs: int) -> str:
         assert server.stdout is not None
         port = next(found[1] for line in server.stdout if (found := re.search(r"listening on port (\d+)", line)))
         tls, run = ("--tls", folder / "tls/client"), ("--run-dir", folder / "client")
-        client = cutlayer("join", f"127.0.0.1:{port}", *tls, *run)
+        client = cutlayer("join", f"127.0.0.1:{port}", "--accept-cut", "any", "--accept-exact", *tls, *run)
         said, _ = client.communicate(timeout=600)
         server.communicate(timeout=60)
         client_seconds = [json.loads(text) for text in re.findall(r"seconds by phase: (\{.*\})", said)][1:epochs]

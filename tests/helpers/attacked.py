@@ -6,7 +6,7 @@ import copy
 import functools
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc
@@ -74,6 +74,7 @@ class Attacked:
         self.joined: dict[str, torch.nn.Module] = {}
         self.errors: dict[str, BaseException] = {}
         self._stop_at, self._waits, self._client_stop = -1, [], Stop()
+        self._listener: Callable[[str], None] = lambda exchange: None
         self._hellos: dict[str, Hello] = {}
         self._threads: list[threading.Thread] = []
         more = {
@@ -141,7 +142,12 @@ class Attacked:
         """Have the server stop once so many epochs are done."""
         self._stop_at = epochs
 
+    def watch(self, listener: Callable[[str], None]) -> None:
+        """Call this after each epoch."""
+        self._listener = listener
+
     def _on_epoch(self, record: EpochRecord) -> None:
+        self._listener(record.exchange)
         self.stop.requested = self.stop.requested or record.epoch + 1 == self._stop_at
 
     def wait_until_there(self, name: str) -> None:
@@ -162,6 +168,7 @@ class Attacked:
     def join(
         self, name: str, half: torch.nn.Module | None = None, folder: Path | None = None, **more: object
     ) -> torch.nn.Module:
+        more.setdefault("stop", self._client_stop)
         return join(
             self.address,
             half or copy.deepcopy(self.half),
@@ -170,7 +177,6 @@ class Attacked:
             tls=self.tls / name,
             method=self.method,
             training=self.training,
-            stop=self._client_stop,
             **more,
         )
 

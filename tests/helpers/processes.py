@@ -27,6 +27,9 @@ CONFIG = {"train_samples": 250, "test_samples": 64, "epochs": 8, "schedule": "pe
 """Of the digits recipe: exchanges A B C C A B C C."""
 
 
+ACCEPTED = ("--accept-cut", "any", "--accept-exact")
+
+
 class Process:
     """A cutlayer command that runs, and what it says."""
 
@@ -98,7 +101,7 @@ def port_of(server: Process) -> int:
 
 def join(folder: Path, port: int, *more: object, name: str = "client") -> Process:
     tls = ("--tls", folder / "tls" / name) if (folder / "tls").exists() else ("--name", name)
-    return Process("join", f"127.0.0.1:{port}", "--run-dir", folder / name, *tls, *more)
+    return Process("join", f"127.0.0.1:{port}", "--run-dir", folder / name, *ACCEPTED, *tls, *more)
 
 
 def weights(folder: Path, name: str = "client") -> dict[str, bytes]:

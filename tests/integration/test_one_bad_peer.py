@@ -4,9 +4,12 @@ import contextlib
 import copy
 import itertools
 import json
+import shutil
 import socket
+import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +17,20 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, Method, Periodic, RefusedError, files, fit
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.backends.grpc.health import READINESS
 from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, CONFIRM, MORE
-from cutlayer.backends.grpc.session import check_health
+from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.session import check_health, fetch_config
+from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.cli.entry import main
 from cutlayer.codecs import Encoded, encode_exactly, get_codec
-from cutlayer.runs.serve import Served
+from cutlayer.runs.serve import Served, serve
 from cutlayer.wire.frames import MAGIC, PREFIX, VERSION, Frame, pack
 from cutlayer.wire.messages import Done, Plan
 from tests.helpers.attacked import (
@@ -307,3 +315,124 @@ def test_the_second_of_two_processes_with_one_certificate_is_refused(tls: Path, 
             scene.join("alice", folder=tmp_path / "elsewhere")
         scene.begin("mallory")
         assert scene.finish(*NAMES).history.given_up == {}
+
+
+# --- 11 to 13: the end, certificates, readiness ---
+
+
+def test_who_was_away_at_the_end_gets_its_half_later(tls: Path, tmp_path: Path) -> None:
+    """Its device is stopped after its first epoch; the run ends without it, and so does the server."""
+    with Attacked(tmp_path, tls) as scene:
+        scene.begin("alice", "bob")
+        stop = Stop()
+        with pytest.raises(Stopped):
+            scene.join("mallory", stop=stop, on_epoch=lambda exchange, epoch: stop.request())
+        served = scene.end()
+    assert sorted(json.loads((tmp_path / "server/delivered.json").read_text())) == ["alice", "bob", "checksum"]
+    with Attacked(tmp_path, tls, farewell=True, linger=None) as scene:
+        half = scene.join("mallory")
+        scene.thread.join(30)
+        assert not scene.thread.is_alive()
+    shared = load_file(tmp_path / "server/client.safetensors")
+    assert all(torch.equal(value, shared[name]) for name, value in half.state_dict().items())
+    assert served.history.epochs[-1].absent == [2]
+
+
+def test_farewell_is_for_runs_that_are_at_their_end(tls: Path, tmp_path: Path) -> None:
+    with Attacked(tmp_path, tls, patience=None) as scene:
+        scene.stop_after(1)
+        scene.begin(*NAMES)
+        scene.thread.join(30)
+    scene = Attacked(tmp_path, tls, farewell=True)
+    scene.thread.join(30)
+    assert "is not at its end, 1 epochs are done" in str(scene.error)
+
+
+def test_readiness_says_who_is_waited_for_and_liveness_does_not(tls: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cutlayer.backends.grpc.waiting.SOON", 0.1)
+    with Attacked(tmp_path, tls, patience=None) as scene:
+        scene.begin("alice", "bob")
+        waits = "NOT_SERVING, waiting for mallory"
+        deadline = time.monotonic() + 30
+        while (ready := check_health(scene.address, tls / "alice", READINESS)) != waits:
+            assert time.monotonic() < deadline, ready
+            time.sleep(0.1)
+        assert check_health(scene.address, tls / "alice") == "SERVING"
+        scene.begin("mallory")
+        scene.finish(*NAMES)
+
+
+def test_a_renewed_certificate_is_shown_without_an_end_of_the_server(tmp_path: Path) -> None:
+    tls = certificates(tmp_path / "tls")
+    with Attacked(tmp_path / "run", tls, patience=None) as scene:
+        first = shown(scene.port, tls)
+        shutil.rmtree(tls / "server")
+        assert check_health(scene.address, tls / "alice") == "SERVING"  # with those that it has
+        make_certificates(tls, [])
+        assert shown(scene.port, tls) != first
+        (tls / "server/own.crt").write_text("garbage")
+        assert check_health(scene.address, tls / "alice") == "SERVING"
+
+
+def shown(port: int, tls: Path) -> bytes:
+    """The certificate that a server shows to alice."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(tls / "alice/ca.crt")
+    context.load_cert_chain(tls / "alice/own.crt", tls / "alice/own.key")
+    context.set_alpn_protocols(["h2"])
+    name = "cutlayer-server"
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b""
+
+
+def test_each_client_is_named_once(tls: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected each name once, got client, client"):
+        serve(halves().server, CUT, listen="127.0.0.1:0", run=tmp_path, clients=["client", "client"])
+
+
+# --- operations ---
+
+
+def test_a_revoked_client_is_out_from_that_moment_and_the_others_finish(tls: Path, tmp_path: Path) -> None:
+    """In the midst of an epoch that its device holds up."""
+    file = tmp_path / "revoked.txt"
+    file.write_text("# nobody yet\n")
+    revoked = Revocations(file)
+    with Attacked(tmp_path, tls, patience=None, revoked=revoked) as scene:
+        scene.begin("alice", "bob")
+        session = scene.session()
+        plan_of(session)
+        file.write_text("mallory\n")
+        revoked.reread()
+        assert session.link.wait_closed(30)
+        session.close()
+        assert "revoked its certificate" in scene.refusal(scene.hello())
+        with pytest.raises(grpc.RpcError, match="takes part no more"):
+            fetch_config(scene.address, tls / "mallory")
+        scene.finish("alice", "bob")
+
+
+def test_metrics_tell_of_epochs_bytes_refusals_and_who_is_there(tls: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    texts = []
+
+    def look(line: str) -> None:
+        with contextlib.suppress(OSError):
+            texts.append(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode())
+
+    with Attacked(tmp_path, tls, patience=None, metrics=f"127.0.0.1:{port}") as scene:
+        scene.refusal(scene.hello(samples=1 << 28))
+        scene.watch(look)
+        scene.begin(*NAMES)
+        scene.finish(*NAMES)
+    found = dict(line.rsplit(" ", 1) for line in texts[-1].splitlines() if not line.startswith("#"))
+    assert found['cutlayer_epochs_total{exchange="A"}'] == "2.0"
+    assert found['cutlayer_refusals_total{client="mallory",reason="samples"}'] == "1.0"
+    assert float(found['cutlayer_client_bytes_total{client="bob",direction="up"}']) > 500
+    assert float(found["cutlayer_store_bytes"]) > 48 * 8
+    assert found['cutlayer_client_present{client="alice"}'] == "1.0"
+    assert 0 < float(found["cutlayer_loss"]) < 10

@@ -25,7 +25,8 @@ ORDER = (
 
 # Imported in a function: what comes with an extra, or is slow to import and seldom needed.
 LATE = {"PIL", "cutlayer.backends.ray", "cutlayer.cli.grpc", "dp_accounting", "grpc"}
-LATE |= {"jinja2", "matplotlib", "onnxruntime", "onnxscript", "pandas", "ray", "sklearn", "torch.utils.tensorboard"}
+LATE |= {"jinja2", "matplotlib", "onnxruntime", "onnxscript", "pandas", "prometheus_client", "ray", "sklearn"}
+LATE |= {"torch.utils.tensorboard"}
 # For its types alone: what comes with an extra.
 TYPES_ONLY = {"matplotlib"}
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.grpc.policy import OWN_HALF, Policy
+from cutlayer.backends.grpc.renewal import warn_of_expiry
 from cutlayer.backends.grpc.rpc import KEEPALIVE, check_address
 from cutlayer.backends.grpc.session import Endpoint, own_name
 from cutlayer.backends.grpc.stop import Stop
@@ -68,6 +69,7 @@ def join(
         if name not in (None, certified):
             raise ConfigError(f"name: the certificate in {tls} is made out to {certified!r}, not to {name!r}")
         name = certified
+        warn_of_expiry(tls)
     data, server = ClientData(train, test), Endpoint(address, tls, keepalive)
     with locked(Path(folder), "this client's folder"):
         member = Membership(name or "client", half, data, Path(folder), method, training, policy)

@@ -16,6 +16,7 @@ from cutlayer.backends.grpc.claims import Claims, Outline
 from cutlayer.backends.grpc.clients import Control, GrpcClients
 from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.listener import Listener
+from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.rpc import KEEPALIVE, check_address
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.describe import describe
@@ -25,6 +26,7 @@ from cutlayer.records.history import EpochRecord, History
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.noted import delivered, left_out
 from cutlayer.runs.loop import Loop
+from cutlayer.runs.metrics import Metrics, shown
 from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
 from cutlayer.training.job import Job
@@ -58,6 +60,8 @@ def serve(
     on_listening: Callable[[int], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
     limits: Limits = Limits(),
+    revoked: Revocations | None = None,
+    metrics: str | None = None,
     deadline: float = 300.0,
     patience: float | None = None,
     linger: float | None = 30.0,
@@ -82,6 +86,8 @@ def serve(
         on_epoch: called after each epoch with its record.
         on_listening: called with the port once connections are taken.
         on_wait: called now and then with a line that says whom the server waits for and since when.
+        revoked: names whose certificates do not count any more.
+        metrics: HOST:PORT to show metrics at, in Prometheus' format.
         limits: bounds of what a client may claim, hold and cost.
         deadline: seconds after which a client that is connected and sends nothing is disconnected.
         patience: seconds after which an epoch goes on without a client that is not there, or of which nothing comes. A
@@ -109,7 +115,7 @@ def serve(
         folder.check(chosen)
 
     saved = folder.checkpoints.state() or {}
-    control = Control(limits, Waits(deadline, patience, keepalive), stop, on_wait or (lambda line: None))
+    control = Control(limits, Waits(deadline, patience, keepalive), stop, on_wait or (lambda line: None), revoked)
     joined = GrpcClients(outline, control, saved, lambda: _oldest(loop), left_out(folder.folder))
     with ExitStack() as stack:
         offered = _offered(config, Claims(outline, limits).terms)
@@ -123,6 +129,7 @@ def serve(
         bfloat16 = all(summary.bfloat16 for summary in joined.summaries)
         server = joined.server(Job(half, cut_shape, method, training, task, bfloat16), Ledger())
         loop = Loop(joined, server, folder, folder.checkpoints, stop)
+        stack.enter_context(shown(Metrics(joined, lambda: loop.records), metrics))
         loop.open(chosen, {}, resume=True)
         if farewell and not training.ending.reached(loop.records):
             raise ConfigError(f"farewell: {folder.folder} is not at its end, {len(loop.records)} epochs are done")

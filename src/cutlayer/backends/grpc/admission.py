@@ -129,6 +129,11 @@ class Admission:
         with self._condition:
             self._saved = list(restore)
 
+    def present(self) -> list[str]:
+        """Who is connected."""
+        with self._condition:
+            return [self.names[number] for number, session in self._sessions.items() if session.up]
+
     def bar(self, name: str, reason: str) -> None:
         """Let a client in no more, and end its session."""
         with self._condition:

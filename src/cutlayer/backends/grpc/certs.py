@@ -29,31 +29,52 @@ def make_certificates(folder: str | Path, clients: Sequence[str], days: float = 
     for name in clients:
         check_name(name)
     written: list[Path] = []
-    authority_file, key_file = folder / "ca.crt", folder / "ca.key"
-    if not authority_file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        key = ec.generate_private_key(ec.SECP256R1())
-        authority = _certificate("cutlayer private authority", key, None, key, [], 3650)
-        written += [_write(key_file, _key_bytes(key)), _write(authority_file, _bytes(authority))]
-    key = serialization.load_pem_private_key(key_file.read_bytes(), None)
-    authority = x509.load_pem_x509_certificate(authority_file.read_bytes())
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{key_file}: expected an elliptic-curve key, made by this command")
+    if not (folder / "ca.crt").exists():
+        written += [folder / "ca.key", folder / "ca.crt"]
+    authority, key = authority_of(folder)
     for name in ("server", *clients):
         place = folder / name
         if (place / "own.crt").exists():
             continue
         place.mkdir(exist_ok=True)
         own = ec.generate_private_key(ec.SECP256R1())
-        # The server's may also ask for its own health; it is no client's, as clients are known by their names.
-        usage = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (name == "server")
-        certificate = _certificate(SERVER_NAME if name == "server" else name, own, authority, key, usage, days)
+        certificate = certificate_for(name, own.public_key(), authority, key, days)
         written += [
-            _write(place / "ca.crt", _bytes(authority)),
-            _write(place / "own.key", _key_bytes(own)),
-            _write(place / "own.crt", _bytes(certificate)),
+            write(place / "ca.crt", _bytes(authority)),
+            write(place / "own.key", key_bytes(own)),
+            write(place / "own.crt", _bytes(certificate)),
         ]
     return written
+
+
+def authority_of(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The authority in a folder and its key; made if it is not there."""
+    authority_file, key_file = folder / "ca.crt", folder / "ca.key"
+    if not authority_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = ec.generate_private_key(ec.SECP256R1())
+        itself = _certificate("cutlayer private authority", made.public_key(), None, made, [], 3650)
+        write(key_file, key_bytes(made))
+        write(authority_file, _bytes(itself))
+    (authority,) = parsed(authority_file, authority_file.read_bytes())[:1]
+    require_key(key_file, content := key_file.read_bytes(), authority)
+    key = serialization.load_pem_private_key(content, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{key_file}: expected an elliptic-curve key, made by this command")
+    return authority, key
+
+
+def certificate_for(
+    name: str,
+    key: ec.EllipticCurvePublicKey,
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    days: float,
+) -> x509.Certificate:
+    """A certificate of a client, or of the server by the name "server", for this key."""
+    # The server's may also ask for its own health; it is no client's, as clients are known by their names.
+    usage = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (name == "server")
+    return _certificate(SERVER_NAME if name == "server" else name, key, authority, authority_key, usage, days)
 
 
 def check_name(name: str) -> None:
@@ -72,7 +93,7 @@ def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
     if missing:
         raise ConfigError(f"missing: {', '.join(missing)}; make them with `cutlayer certs`, and give --tls the folder")
     authority, certificate, key = (file.read_bytes() for file in files)
-    own, authorities = _parsed(files[1], certificate), _parsed(files[0], authority)
+    own, authorities = parsed(files[1], certificate), parsed(files[0], authority)
     require_key(files[2], key, own[0])
     # More than one make a chain, which the other side follows.
     if len(own) == 1 and not any(_issued(own[0], one) for one in authorities):
@@ -89,7 +110,8 @@ def read_certificates(folder: str | Path) -> tuple[bytes, bytes, bytes]:
     return authority, certificate, key
 
 
-def _parsed(file: Path, content: bytes) -> list[x509.Certificate]:
+def parsed(file: Path, content: bytes) -> list[x509.Certificate]:
+    """The certificates in a file. Raises ConfigError for anything else."""
     try:
         return x509.load_pem_x509_certificates(content)
     except ValueError as error:
@@ -108,7 +130,7 @@ def require_key(file: Path, content: bytes, certificate: x509.Certificate) -> No
 
 def days_left(folder: str | Path) -> float:
     """Days until this machine's certificate expires."""
-    (own, *_) = _parsed(file := Path(folder) / "own.crt", file.read_bytes())
+    (own, *_) = parsed(file := Path(folder) / "own.crt", file.read_bytes())
     return (own.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
 
 
@@ -130,7 +152,7 @@ def common_name(certificate: bytes) -> str:
 
 def _certificate(
     name: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
     authority: x509.Certificate | None,
     authority_key: ec.EllipticCurvePrivateKey,
     usage: list[x509.ObjectIdentifier],
@@ -142,13 +164,13 @@ def _certificate(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject if authority is None else authority.subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         # A day of grace for clocks that are behind.
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
     )
     if usage:
@@ -162,12 +184,13 @@ def _bytes(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM."""
     plain = serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
 
 
-def _write(file: Path, content: bytes) -> Path:
+def write(file: Path, content: bytes) -> Path:
     """Write a file as a whole. A key is readable for its owner alone, whatever the one before it was."""
     new = file.with_name(f"{file.name}.new")
     new.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cutlayer.backends.grpc.listener import Reception
 from cutlayer.backends.grpc.peer import Desk, LinkPeer
 from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
+from cutlayer.backends.grpc.revocations import REASON, Revocations
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
@@ -43,12 +45,14 @@ class Control:
 
     Attributes:
         say: called with lines that say whom the server waits for.
+        revoked: names whose certificates do not count any more.
     """
 
     limits: Limits
     waits: Waits
     stop: Stop
     say: Callable[[str], None] = lambda line: None
+    revoked: Revocations | None = None
 
 
 class GrpcClients(Clients):
@@ -76,16 +80,21 @@ class GrpcClients(Clients):
         self.epochs, self._oldest, self._say = run.training.epochs, oldest, control.say
         self.run = saved.get("run") or secrets.token_hex(8)
         self.refusals, self.waiting, self._epoch = Refusals(), Waiting(self._tell), 0
-        self._desk = Desk(control.waits, self.waiting, self.refusals, control.stop, control.limits.slowest)
+        self.traffic: Counter[tuple[str, str]] = Counter()
+        """Bytes of frames by client and direction, since this process began."""
+        desk = control.waits, self.waiting, self.refusals, control.stop, control.limits.slowest, self.traffic
+        self._desk = Desk(*desk)
         self._limits = control.limits
         hellos = [from_json(values) for values in saved.get("hellos", [])]
         self.admission = Admission(Claims(run, control.limits), self.run, control.waits, hellos)
         self.stores: dict[str, Store] = {}
         self._took_part = [0] * len(run.names)
         """After how many epochs each client did something last."""
-        self._left_out, self.left_out = left_out, set()
+        self._left_out, self._forgotten, self._revoked = left_out, set(), set()
         self._server: Server | None = None
         self._leave_out()
+        if control.revoked is not None:
+            control.revoked.listen(self._revoke)
         self._strikes = [0] * len(run.names)
         """Epochs in a row that each client began and did not complete."""
         self._failed: tuple[int, set[int]] = (-1, set())
@@ -104,7 +113,8 @@ class GrpcClients(Clients):
             named: whether connections show whose they are, by TLS.
         """
         places = Places(self.names, self._limits, named=named)
-        return Reception(self.admission.admit, config, self.refusals, places, self.waiting.awaited)
+        known = self.admission.barred
+        return Reception(self.admission.admit, config, self.refusals, places, self.waiting.awaited, known.get)
 
     def meet(self) -> None:
         """Learn what each client holds: from the newest checkpoint, or from the clients, once all have come."""
@@ -186,11 +196,29 @@ class GrpcClients(Clients):
     def _leave_out(self) -> None:
         """Let those in no more that left_out.json names."""
         reasons = self._left_out.read()
-        self.left_out = {number for number, name in enumerate(self.names) if name in reasons}
-        if len(self.left_out) == len(self.names):
+        self._forgotten = {number for number, name in enumerate(self.names) if name in reasons}
+        if len(self._forgotten) == len(self.names):
             raise ConfigError(f"all clients of the run are left out, as {self._left_out.file} says")
-        for number in self.left_out:
+        for number in self._forgotten:
             self.admission.bar(self.names[number], reasons[self.names[number]])
+
+    def _revoke(self, names: set[str]) -> None:
+        """Let these in no more, nor any others in place of them that were revoked before. From any thread."""
+        self._revoked = {number for number, name in enumerate(self.names) if name in names}
+        for name in self.names:
+            if name in names:
+                self.admission.bar(name, REASON)
+            elif self.admission.barred.get(name) == REASON:
+                self.admission.barred.pop(name)
+
+    @property
+    def left_out(self) -> set[int]:  # type: ignore[override]
+        """Those of left_out.json, and those whose certificates are revoked."""
+        return self._forgotten | self._revoked
+
+    def stored_bytes(self) -> int | None:
+        """Bytes of the replay store; None before it is there."""
+        return None if self._server is None else self._server.replayed.store.nbytes
 
     def recover(self, reason: StateLostError | ClientUnavailableError) -> None:
         """End all sessions: every client that comes loads the checkpoint that fits the server's."""
@@ -209,7 +237,7 @@ class GrpcClients(Clients):
 
         Of those that are left out nothing stays.
         """
-        for number in self.left_out:
+        for number in self._forgotten:
             if self._server is not None:
                 self._server.forget(number)
         self._took_part = list(state["took_part"])

@@ -33,6 +33,7 @@ class Reception:
     Attributes:
         admit: from a client's Hello to the Welcome and the connection of its link; raises RefusedError.
         config: the run's config as JSON, for clients that ask.
+        barred: why one of this name is told nothing; None for the others.
         missing: whom the run waits for at the moment, by name; none if it is ready.
     """
 
@@ -41,6 +42,7 @@ class Reception:
     refusals: Refusals
     places: Places
     missing: Callable[[], list[str]] = list
+    barred: Callable[[str], str | None] = lambda name: None
 
 
 class Listener:
@@ -65,7 +67,7 @@ class Listener:
         )
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
-            "Config": grpc.unary_unary_rpc_method_handler(lambda request, context: self._offer),
+            "Config": grpc.unary_unary_rpc_method_handler(self._config),
         }
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         self._health = Health(reception.missing)
@@ -114,6 +116,12 @@ class Listener:
             self.reception.refusals.add(name, error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, harmless(error, 500))
         log.info("%s: disconnected", name)
+
+    def _config(self, request: bytes, context: Any) -> bytes:
+        who = self._identity(context)
+        if (why := self.reception.barred(who)) is not None:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"client {harmless(who, 80)} takes part no more: {why}")
+        return self._offer
 
     def _identity(self, context: Any) -> str:
         """The name in the certificate; empty without TLS."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cutlayer.backends.grpc.admission import Waits
 from cutlayer.backends.grpc.link import Link, LinkClosed
@@ -25,6 +26,7 @@ class Desk:
     """What the connections of a server share: how long to wait and what to say meanwhile, and what was refused.
 
     Attributes:
+        traffic: bytes of frames by client and direction.
         slowest: bytes a second. Time that a frame takes counts as waiting if it comes more slowly.
     """
 
@@ -33,6 +35,7 @@ class Desk:
     refusals: Refusals
     stop: Stop
     slowest: int
+    traffic: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 class LinkPeer:
@@ -60,6 +63,7 @@ class LinkPeer:
             while True:
                 try:
                     self.link.send(frame, 0.5)
+                    self.desk.traffic[self.name, "down"] += len(frame)
                     self.desk.waiting.over()
                     break
                 except TimeoutError:
@@ -76,6 +80,7 @@ class LinkPeer:
             while True:
                 try:
                     data = self.link.receive(0.5)
+                    self.desk.traffic[self.name, "up"] += len(data)
                     self.desk.waiting.over()
                     self._waited, self._spent = 0.0, before + time.monotonic() - begin
                     break

@@ -18,6 +18,7 @@ import msgspec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cutlayer.backends.grpc.certs import SERVER_NAME, common_name, read_certificates
+from cutlayer.backends.grpc.health import LIVENESS, WAITING
 from cutlayer.backends.grpc.link import Connection, Link
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
 from cutlayer.backends.grpc.trouble import Attempts, explain
@@ -52,15 +53,19 @@ def fetch_config(address: str, tls: str | Path | None) -> str:
         return offer.config
 
 
-def check_health(address: str, tls: str | Path | None) -> str:
-    """What the health service says, such as "SERVING"; or why there is no answer."""
+def check_health(address: str, tls: str | Path | None, service: str = LIVENESS) -> str:
+    """What the health service says of "liveness" or "readiness", such as "SERVING", with whom a run waits for; or why
+    there is no answer."""
     with open_channel(address, tls) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
-            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=HELLO_SECONDS)
+            request = health_pb2.HealthCheckRequest(service=service)
+            reply, call = stub.Check.with_call(request, timeout=HELLO_SECONDS)
         except grpc.RpcError as error:
             return explain(address, tls, error).reason
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+        status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+        missing = [harmless(value) for key, value in call.trailing_metadata() or () if key == WAITING]
+        return f"{status}, waiting for {', '.join(missing)}" if missing else status
 
 
 @dataclass(frozen=True)

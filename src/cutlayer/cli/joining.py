@@ -1,0 +1,132 @@
+"""The command `cutlayer join`: take part in a run with this machine's data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import torch
+import tyro
+from rich.console import Console
+
+from cutlayer.backends.grpc.rpc import check_address
+from cutlayer.backends.grpc.session import fetch_config, own_name
+from cutlayer.backends.grpc.stop import Stop, Stopped
+from cutlayer.backends.grpc.trouble import Attempts
+from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare
+from cutlayer.cli.consent import PolicyArguments, ask, check_sizes
+from cutlayer.data.partition import Partition
+from cutlayer.errors import ConfigError, RefusedError, harmless
+from cutlayer.runs.config import RunConfig
+from cutlayer.runs.join import join
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JoinArguments(PolicyArguments, ConnectionArguments):
+    """Take part in a run with this machine's data. Model, cut and method are the server's."""
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT of the server."""
+    data: str | None = None
+    """Data set; by default the one that the server names."""
+    data_dir: str | None = None
+    """Folder with the data set's files."""
+    partition: str | None = None
+    """Partition file, to take part with one client's share of the data set; see `cutlayer partition`."""
+    part: int = 0
+    """With a partition file: whose share, from 0. The test data come with the first."""
+    run_dir: str = "runs/joined"
+    """Folder for this client's checkpoints, to begin with or to go on."""
+    name: str | None = None
+    """This client's name, for a connection without TLS."""
+    device: str = "cpu"
+    """Device of the client half."""
+    give_up_after: float | None = None
+    """Seconds without a server after which to end; by default never."""
+
+
+def join_command(arguments: Sequence[str], console: Console) -> None:
+    """Take part in a run that another machine serves."""
+    chosen = tyro.cli(JoinArguments, prog="cutlayer join", args=arguments)
+    check_address(chosen.address, chosen.tls, chosen.insecure_plaintext)
+    prepare(None, chosen.log)
+    stop = Stop()
+    with stop.on_signals():
+        try:
+            _join(chosen, console, stop)
+        except Stopped as stopped:
+            console.print(
+                f"{stopped}; the same command goes on with {chosen.run_dir}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            return
+    console.print(f"finished: {chosen.run_dir}/client.safetensors", highlight=False, markup=False, soft_wrap=True)
+
+
+def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
+    name = own_name(chosen.tls) if chosen.tls else chosen.name
+    config = _config(chosen, stop)
+    if chosen.data not in (None, config.data.name):
+        raise ConfigError(f"data: the server's run is on {config.data.name!r}, not on {chosen.data!r}")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    policy = chosen.policy(config.clients)
+    cut = f"{config.model.name} on {config.data.name}, cut after {config.model.cut}"
+    console.print(f"{name or 'client'}: {harmless(cut)}", highlight=False, markup=False)
+    train, test = config.datasets()
+    half, share = config.halves(train).client, train
+    shapes = cut_shape_of(half, train), tuple(train.inputs.shape[1:])
+    ask(chosen, policy, config.model.cut, (half, config.method, *shapes), console)
+    if chosen.partition is not None:
+        partition = Partition.load(chosen.partition)
+        partition.check(train.labels, config.data.name)
+        share = partition.subset(train, chosen.part)
+    join(
+        chosen.address,
+        half,
+        share,
+        test if chosen.part == 0 else None,
+        folder=chosen.run_dir,
+        name=name,
+        method=config.method,
+        training=config.training,
+        policy=policy,
+        on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False, markup=False),
+        give_up_after=chosen.give_up_after,
+        stop=stop,
+        **chosen.values(),
+    )
+
+
+def _config(chosen: JoinArguments, stop: Stop) -> RunConfig:
+    """The server's config, once it can be reached."""
+    started, wait, attempts = time.monotonic(), 0.2, Attempts(chosen.address, chosen.tls)
+    while True:
+        stop.check()
+        try:
+            return _for_here(json.loads(fetch_config(chosen.address, chosen.tls)), chosen)
+        except grpc.RpcError as error:
+            reason = f"no connection to {chosen.address}: "
+            if attempts.failed(error):
+                raise ConfigError(reason + attempts.last) from None
+            if chosen.give_up_after is not None and time.monotonic() - started > chosen.give_up_after:
+                raise RefusedError(reason + attempts.last) from None
+            stop.check()
+            time.sleep(wait)
+            wait = min(2 * wait, 5.0)
+
+
+def _for_here(values: Any, chosen: JoinArguments) -> RunConfig:
+    """The server's config with this machine's device and folder of data, and not with where the server's store is."""
+    own = {"data": {"folder": chosen.data_dir}, "training": {"device": chosen.device}, "method": {"store": {}}}
+    if not isinstance(values, dict) or not all(isinstance(values.get(part), dict) for part in own):
+        raise ConfigError("the server's config is not of this version; use the same version of cutlayer on both sides")
+    check_sizes(values, chosen.policy())
+    chosen_there = {name: value for name, value in values.items() if name != "terms"}
+    return RunConfig.from_dict({**chosen_there, **{part: {**values[part], **mine} for part, mine in own.items()}})
