@@ -104,13 +104,8 @@ def serve(
         Stopped: the run was asked to stop; the same call goes on with it.
     """
     check_address(listen, tls, insecure_plaintext)
-    require_choices(method, training, task)
-    if method.fleet.dropout:
-        raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
     outline = Outline(clients, client_half, cut_shape, method, training)
-    folder, stop = Run(run), stop or Stop()
-    described = {"method": describe(method), "training": describe(training), "task": describe(task)}
-    chosen = {**(config or described), "clients": list(clients)}
+    folder, stop, chosen = Run(run), stop or Stop(), _chosen(config, outline, task)
     if folder.exists():
         folder.check(chosen)
 
@@ -137,6 +132,16 @@ def serve(
         save_halves(folder.folder, half, server.shared.tensors, joined.run)
         joined.say_farewell(server, len(loop.records), delivered(folder.folder), linger)
     return Served(History(loop.records, loop.baseline, folder.given_up()), half, dict(joined.refusals.counts))
+
+
+def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict[str, Any]:
+    """What config.json holds. Raises ConfigError for choices that are none, or none between processes."""
+    method, training = outline.method, outline.training
+    require_choices(method, training, task)
+    if method.fleet.dropout:
+        raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
+    described = {"method": describe(method), "training": describe(training), "task": describe(task)}
+    return {**(config or described), "clients": list(outline.names)}
 
 
 def _oldest(loop: Loop) -> Saved:
