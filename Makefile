@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check clean compose-test
+.PHONY: demo test lint check docs clean compose-test
 
 demo: $(VENV)/.core
 	$(BIN)/cutlayer demo
 
-test: lint check
+test: lint check docs
 	# One thread a process: two OpenMP pools on two cores spin against each other.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
@@ -33,5 +33,8 @@ compose-test:
 	docker compose -f deploy/compose.yaml up --build --exit-code-from server
 	docker compose -f deploy/compose.yaml down --volumes
 
+docs: $(VENV)/.dev
+	$(BIN)/python tools/site.py
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .hypothesis .ruff_cache

@@ -77,7 +77,8 @@ def test_completion_in_a_shell(typed: str, wanted: str, capsys: pytest.CaptureFi
     assert main(["completion", "bash"]) == 0
     words = typed.split()
     quoted = " ".join(f"'{word}'" for word in words)
-    script = f"{capsys.readouterr().out}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _cutlayer; echo ${{COMPREPLY[@]}}"
+    typing = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _cutlayer; echo ${{COMPREPLY[@]}}"
+    script = f"{capsys.readouterr().out}\n{typing}"
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert wanted in shown
 

@@ -65,12 +65,6 @@ def _begin(arguments: Sequence[str], console: Console) -> Run:
             raise ConfigError(f"{', '.join(given)}: expected with several clients only; give their number (--clients)")
     config = chosen.choices.applied_to(recipe)
     run = Run(chosen.run_dir or new_folder(config.data.name))
-    carry_out(
-        config,
-        run,
-        console,
-        backend=backend_of(chosen.backend, chosen.cluster),
-        init=chosen.init,
-        tensorboard=chosen.tensorboard,
-    )
+    backend = backend_of(chosen.backend, chosen.cluster)
+    carry_out(config, run, console, backend=backend, init=chosen.init, tensorboard=chosen.tensorboard)
     return run
