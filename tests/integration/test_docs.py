@@ -59,7 +59,7 @@ def test_every_page_is_in_the_site_and_every_link_leads_somewhere() -> None:
 
 def test_commands_that_are_not_run_are_known() -> None:
     for page in [README, *(ROOT / "docs").glob("*.md")]:
-        for command in re.findall(r"^(?:    )?cutlayer ([a-z]+) ", page.read_text(), re.MULTILINE):
+        for command in re.findall(r"^    cutlayer ([a-z]+) ", page.read_text(), re.MULTILINE):
             assert command in COMMANDS, f"{page.name}: {command}"
 
 
