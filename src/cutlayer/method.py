@@ -18,6 +18,7 @@ from cutlayer.fleet import Fleet
 from cutlayer.memory.store import StoreOptions
 from cutlayer.models.optim import Optimizer, OptimizerSpec
 from cutlayer.privacy.defence import Defence
+from cutlayer.regularize import Regularize
 from cutlayer.schedule import Always, Schedule
 from cutlayer.stopping import Best, EarlyStopping, Ending
 
@@ -124,6 +125,7 @@ class Training:
             and `Run(folder).model(best=True)` gives its weights.
         early_stopping: when the run ends before `epochs`, to which learning rates go on to refer.
         keep_checkpoints: how many checkpoints stay, the newest; older ones are the way back from a damaged one.
+        regularize: what the server half does against learning stored activations by heart; see docs/few-exchanges.md.
         microbatches: parts that an A epoch's batches are sent in, so that both halves and both directions of the link
             work at once. 1 is the plain order. More give the same updates up to the order of float additions, but
             batch norm, in both halves, then normalizes each part by its own statistics.
@@ -147,6 +149,7 @@ class Training:
     keep_checkpoints: int = 2
     keep_best: str | Best | None = None
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    regularize: Regularize = field(default_factory=Regularize)
     microbatches: int = 1
     seed: int = 0
     device: str = "cpu"

@@ -5,7 +5,7 @@
 KIND "disk": a store on disk and augmentation; "disk-before" and "disk-after" end it around the naming of the checkpoint
 after STEP epochs. KIND "loader": a store in memory, a shuffled DataLoader, evaluation and checkpoints at odd intervals.
 KIND "memories": the same with changes of activations, and error feedback. KIND "few": as "disk", with a budget, a
-client half that settles, and several views.
+client half that settles, several views, mixed activations and dropout at the cut.
 """
 
 import os
@@ -34,6 +34,7 @@ from cutlayer import (
     split,
 )
 from cutlayer.data.images import digits
+from cutlayer.regularize import Regularize
 from cutlayer.seeds import seeded
 
 BATCHES, EPOCHS = 4, 10
@@ -113,6 +114,7 @@ def main(folder: str, step: int, kind: str) -> None:
             client=Optimizer(name="adam", lr=0.01) if disk else CustomOptimizer(sgd),
             server=Optimizer(lr=0.02),
             augment=CropFlip(padding=1, flip=False) if disk else None,
+            regularize=Regularize(mixup=0.3, dropout=0.1) if kind == "few" else Regularize(),
             evaluate_every=1 if disk else 3,
             checkpoint_every=1 if disk else 2,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -88,9 +89,16 @@ class Process:
             self.kill()
 
 
+def flags(name: str, value: object) -> list[object]:
+    """A choice as arguments: a value made of several, such as `Regularize`, as one for each of them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [part for key, own in dataclasses.asdict(value).items() for part in flags(f"{name}.{key}", own)]
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, value]
+
+
 def serve(folder: Path, *more: object, listen: str = "127.0.0.1:0", **config: object) -> Process:
-    given = {f"--{name.replace('_', '-')}": value for name, value in {**CONFIG, **config}.items()}
-    options = [part for flag, value in given.items() for part in ((flag,) if value is True else (flag, value))]
+    options = [part for name, value in {**CONFIG, **config}.items() for part in flags(name, value)]
     tls = ("--tls", folder / "tls" / "server") if (folder / "tls").exists() else ()
     return Process("serve", "digits", "--listen", listen, "--run-dir", folder / "server", *tls, *options, *more)
 

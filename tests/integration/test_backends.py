@@ -6,6 +6,7 @@ import pytest
 
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.ray import Ray
+from cutlayer.regularize import Regularize
 from cutlayer.runs.run import Run
 from tests.helpers import processes
 from tests.helpers.processes import join, port_of, run_in_process, serve
@@ -38,9 +39,10 @@ CHOICES: dict[str, dict[str, object]] = {
 
 FEW = {
     **{"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6},
-    **{"views": 2, "views_from": 1},
+    **{"views": 2, "views_from": 1, "narrow": 2, "padding": 2},
+    "regularize": Regularize(mixup=0.3, cutmix=1.0, label_smoothing=0.1, dropout=0.1, channel_dropout=0.1),
 }
-"""What is for few exchanges: the client's learning rate falls over its updates, the store holds several views."""
+"""All that is for few exchanges."""
 
 
 @pytest.fixture(scope="module")

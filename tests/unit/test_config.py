@@ -84,7 +84,7 @@ def test_method_and_training_are_written_as_those_of_fit_are() -> None:
     """But for the names of kinds that go without saying."""
 
     def bare(values: Any) -> Any:
-        kinds = {"Method", "Training", "StoreOptions", "Fleet", "Defence", "EarlyStopping", "Best"}
+        kinds = {"Method", "Training", "StoreOptions", "Fleet", "Defence", "EarlyStopping", "Best", "Regularize"}
         if not isinstance(values, dict):
             return values
         return {k: bare(v) for k, v in values.items() if k != "kind" or v not in kinds}

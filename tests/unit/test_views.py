@@ -1,5 +1,7 @@
 """Several stored views of a sample, and which of them a C epoch learns from."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ SGD = Optimizer(lr=0.1, schedule="constant")
 class Recording(nn.Module):
     """Writes down, in training, what each sample looks like when the server half gets it: its number and its view."""
 
-    seen: list[dict[int, float]] = []
+    seen: ClassVar[list[dict[int, float]]] = []
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,22 +6,22 @@ What they say is in the config; here are only the names, what each is for, and w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cutlayer.codecs import PAIRS, get_pair
 from cutlayer.data.augment import CropFlip
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.memory.store import StoreOptions
-from cutlayer.method import Method, NormInB
+from cutlayer.method import NormInB
 from cutlayer.models.optim import Optimizer
 from cutlayer.privacy.defence import Defence
+from cutlayer.regularize import Regularize
 from cutlayer.runs.config import RunConfig
-from cutlayer.schedule import SCHEDULES, Schedule
+from cutlayer.runs.places import SCHEDULE_VALUES, at, codecs_of, name_of, pair_of, replaced, schedule_of, strategy_of
+from cutlayer.schedule import SCHEDULES
 from cutlayer.schedule.settle import Spread
 from cutlayer.stopping import Best, EarlyStopping
-from cutlayer.strategies import STRATEGIES, Strategy, make_strategy
+from cutlayer.strategies import STRATEGIES
 
 # Where a choice is in a config. Those that are missing here make up a schedule, a strategy, the codecs or augmentation.
 PLACES = {
@@ -32,6 +32,8 @@ PLACES = {
     "model": "model.name",
     "width": "model.width",
     "cut": "model.cut",
+    "narrow": "model.narrow",
+    "padding": "model.padding",
     "norm_in_b": "method.norm_in_b",
     "store": "method.store",
     "views": "method.views",
@@ -46,25 +48,21 @@ PLACES = {
     **{
         name: f"training.{name}"
         for name in (
-            *("epochs", "batch_size", "client", "server", "precision", "channels_last", "microbatches", "seed"),
+            *(
+                "epochs",
+                "batch_size",
+                "client",
+                "server",
+                "regularize",
+                "precision",
+                "channels_last",
+                "microbatches",
+                "seed",
+            ),
             "device",
             *("evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_best", "early_stopping"),
         )
     },
-}
-# What makes up a schedule, by the names that its classes have for it.
-SCHEDULE_VALUES = {
-    "fixed_exchanges": "exchanges",
-    "threshold": "threshold",
-    "warmup": "warmup",
-    "period": "period",
-    "both_epochs": "both",
-    "activation_epochs": "activations",
-    "last_exchange": "last",
-    "spread": "spread",
-    "megabytes": "megabytes",
-    "client_gflops": "client_gflops",
-    "both_share": "share",
 }
 
 
@@ -87,6 +85,11 @@ class Choices:
     """What the network's channels are multiplied with."""
     cut: str
     """Name of the layer to cut after; a wrong name lists the possible ones."""
+
+    narrow: int
+    """By how much fewer channels cross the cut than the network has there: 1x1 convolutions on both sides of it."""
+    padding: int
+    """Pixels that the client pads its images with, for the server to crop their features; with --augment for flips."""
 
     schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once", "fixed", "settle", "budget"]
     """When to communicate: "always" is plain split learning; see docs/schedules.md."""
@@ -154,6 +157,8 @@ class Choices:
     """Optimizer of the client half."""
     server: Optimizer
     """Optimizer of the server half."""
+    regularize: Regularize
+    """Against learning stored activations by heart, on the server; see docs/few-exchanges.md."""
     precision: Literal["fp32", "bf16"]
     """Arithmetic of both halves: "bf16" runs them under autocast."""
     channels_last: bool
@@ -191,12 +196,12 @@ class Choices:
         schedule, strategy, best = method.schedule, method.fleet.strategy, training.keep_best
         every = getattr(strategy, "average_every", None)
         made: dict[str, Any] = {
-            **{name: _at(config, place) for name, place in PLACES.items()},
+            **{name: at(config, place) for name, place in PLACES.items()},
             **{name: getattr(schedule, field, None) for name, field in SCHEDULE_VALUES.items()},
-            "schedule": _name(schedule, SCHEDULES),
-            "strategy": _name(strategy, STRATEGIES),
+            "schedule": name_of(schedule, SCHEDULES),
+            "strategy": name_of(strategy, STRATEGIES),
             "average_every": every if every != getattr(type(strategy)(), "average_every", None) else None,
-            "codec": _pair(method),
+            "codec": pair_of(method),
             "activations": None,
             "gradients": None,
             "augment": training.augment is not None,
@@ -227,62 +232,17 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
         raise ConfigError(unknown("choice", strange[0], known))
     given = {name: value for name, value in choices.items() if name in PLACES or value is not None}
     for name in [name for name in given if name in PLACES]:
-        config = _replaced(config, PLACES[name], given[name])
+        config = replaced(config, PLACES[name], given[name])
     method = config.method
     values: dict[str, Any] = {
-        "method.schedule": _schedule(method.schedule, given),
-        "method.fleet.strategy": _strategy(method.fleet.strategy, given),
-        **{f"method.{name}": spec for name, spec in _codecs(method, given).items()},
+        "method.schedule": schedule_of(method.schedule, given),
+        "method.fleet.strategy": strategy_of(method.fleet.strategy, given),
+        **{f"method.{name}": spec for name, spec in codecs_of(method, given).items()},
     }
     if "augment" in given:
         values["training.augment"] = (config.training.augment or CropFlip()) if given["augment"] else None
+    if given.get("padding") and (values.get("training.augment") or config.training.augment):
+        values["training.augment"] = CropFlip(padding=0)  # the server crops
     for place, value in values.items():
-        config = _replaced(config, place, value)
+        config = replaced(config, place, value)
     return config
-
-
-def _schedule(before: Schedule, given: Mapping[str, Any]) -> Schedule:
-    name = given.get("schedule")
-    if name is not None and name not in SCHEDULES:
-        raise ConfigError(unknown("schedule", name, SCHEDULES))
-    kind = SCHEDULES[name] if name is not None else type(before)
-    names = [field.name for field in dataclasses.fields(kind)]
-    values = {name: getattr(before, name) for name in names if hasattr(before, name)}
-    new = {field: given[name] for name, field in SCHEDULE_VALUES.items() if field in names and name in given}
-    return kind(**{**values, **new})
-
-
-def _strategy(before: Strategy, given: Mapping[str, Any]) -> Strategy:
-    name, every = given.get("strategy"), given.get("average_every")
-    if every is None and (name is None or STRATEGIES.get(name) is type(before)):
-        return before
-    return make_strategy(name or _name(before, STRATEGIES), every)
-
-
-def _codecs(method: Method, given: Mapping[str, Any]) -> dict[str, str]:
-    names = ("activations", "gradients")
-    pair = [transfer.name for transfer in get_pair(given["codec"])] if "codec" in given else None
-    usual = pair or [method.activations, method.gradients]
-    return {name: given.get(name, spec) for name, spec in zip(names, usual, strict=True)}
-
-
-def _pair(method: Method) -> str:
-    """The shortest spec of both directions."""
-    both = (method.activations, method.gradients)
-    return next((name for name, pair in PAIRS.items() if pair == both), "/".join(dict.fromkeys(both)))
-
-
-def _name(value: object, known: Mapping[str, type]) -> str:
-    """The name of a value's kind; that of its class for one of the user's own."""
-    return next((name for name, kind in known.items() if type(value) is kind), type(value).__name__)
-
-
-def _at(value: Any, place: str) -> Any:
-    for name in place.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _replaced(value: Any, place: str, new: Any) -> Any:
-    name, _, rest = place.partition(".")
-    return dataclasses.replace(value, **{name: _replaced(getattr(value, name), rest, new) if rest else new})

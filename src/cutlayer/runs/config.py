@@ -14,8 +14,10 @@ from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
 from cutlayer.models.cut import Halves, split
+from cutlayer.models.narrow import narrowed
 from cutlayer.models.networks import MODELS, make_model
 from cutlayer.runs.client_half import ClientHalf
+from cutlayer.models.padded import padded
 from cutlayer.runs.config_json import decode, encode
 from cutlayer.seeds import seeded
 
@@ -57,11 +59,15 @@ class ModelConfig:
         name: one of `MODELS`.
         width: what its channels are multiplied with.
         cut: name of the layer to cut after; a wrong name lists the possible ones.
+        narrow: by how much fewer channels cross the cut than the network has there; see `models.narrow`.
+        padding: pixels that the client pads its images with, for the server to crop; see `models.padded`.
     """
 
     name: str = "cnn"
     width: float = 1.0
     cut: str = "layer3"
+    narrow: int = 1
+    padding: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -122,7 +128,12 @@ class RunConfig:
 
     def halves(self, train: Images) -> Halves:
         """The network in two."""
-        return split(self.network(train), self.model.cut)
+        halves, model = split(self.network(train), self.model.cut), self.model
+        sample = torch.zeros((2, *train.inputs.shape[1:]), dtype=train.inputs.dtype)
+        if model.narrow != 1:
+            with seeded(self.training.seed, "narrow"):
+                halves = narrowed(halves, sample, model.narrow)
+        return padded(halves, sample, model.padding) if model.padding else halves
 
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON values. Raises ConfigError for a part of the user's own, which could not be read again."""

@@ -16,6 +16,8 @@ from cutlayer.codecs import isfinite
 from cutlayer.errors import DivergedError, RefusedBatchError
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.ledger import Ledger
+from cutlayer.regularize import Mixture, dropped, mixed, smoothed
+from cutlayer.regularize.mixing import check_maps
 from cutlayer.seeds import seeded
 from cutlayer.strategies.party import StepBatch
 from cutlayer.training.halves import TrainedHalf
@@ -33,7 +35,10 @@ class TrainingStep:
     def __init__(self, job: Job, before_update: Callable[[nn.Module], None] = lambda half: None) -> None:
         self.job, self.before_update = job, before_update
         self.device = torch.device(job.training.device)
-        self._loss_tried = False
+        self.chosen = job.training.regularize
+        if self.chosen.cutmix:
+            check_maps(job.cut_shape)
+        self._function, self._loss_tried = smoothed(job.task.loss, self.chosen.label_smoothing), False
 
     @cached_property
     def flops(self) -> FlopTable:
@@ -69,8 +74,10 @@ class TrainingStep:
         with seeded(self.job.training.seed, "server", *name, device=self.device):
             losses: list[Tensor] = []
             if batches:
-                outputs = self._forward(trained.half, batches)
-                losses = [self._loss(*each, name, check_loss) for each in zip(outputs, batches, strict=True)]
+                mixtures = self._mixtures(batches, name)
+                outputs = self._forward(trained.half, [mixture.activations for mixture in mixtures])
+                together = zip(outputs, batches, mixtures, strict=True)
+                losses = [self._loss(*each, name, check_loss) for each in together]
             if not batches or batches[0].starts_step:
                 trained.optimizer.zero_grad()
             if batches:
@@ -86,22 +93,29 @@ class TrainingStep:
         ledger.flops("server", "forward", forward)
         ledger.flops("server", "backward", backward)
 
-    def _forward(self, half: nn.Module, batches: Sequence[StepBatch]) -> Sequence[Tensor]:
-        """The outputs of each batch, float32."""
+    def _mixtures(self, batches: Sequence[StepBatch], name: tuple[int | str, ...]) -> list[Mixture]:
+        """The activations of each batch, and what is mixed in them, if anything is."""
         for batch in batches:
             batch.activations.requires_grad_(batch.needs_gradients)
-        inputs = batches[0].activations
-        if len(batches) > 1:
-            inputs = torch.cat([batch.activations for batch in batches])
-        inputs = self.job.at_cut(inputs)
+        if not self.chosen.mixes:
+            return [Mixture(batch.activations) for batch in batches]
+        seed = self.job.training.seed
+        return [mixed(self.chosen, batch.activations, seed, *name, place) for place, batch in enumerate(batches)]
+
+    def _forward(self, half: nn.Module, activations: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs of each batch, float32."""
+        inputs = torch.cat([*activations]) if len(activations) > 1 else activations[0]
+        inputs = dropped(self.chosen, self.job.at_cut(inputs))
         if inputs.is_leaf and inputs.requires_grad:  # the half may begin with an in-place operation
             inputs = inputs.clone()
         with self.job.training.autocast():
             outputs = half(inputs).float()
-        return outputs.split([len(batch) for batch in batches]) if len(batches) > 1 else [outputs]
+        return outputs.split([len(each) for each in activations]) if len(activations) > 1 else [outputs]
 
-    def _loss(self, outputs: Tensor, batch: StepBatch, name: tuple[int | str, ...], check: bool) -> Tensor:
-        function, labels = self.job.task.loss, batch.labels
+    def _loss(
+        self, outputs: Tensor, batch: StepBatch, mixture: Mixture, name: tuple[int | str, ...], check: bool
+    ) -> Tensor:
+        function, labels = self._function, batch.labels
         if not self._loss_tried and (wrong := broadcast(outputs, labels)):
             raise RefusedBatchError(wrong, batch)
         try:
@@ -111,6 +125,7 @@ class TrainingStep:
         if not self._loss_tried:
             require_mean(function, outputs, labels, loss)
             self._loss_tried = True
+        loss = mixture.loss(loss, function, outputs, labels)
         if check and not isfinite(loss):
             raise DivergedError(
                 f"epoch {name[0]}, step {name[1]}: the loss is {loss.item()}, not finite, though activations and "
