@@ -23,6 +23,7 @@ else:
     from cutlayer.planning.choice import Plan, plan
     from cutlayer.planning.plan import Energy, Limits
     from cutlayer.records.history import EpochRecord, History
+    from cutlayer.regularize import Regularize
     from cutlayer.runs.choices import with_choices
     from cutlayer.runs.config import DataConfig, ModelConfig, RunConfig
     from cutlayer.runs.experiment import run_experiment
@@ -75,6 +76,7 @@ else:
         "Plan",
         "Plateau",
         "RefusedError",
+        "Regularize",
         "Result",
         "Run",
         "RunConfig",

@@ -21,7 +21,9 @@ def run_over_grpc(folder: Path, **changes: object) -> tuple[dict, list[dict], st
         assert client.wait() == 0, client.output
         assert server.wait() == 0, server.output
     found = processes.records(folder / "server")
-    return processes.weights(folder), found, str(Run(folder / "server").history().baseline)
+    model = Run(folder / "server").model(client=folder / "client")
+    weights = {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+    return weights, found, str(Run(folder / "server").history().baseline)
 
 
 def run_on_ray(folder: Path, **changes: object) -> tuple[dict, list[dict], str]:
