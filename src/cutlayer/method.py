@@ -16,6 +16,7 @@ from cutlayer.data.augment import Augment
 from cutlayer.errors import ConfigError, require_kinds, unknown
 from cutlayer.fleet import Fleet
 from cutlayer.memory.store import StoreOptions
+from cutlayer.memory.views import check_views
 from cutlayer.models.optim import Optimizer, OptimizerSpec
 from cutlayer.privacy.defence import Defence
 from cutlayer.regularize import Regularize
@@ -55,7 +56,7 @@ class Method:
     defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
-        self._check_views()
+        check_views(self.views, self.views_from, self.activations)
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
         require_kinds(
@@ -75,17 +76,6 @@ class Method:
             )
         if self.norm_in_b not in get_args(NormInB):
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, get_args(NormInB)))
-
-    def _check_views(self) -> None:
-        if not isinstance(self.views, int) or self.views < 1:
-            raise ConfigError(f"views must be a whole number of at least 1, got {self.views!r}")
-        if self.views_from is not None and self.views_from < 0:
-            raise ConfigError(f"views_from: expected an epoch from 0, or None, got {self.views_from!r}")
-        if self.views > 1 and get_transfer(self.activations).delta is not None:
-            raise ConfigError(
-                f"activations {self.activations!r} with views={self.views}: 'delta>' sends the change against the one "
-                "view that both sides have, and gains if that is small; several views gain if they differ. Choose one"
-            )
 
     def __repr__(self) -> str:
         """Short: what differs from the defaults."""

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cutlayer.codecs import get_transfer
+from cutlayer.errors import ConfigError
+
 
 class Views:
     """The last `count` views of each sample, in rows of a store: view v of sample i is row v * samples + i.
@@ -66,3 +69,16 @@ class Views:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._written[:] = state["written"]
+
+
+def check_views(views: int, views_from: int | None, activations: str) -> None:
+    """Raise ConfigError for a number of views that cannot be, or not with this codec of the activations."""
+    if not isinstance(views, int) or views < 1:
+        raise ConfigError(f"views must be a whole number of at least 1, got {views!r}")
+    if views_from is not None and views_from < 0:
+        raise ConfigError(f"views_from: expected an epoch from 0, or None, got {views_from!r}")
+    if views > 1 and get_transfer(activations).delta is not None:
+        raise ConfigError(
+            f"activations {activations!r} with views={views}: 'delta>' sends the change against the one view that both "
+            "sides have, and gains if that is small; several views gain if they differ. Choose one"
+        )

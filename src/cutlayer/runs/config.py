@@ -16,8 +16,8 @@ from cutlayer.method import Method, Training
 from cutlayer.models.cut import Halves, split
 from cutlayer.models.narrow import narrowed
 from cutlayer.models.networks import MODELS, make_model
-from cutlayer.runs.client_half import ClientHalf
 from cutlayer.models.padded import padded
+from cutlayer.runs.client_half import ClientHalf
 from cutlayer.runs.config_json import decode, encode
 from cutlayer.seeds import seeded
 
