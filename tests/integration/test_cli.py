@@ -187,16 +187,41 @@ def test_a_wrong_option_is_said_once_and_not_for_each_recipe(capsys: pytest.Capt
     assert "cifar10" not in said
 
 
-def test_a_damaged_evaluation_leaves_a_run_out_of_a_comparison(
+def test_a_damaged_run_is_left_out_of_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = ["--train-samples", "64", "--test-samples", "32", "--epochs", "1", "--threads", "1", "--width", "0.25"]
     for name in ("one", "two"):
         assert main(["train", "digits", *small, "--run-dir", name]) == 0
-    Path("two/merged.json").write_text(json.dumps({"epochs": 1, "scores": {"accuracy": "high"}}))
-    capsys.readouterr()
+    config = json.loads(Path("two/config.json").read_text())
+    line = json.loads(Path("two/metrics.jsonl").read_text())
+    del config["checksum"], line["checksum"]
+    for file, content, reason in (
+        ("merged.json", {"epochs": 1, "scores": {"accuracy": "high"}}, "merged.json is damaged"),
+        ("given_up.json", {"up": "much"}, "given_up.json is damaged"),
+        ("config.json", {}, "config.json: it is damaged (expected an object 'config'"),
+        ("config.json", [1], "config.json: it is damaged (expected a JSON object"),
+        ("config.json", {**config, "config": "mine"}, "config.json: it is damaged (expected an object 'config'"),
+        ("config.json", {**config, "baseline": {"more": 1}}, "config.json: it is damaged (unexpected entries more)"),
+        ("config.json", {**config, "baseline": {"exchanged_bytes": 1}}, "config.json: it is damaged (Object missing"),
+        ("config.json", {**config, "config": {"data": "digits", "codec": 8}}, "config.json: the config cannot be read"),
+        ("metrics.jsonl", {"epoch": 0}, "metrics.jsonl, line 1: it is damaged (Object missing"),
+        ("metrics.jsonl", {**line, "bytes": [1]}, "metrics.jsonl, line 1: it is damaged (Expected `object`"),
+        (
+            "metrics.jsonl",
+            {**line, "test": {"accuracy": "x"}},
+            "metrics.jsonl, line 1: it is damaged (Expected `float`",
+        ),
+    ):
+        damaged = Path("two") / file
+        whole = damaged.read_bytes() if damaged.exists() else None
+        damaged.write_text(json.dumps(content) + "\n")
+        capsys.readouterr()
+        assert main(["compare", "one", "two"]) == 0, content
+        said = capsys.readouterr()
+        assert f"left out: two/{reason}" in said.err, said.err
+        assert "loss" in said.out
+        damaged.unlink() if whole is None else damaged.write_bytes(whole)
+    Path("two/metrics.jsonl").write_text(json.dumps({**line, "flops": {}}) + "\n")
     assert main(["compare", "one", "two"]) == 0
-    said = capsys.readouterr()
-    assert "left out: two/merged.json is damaged" in said.err
-    assert "loss" in said.out

@@ -174,6 +174,10 @@ class RunFolder:
             content, checked = unsealed(self.config_file.read_bytes())
             if not checked and (strange := [name for name in content if name not in ENTRIES]):
                 raise DamagedError(f"it is damaged (unexpected entries {', '.join(strange)})")
+            for name in ("config", "baseline"):
+                if not isinstance(content.get(name), dict):
+                    raise DamagedError(f"it is damaged (expected an object {name!r}, got {content.get(name)!r})")
+            Baseline.from_dict(content["baseline"])
         except DamagedError as error:
             raise DamagedError(f"{self.config_file}: {error}; restore it, or begin anew elsewhere") from None
         return content
@@ -190,9 +194,9 @@ class RunFolder:
         records = []
         for number, values in enumerate(self.metrics.read(epochs)):
             try:
-                records.append(EpochRecord(**values))
-            except TypeError as error:
-                raise DamagedError(f"{self.metrics_file}, line {number + 1} is damaged: {error}; restore it") from None
+                records.append(EpochRecord.from_dict(values))
+            except DamagedError as error:
+                raise DamagedError(f"{self.metrics_file}, line {number + 1}: {error}; restore it") from None
             if records[-1].epoch != number:
                 found = f"expected epoch {number}, got {records[-1].epoch}"
                 raise DamagedError(f"{self.metrics_file}, line {number + 1} is damaged: {found}; restore it")
@@ -225,7 +229,7 @@ class RunFolder:
         merged = final.get("scores", {}) if final.get("epochs") == len(records) else {}
         if not isinstance(merged, dict) or not all(isinstance(value, (int, float)) for value in merged.values()):
             raise DamagedError(f"{self.merged_file} is damaged: expected scores that are numbers, got {merged}")
-        return History(records, Baseline(**self.read_config()["baseline"]), self.given_up(), merged)
+        return History(records, Baseline.from_dict(self.read_config()["baseline"]), self.given_up(), merged)
 
     def save_model(self, model: nn.Module) -> None:
         """Write the merged model's weights."""
@@ -245,7 +249,10 @@ class RunFolder:
 
     def given_up(self) -> dict[str, int]:
         """All bytes that `give_up` counted, by direction; empty if there are none."""
-        return _read(self.given_up_file)
+        size = _read(self.given_up_file)
+        if not all(type(count) is int for count in size.values()):
+            raise DamagedError(f"{self.given_up_file} is damaged: expected numbers of bytes, got {size}")
+        return size
 
     def load_weights(self, model: nn.Module) -> nn.Module:
         """Load the finished run's merged weights into a network of the same structure; return it."""

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self, TypeVar
 
-from cutlayer.errors import ConfigError, unknown
+import msgspec
+
+from cutlayer.errors import ConfigError, DamagedError, unknown
 from cutlayer.records.drawing import draw, html_table
 from cutlayer.schedule import Exchange
+
+Value = TypeVar("Value")
+
+
+def _of(kind: type[Value], values: Any) -> Value:
+    """A dataclass from JSON values. Raises DamagedError if a field is unknown, missing, or of another type."""
+    try:
+        if strange := set(values) - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+            raise DamagedError(f"it is damaged (unexpected entries {', '.join(sorted(strange))})")
+        return msgspec.convert(values, kind)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise DamagedError(f"it is damaged ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,11 @@ class EpochRecord:
         """The record as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record from its JSON values. Raises DamagedError for what `as_dict` never returns."""
+        return _of(cls, values)
+
 
 def crossed(*costs: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     """Bytes of all kinds by direction, of bytes by direction and kind."""
@@ -69,6 +88,11 @@ class Baseline:
     samples: int = 0
     all_bytes: int = 0
     first_bytes: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The baseline from its JSON values. Raises DamagedError for what it never was."""
+        return _of(cls, values)
 
 
 @dataclass(frozen=True)
@@ -175,7 +199,8 @@ class History:
 
     def flops(self, party: str) -> int:
         """FLOPs of a party's training."""
-        trained = sum(n for record in self.epochs for what, n in record.flops[party].items() if what != "evaluation")
+        passes = [item for record in self.epochs for item in record.flops.get(party, {}).items()]
+        trained = sum(count for what, count in passes if what != "evaluation")
         return trained + (self.beforehand if party == "client" else 0)
 
     @property

@@ -27,7 +27,7 @@ def view_of(folder: str | Path) -> RunView:
     content: dict = {}
     try:
         content = run.read_config()
-    except (ConfigError, KeyError) as error:
+    except ConfigError as error:
         missing.append(f"choices, hardware and what plain split learning would cost: {error}")
     config = content.get("config", {})
     records = _records(run, missing)
@@ -51,19 +51,19 @@ def _records(run: Run, missing: list[str]) -> list[EpochRecord]:
     """The epochs up to the first that cannot be read."""
     try:
         return run.records()
-    except (CutlayerError, TypeError, KeyError) as error:
+    except CutlayerError as error:
         missing.append(f"epochs from the first that cannot be read: {error}")
     count = run.metrics_file.read_bytes().count(b"\n")
     for first in range(count, 0, -1):
         try:
             return run.records(first)
-        except (CutlayerError, TypeError, KeyError):
+        except CutlayerError:
             continue
     return []
 
 
 def _history(run: Run, content: dict, records: list[EpochRecord], missing: list[str]) -> History:
-    baseline = Baseline(**content["baseline"]) if "baseline" in content else Baseline(0, 0)
+    baseline = Baseline.from_dict(content["baseline"]) if "baseline" in content else Baseline(0, 0)
     try:
         given_up = run.given_up()
     except CutlayerError as error:

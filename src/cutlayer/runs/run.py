@@ -23,7 +23,10 @@ class Run(RunFolder):
     def read_config(self) -> dict[str, Any]:
         """The content of config.json; the config in it as this version writes it, whatever version wrote it."""
         content = super().read_config()
-        return {**content, "config": upgraded(content["config"])}
+        try:
+            return {**content, "config": upgraded(content["config"])}
+        except (ConfigError, TypeError, KeyError, AttributeError) as error:  # of an older version, and damaged
+            raise ConfigError(f"{self.config_file}: the config cannot be read: {error}") from None
 
     def to_frame(self) -> Any:
         """As `History.to_frame`, of the epochs so far."""
