@@ -50,7 +50,7 @@ class ClientUnavailableError(CutlayerError):
 
 
 class StateLostError(CutlayerError):
-    """Something that held a part of the run's state is gone; the run goes back to its last checkpoint."""
+    """Something that held some of the run's state is unavailable; the run goes back to its last checkpoint."""
 
 
 def require_kinds(owner: object, **expected: tuple[Any, str]) -> None:

@@ -21,10 +21,10 @@ class Fleet:
         strategy: the way of working together; see `strategies` and docs/many-clients.md.
         state: "shared" for one state of the schedule, from the mean loss over all clients; "own" for a state of each
             client, from the loss over its own samples.
-        fraction: part of the clients, drawn anew for each epoch that exchanges something, that take part in it.
+        fraction: share of the clients, drawn anew for each epoch that exchanges something, that take part in it.
         dropout: chance that a client that takes part is lost in the middle of the epoch, to simulate it. What it sent
             before stays learned; its weights of that epoch are lost.
-        replay_absent: whether the server trains on what it keeps of clients that are absent in an A or a B epoch.
+        replay_absent: whether the server trains on what is stored of clients that are absent in an A or a B epoch.
         live: client halves in memory in a simulation; the others lie on the disk.
     """
 
@@ -56,7 +56,7 @@ class Fleet:
         return sorted(drawn.tolist())
 
     def lost_after(self, seed: int, epoch: int, client: int, steps: int) -> int | None:
-        """The steps, at least one, after which a client is lost in this epoch; None where it stays to the end."""
+        """The steps, at least one, after which a client is lost in this epoch; None if it stays to the end."""
         draw = generator(seed, "dropout", epoch, client)
         if self.dropout == 0 or torch.rand((), generator=draw).item() >= self.dropout:
             return None

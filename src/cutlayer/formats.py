@@ -16,7 +16,7 @@ class Element:
         mantissa: explicit mantissa bits.
         lowest: exponent of the smallest normal number, 1 - bias.
         largest: largest finite value.
-        nan: code written for NaN; None where the format has no NaN.
+        nan: code written for NaN; None if the format has no NaN.
         negative_zero: whether the code with only the sign bit is -0; if not, it is the one NaN.
     """
 

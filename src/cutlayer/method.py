@@ -37,7 +37,7 @@ class Method:
             after the last A epoch, over all clients, and normalizes by them, as in evaluation; "eval" normalizes by
             the running statistics that A epochs left; "train" normalizes by the batch and updates the running
             statistics, as in A, which is not safe with several clients; see docs/batch-norm.md.
-        store: where the server keeps activations.
+        store: where the server stores activations.
         fleet: how several clients work together.
         views: how many views of a sample the server stores, the last ones that came. C epochs draw among them.
         views_from: the epoch, from 0, from which A epochs fill the store, too, so that B epochs are not the only ones
@@ -110,7 +110,7 @@ class Training:
         augment: applied by the client to each training batch; see `CropFlip`.
         shuffle, drop_last: as in `DataLoader`, for a `Dataset`.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        checkpoint_every: epochs between checkpoints, where there is a run folder; the last epoch always has one.
+        checkpoint_every: epochs between checkpoints, if there is a run folder; the last epoch always has one.
         keep_best: a test metric, or a `Best`: the checkpoint of the epoch with its best value stays, beside the newest,
             and `Run(folder).model(best=True)` gives its weights.
         early_stopping: when the run ends before `epochs`, to which learning rates go on to refer.

@@ -1,4 +1,4 @@
-"""Randomness by name: every draw is seeded by what it is for, so nothing random needs to be stored or kept in step.
+"""Randomness by name: every draw is seeded by what it is for, so nothing random needs to be stored or synchronized.
 
 The order of the samples in an epoch, the augmentation of a batch, the dropout of a half: each takes its seed from the
 run's seed and its own name, such as ("order", client, epoch). Two processes therefore draw what one would, and a run

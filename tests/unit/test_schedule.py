@@ -238,7 +238,7 @@ def test_a_budget_lets_the_loss_decide_when() -> None:
     [
         (lambda: Budget(), "expected megabytes, client_gflops or both, above 0, got None and None"),
         (lambda: Budget(megabytes=0), "above 0, got 0 and None"),
-        (lambda: Budget(megabytes=1, share=0), "the part of the budget that is for A epochs"),
+        (lambda: Budget(megabytes=1, share=0), "the fraction of the budget that is for A epochs"),
         (lambda: Budget(megabytes=1, last=1.5), "the fraction of the run at which the last B epoch is"),
         (lambda: Settle(activations=0), "activations must be a whole number of at least 1, got 0"),
         (lambda: Settle(spread="dense"), "unknown spread 'dense'"),

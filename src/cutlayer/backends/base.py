@@ -46,7 +46,7 @@ class Clients(ABC):
 
     Attributes:
         summaries: what the server is told of each, by number.
-        plain: each client's part in an epoch of plain split learning.
+        plain: each client's share of an epoch of plain split learning.
         weights_bytes: bytes of a frame with the weights of the client half.
         stores: what checkpoints hold of them, by name, the same wherever the clients are: all halves and optimizers
             under "clients".

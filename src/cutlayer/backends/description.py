@@ -46,7 +46,7 @@ class ClientDescription:
         cut_shape: shape of one sample's activations.
         inputs: type and shape of one sample.
         sizes: samples in each batch of an epoch.
-        plain: its part in an epoch of plain split learning.
+        plain: its share of an epoch of plain split learning.
         stores: names of what a checkpoint holds of it beside its half and optimizer.
         first: a digest of its first samples, so that a run is not resumed with other data by mistake.
     """

@@ -114,6 +114,6 @@ def _ranges(grouped: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
     finite = known_false(~(torch.isfinite(low) & torch.isfinite(high)).all())
     nan = zeros.bool() if finite else grouped.isnan().any(2).any(0)
     if not finite:
-        kept = torch.where(grouped.isfinite(), grouped, 0.0)
-        low, high = kept.amin((0, 2)), kept.amax((0, 2))
+        values = torch.where(grouped.isfinite(), grouped, 0.0)
+        low, high = values.amin((0, 2)), values.amax((0, 2))
     return low.clamp_(max=0.0), high.clamp_(min=0.0), nan, finite

@@ -14,13 +14,13 @@ from torch import Tensor
 from cutlayer.errors import RefusedError
 
 MAX_VALUES = 1 << 48
-# The sparsest forms need a few bits for a value that is kept, and nothing for the thousands that are not.
+# The sparsest forms need a few bits for a value that is sent, and nothing for the thousands that are not.
 MAX_VALUES_PER_BYTE = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A batch in a codec's form: one row of bytes for each sample, so that samples can be kept and drawn singly.
+    """A batch in a codec's form: one row of bytes for each sample, so that samples can be stored and drawn singly.
 
     Attributes:
         codec: name of the codec that wrote it, and that reads it.
@@ -94,7 +94,7 @@ class Codec(ABC):
     def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
         """Inverse of `pack`, on the CPU, for `batch` samples of `shape`.
 
-        Raises RefusedError, before anything is allocated, where the length is not the one of the layout, and where
+        Raises RefusedError, before anything is allocated, if the length is not the one of the layout, and if
         the rows do not pass `check`.
         """
         row_bytes, shared_bytes = self.layout(shape)
@@ -127,7 +127,7 @@ def refuse_absurd(batch: int, shape: tuple[int, ...], payload_bytes: int) -> Non
 
 
 def as_buffer(codes: Tensor) -> memoryview:
-    """The bytes of a uint8 tensor, without a copy where it is contiguous and on the CPU."""
+    """The bytes of a uint8 tensor, without a copy if it is contiguous and on the CPU."""
     return codes.cpu().contiguous().numpy().data.cast("B") if codes.numel() else memoryview(b"")
 
 

@@ -3,7 +3,7 @@
 One rule serves all of them. A magnitude with exponent e is a multiple of 2^(e - mantissa bits), e being no less than
 the exponent of the smallest normal number; so it is rounded to that quantum, and the count of quanta plus the exponent
 is the code. Rounding is to nearest, ties to even, or stochastic; magnitudes past the largest saturate; NaN stays NaN
-where the format has one.
+if the format has one.
 
 Sources: OCP 8-bit Floating Point Specification; OCP Microscaling Formats (MX) Specification v1.0; Sun et al., "Hybrid
 8-bit Floating Point (HFP8) Training and Inference for Deep Neural Networks", NeurIPS 2019.
@@ -78,7 +78,7 @@ def dequantize(codes: Tensor, element: Element, gain: float = 1.0, out: Tensor |
     shift = 10 - element.mantissa - to_top
     keep = ((1 << (element.bits - 1)) - 1) << (10 - element.mantissa) | 0x8000
     factors = [2.0 ** (element.lowest + 14), gain]
-    if 2.0**-126 <= abs(factors[0] * gain) < 2.0**128:  # one multiplication, where that rounds as two do
+    if 2.0**-126 <= abs(factors[0] * gain) < 2.0**128:  # one multiplication, if that rounds as two do
         factors = [factors[0] * gain]
     for part, target in zip(chunks(codes), chunks(values), strict=True):
         half = scratch(0, part.numel(), torch.int16, part.device)
@@ -131,7 +131,7 @@ def _nearest(codes: Tensor, values: Tensor, element: Element) -> None:
 
 
 def _stochastic(codes: Tensor, values: Tensor, element: Element, noise: Tensor) -> None:
-    """Up where noise exceeds what is missing to the next code."""
+    """Up if noise exceeds what is missing to the next code."""
     width = 23 - element.mantissa
     magnitudes, powers = _parts(values, element)
     # Fixed point with `width` bits after the point, the point standing at the quantum.
@@ -159,7 +159,7 @@ def _write(codes: Tensor, magnitudes: Tensor, values: Tensor, element: Element) 
 
 
 def _nan_codes(codes: Tensor, element: Element) -> Tensor | None:
-    """Where codes mean NaN though their bits, read as float16, do not; None where it is known that none does."""
+    """Where codes mean NaN though their bits, read as float16, do not; None if it is known that none does."""
     if element.nan is None or element.mantissa == 2 or codes.numel() == 0:
         return None
     if codes.device.type == "cpu":

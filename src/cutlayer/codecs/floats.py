@@ -144,7 +144,7 @@ class ScaledFloat8(Codec):
 
 
 def by_channel(values: Tensor) -> Tensor:
-    """[B, C, ...] as [B, C, n], without a copy where it is contiguous; [B] has one channel."""
+    """[B, C, ...] as [B, C, n], without a copy if it is contiguous; [B] has one channel."""
     shape = tuple(values.shape[1:])
     groups = channels(shape)
     return values.reshape(len(values), groups, numel(shape) // groups if groups else 0)
@@ -174,7 +174,7 @@ def channel_peaks(grouped: Tensor) -> tuple[Tensor, bool]:
 def power_of_two_scale(peaks: Tensor, largest: float) -> Tensor:
     """The largest powers of two s for which s * peak <= largest; 1 for a peak of 0.
 
-    The exponent is kept where s and 1 / s are both normal numbers.
+    The exponent stays as it is if s and 1 / s are both normal numbers.
     """
     mantissa, exponent = torch.frexp(peaks)
     top_mantissa, top_exponent = math.frexp(largest)

@@ -54,7 +54,7 @@ class Lossless(Codec):
         return [*packed, memoryview(bytes(short))] if short > 0 else packed
 
     def unpack(self, payload: memoryview, batch: int, shape: tuple[int, ...]) -> Encoded:
-        """Inverse of `pack`. Raises RefusedError where the payload does not hold exactly what the layout says."""
+        """Inverse of `pack`. Raises RefusedError if the payload does not hold exactly what the layout says."""
         row_bytes, shared_bytes = self.layout(shape)
         declared = shared_bytes + batch * row_bytes
         if len(payload) < shared_bytes or declared > MAX_EXPANSION * len(payload):

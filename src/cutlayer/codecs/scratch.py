@@ -1,7 +1,7 @@
 """Work in pieces that fit the cache, in memory that is taken once.
 
 Memory fresh from the system costs as much to touch as a conversion costs to do. So the passes of a conversion go over
-a chunk at a time, in buffers that each thread keeps.
+a chunk at a time, in buffers that each thread has for itself.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ def batch_parts(values: Tensor) -> Iterator[slice]:
 
 
 def known_false(condition: Tensor) -> bool:
-    """Whether a condition is known to be false without waiting for a device: on the CPU, where it is."""
+    """Whether a condition is known to be false without waiting for a device: on the CPU, if it is."""
     return condition.device.type == "cpu" and not bool(condition)

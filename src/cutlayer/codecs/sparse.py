@@ -23,23 +23,23 @@ from cutlayer.errors import RefusedError
 
 @dataclass(frozen=True)
 class TopK(Codec):
-    """Keeps a fraction of each sample's values, at least one, in the form of `inner`; the others decode to 0.
+    """Sends a fraction of each sample's values, at least one, in the form of `inner`; the others decode to 0.
 
     Attributes:
-        inner: codec of the kept values, which come to it as one channel [B, 1, k], in the order of their positions.
-        fraction: part of the values that is kept; k is rounded up.
-        chance: 0 keeps the k largest magnitudes (of equal ones the first). Above 0, each of the k places goes, with
-            this chance, to one of the others instead, drawn evenly (`randtopk`), so that these too keep learning.
+        inner: codec of the values that are sent, one channel [B, 1, k] in the order of their positions.
+        fraction: share of the values that is sent; k is rounded up.
+        chance: 0 sends the k largest magnitudes (of equal ones the first). Above 0, each of the k places goes, with
+            this chance, to one of the others instead, drawn evenly (`randtopk`), so that these go on learning, too.
 
-    Where the sparse form would not be smaller than `inner` alone, the rows are those of `inner`.
+    If the sparse form would not be smaller than `inner` alone, the rows are those of `inner`.
     """
 
     inner: Codec
     fraction: float
     chance: float = 0.0
 
-    def kept(self, shape: tuple[int, ...]) -> int | None:
-        """Values kept of a sample of this shape; None where the dense form is sent because it is no larger."""
+    def sent(self, shape: tuple[int, ...]) -> int | None:
+        """Values sent of a sample of this shape; None if the dense form is sent because it is no larger."""
         count = numel(shape)
         k = min(count, math.ceil(self.fraction * count))
         sparse, dense = self.inner.layout((1, k)), self.inner.layout(shape)
@@ -48,14 +48,14 @@ class TopK(Codec):
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """Sizes of an encoded batch of samples of this shape."""
-        if (k := self.kept(shape)) is None:
+        if (k := self.sent(shape)) is None:
             return self.inner.layout(shape)
         inner = self.inner.layout((1, k))
         return Layout(position_bytes(numel(shape), k) + inner.row_bytes, inner.shared_bytes)
 
     def streams(self, shape: tuple[int, ...]) -> list[slice]:
         """The positions, then what the inner codec has."""
-        if (k := self.kept(shape)) is None:
+        if (k := self.sent(shape)) is None:
             return self.inner.streams(shape)
         start = position_bytes(numel(shape), k)
         moved = [slice(s.start + start, s.stop + start, s.step) for s in self.inner.streams((1, k))]
@@ -64,7 +64,7 @@ class TopK(Codec):
     def encode(self, values: Tensor, seed: int = 0) -> Encoded:
         """Encode float [B, *shape]."""
         shape = tuple(values.shape[1:])
-        if (k := self.kept(shape)) is None:
+        if (k := self.sent(shape)) is None:
             dense = self.inner.encode(values, seed)
             return Encoded(self.name, shape, dense.rows, dense.shared)
         flat = as_float32(values).reshape(len(values), numel(shape))
@@ -75,21 +75,21 @@ class TopK(Codec):
         return Encoded(self.name, shape, torch.cat([pack_positions(mask, k), inner.rows], 1), inner.shared)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        """Decode to float32 [B, *shape]. Raises RefusedError where the rows do not hold k positions each."""
+        """Decode to float32 [B, *shape]. Raises RefusedError if the rows do not hold k positions each."""
         shape, rows = encoded.shape, encoded.rows
-        if (k := self.kept(shape)) is None:
+        if (k := self.sent(shape)) is None:
             return self.inner.decode(Encoded(self.inner.name, shape, rows, encoded.shared))
         start = position_bytes(numel(shape), k)
-        kept = rows[:, start:].clone(memory_format=torch.contiguous_format)  # aligned for any element type
-        inner = self.inner.decode(Encoded(self.inner.name, (1, k), kept, encoded.shared))
+        values = rows[:, start:].clone(memory_format=torch.contiguous_format)  # aligned for any element type
+        inner = self.inner.decode(Encoded(self.inner.name, (1, k), values, encoded.shared))
         mask = unpack_positions(rows[:, :start], numel(shape), k)
         values = torch.zeros((len(rows), numel(shape)), dtype=torch.float32, device=rows.device)
         return values.masked_scatter_(mask, inner).reshape(len(rows), *shape)
 
     def check(self, encoded: Encoded) -> None:
-        """Raises RefusedError where the positions of a row are not k in number."""
+        """Raises RefusedError if the positions of a row are not k in number."""
         self.inner.check(encoded)
-        if (k := self.kept(encoded.shape)) is not None:
+        if (k := self.sent(encoded.shape)) is not None:
             unpack_positions(encoded.rows[:, : position_bytes(numel(encoded.shape), k)], numel(encoded.shape), k)
 
 
@@ -130,7 +130,7 @@ def _exchanged(mask: Tensor, k: int, chance: float, seed: int) -> Tensor:
 
 
 def low_bits(count: int, k: int) -> int | None:
-    """Low bits of a position in the Elias-Fano form of k of `count` positions; None where a mask is no larger."""
+    """Low bits of a position in the Elias-Fano form of k of `count` positions; None if a mask is no larger."""
     if k == 0:
         return None
     low = max(0, math.floor(math.log2(count / k)))

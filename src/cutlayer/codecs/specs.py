@@ -10,7 +10,7 @@
 
 Examples: `mxfp4+zstd`, `fp8_e4m3:channel:stochastic`, `topk0.1>fp16`, `randtopk0.05,0.1>fp8_e4m3+zstd`,
 `delta0.02>mxfp4+zstd`. A memory is held by the sender (of `delta` by the receiver, too), outside the codec; it stands
-in configs only, frames name the codec of their bytes. A version is written only where it is not 1, so that a release
+in configs only, frames name the codec of their bytes. A version is written only if it is not 1, so that a release
 that does not know it refuses the frame. A codec's `name` is its spec in canonical form: defaults left out, options in
 order.
 """
@@ -72,7 +72,7 @@ FLOAT_FORMATS: dict[str, Format] = {
     "fp8_e5m2": _scaled(elements.E5M2),
     "hfp8_e4m3": _fixed(elements.E4M3_HFP8),
     # Backward 1-5-2 with loss scaling: gradients at the cut are of the order of 1 / batch size and smaller, which would
-    # fall below the smallest subnormal, 2^-16. With 2^12 magnitudes from 2^-28 to 14 are kept.
+    # fall below the smallest subnormal, 2^-16. With 2^12 magnitudes from 2^-28 to 14 are represented.
     "hfp8_e5m2": _fixed(elements.E5M2, 2.0**12),
     "mxfp8_e4m3": _mx(elements.E4M3),
     "mxfp8_e5m2": _mx(elements.E5M2),
@@ -257,5 +257,5 @@ def _sparsity(written: str, options: tuple[str, ...], spec: str) -> tuple[float,
             f"sparsification {written!r}: expected a fraction above 0 and up to 1, and a chance from 0 to below 1"
         )
     if "channel" in options:
-        raise ConfigError(f"{spec!r}: values kept by {written!r} have no channels; leave ':channel' out")
+        raise ConfigError(f"{spec!r}: values chosen by {written!r} have no channels; leave ':channel' out")
     return float(f"{fraction:g}"), None if chance is None else float(f"{chance:g}")

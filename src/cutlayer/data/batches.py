@@ -31,7 +31,7 @@ class Batches:
 
     Args:
         source: a map-style `Dataset` of (input, label) pairs, shuffled anew each epoch, or a `DataLoader`, whose
-            batches, collate function and workers are kept; its randomness is seeded by epoch. A sampler of batches must
+            batches, collate function and workers stay; its randomness is seeded by epoch. A sampler of batches must
             not make larger ones than in its first epoch.
         batch_size: samples in a batch, for a `Dataset`.
         seed: the run's seed.
@@ -67,7 +67,7 @@ class Batches:
         if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
             raise ConfigError(
                 "expected a map-style data set (with __getitem__ and __len__), whose samples have stable positions; "
-                f"got {type(self.dataset).__name__}. The replay store keeps activations by sample."
+                f"got {type(self.dataset).__name__}. The replay store stores activations by sample."
             )
         if len(self) == 0:
             raise ConfigError("the data set is empty; expected at least one sample")
@@ -96,7 +96,7 @@ class Batches:
             yield Batch(ids, self._augmented(inputs, epoch, step), labels)
 
     def batch_sizes(self) -> list[int]:
-        """Sizes of the batches of an epoch (the first, where a sampler's differ from epoch to epoch)."""
+        """Sizes of the batches of an epoch (the first, if a sampler's differ from epoch to epoch)."""
         return [len(batch) for batch in self.order(0)]
 
     def sample(self) -> Batch:

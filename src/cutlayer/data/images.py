@@ -71,7 +71,7 @@ class Images(Dataset):
         return Images(self.inputs[:count], self.labels[:count], self.mean, self.std, self.classes)
 
     def take(self, indices: Tensor) -> Images:
-        """The samples at these positions, int64 [N]: a view where the positions are one run, otherwise a copy."""
+        """The samples at these positions, int64 [N]: a view if the positions are one run, otherwise a copy."""
         count = len(indices)
         one_run = count > 0 and torch.equal(indices, torch.arange(int(indices[0]), int(indices[0]) + count))
         chosen = slice(int(indices[0]), int(indices[0]) + count) if one_run else indices

@@ -1,6 +1,6 @@
 """Delta: what crosses is the change of a sample's activations since the last time.
 
-Client and server keep a reference m of every training sample, in float16, with the same bits. The client encodes the
+Client and server store a reference m of every training sample, in float16, with the same bits. The client encodes the
 change a - m, and both move on to m' = float16(m + the decoded change); the server trains on m'. What one sending lost
 is part of the next change, so references close in on activations that settle. Without a reference m is 0. A sample
 that has one, and whose change is at most `tolerance` times its norm, is not sent: m' = m.
@@ -30,7 +30,7 @@ log = logging.getLogger("cutlayer.client")
 
 
 def references(store: ReplayStore, ids: Tensor, like: Tensor) -> Tensor:
-    """References of the samples `ids`, float32 [B, *shape] on the device of `like` [..., *shape]; 0 where none is."""
+    """References of the samples `ids`, float32 [B, *shape] on the device of `like` [..., *shape]; 0 if none is."""
     if len(store) == 0:
         return torch.zeros((len(ids), *like.shape[1:]), device=like.device)
     return REFERENCE.decode(store.encoded(ids).to(like.device))

@@ -4,7 +4,7 @@ Made for gradients that are sparsified or rounded hard. The memory is the sender
 Sources: Seide et al., "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed Training of
 Speech DNNs", Interspeech 2014; Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression
 Schemes", ICML 2019 (arXiv 1901.09847). There gradients are of weights; here they are of activations, so a residual is
-kept for each sample, and added an epoch later.
+stored for each sample, and added an epoch later.
 """
 
 from __future__ import annotations

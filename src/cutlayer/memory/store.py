@@ -46,7 +46,7 @@ class StoreOptions:
 class ReplayStore:
     """Activations and labels of `capacity` samples, each in the row of its id.
 
-    Rows keep the codec's bytes, not floats, so 8-bit activations take a quarter of the memory of 32-bit ones, and a
+    Rows hold the codec's bytes, not floats, so 8-bit activations take a quarter of the memory of 32-bit ones, and a
     sample decodes to the bits that it decoded to when it arrived. Memory is taken at the first `put`, when the size of
     a row is known.
 
@@ -84,7 +84,7 @@ class ReplayStore:
         return isinstance(self._arrays.get("rows"), np.memmap)
 
     def put(self, ids: Tensor, activations: Encoded, labels: Tensor | None = None) -> None:
-        """Keep a batch in place of what was kept of these samples.
+        """Store a batch in place of what was stored of these samples.
 
         Args:
             ids: int64 [B], from 0 to capacity - 1.
@@ -94,7 +94,7 @@ class ReplayStore:
         Raises:
             StoreFullError: at the first call, when the store for all samples would be larger than the budget or the
                 disk.
-            RefusedError: ids out of range, or another codec, shape or type than before. Nothing is kept then.
+            RefusedError: ids out of range, or another codec, shape or type than before. Nothing is stored then.
         """
         index = ids.numpy()
         if index.size and (index.min() < 0 or index.max() >= self.capacity):
@@ -113,9 +113,9 @@ class ReplayStore:
                 f"{list(activations.shape)}"
             )
         for name, values in arrays.items():
-            kept = self._arrays[name]
-            if (values.shape, values.dtype) != ((len(index), *kept.shape[1:]), kept.dtype):
-                expected = f"{kept.dtype} {[len(index), *kept.shape[1:]]}"
+            stored = self._arrays[name]
+            if (values.shape, values.dtype) != ((len(index), *stored.shape[1:]), stored.dtype):
+                expected = f"{stored.dtype} {[len(index), *stored.shape[1:]]}"
                 raise RefusedError(f"{name}: expected {expected}, got {values.dtype} {list(values.shape)}")
         for name, values in arrays.items():
             self._arrays[name][index] = values

@@ -40,7 +40,7 @@ class Halves:
         check_apart(self.client, self.server)
         self._separate = self.whole is None
         if self.whole is None:
-            # A copy now: after training, a module that keeps what it computed cannot be copied any more.
+            # A copy now: after training, a module that stores what it computed cannot be copied any more.
             parts = OrderedDict(client=copied(self.client), server=copied(self.server))
             self.whole = nn.Sequential(parts)
 
@@ -91,12 +91,12 @@ Copied = TypeVar("Copied", nn.Module, Halves)
 
 
 def copied(value: Copied) -> Copied:
-    """A deep copy of a module or of halves. Raises ConfigError for one that keeps a tensor with its graph."""
+    """A deep copy of a module or of halves. Raises ConfigError for one that stores a tensor with its graph."""
     try:
         return copy.deepcopy(value)
     except RuntimeError as error:
         raise ConfigError(
-            f"cannot copy {type(value).__name__}: {error}. If a module keeps a tensor that it computed, detach it "
+            f"cannot copy {type(value).__name__}: {error}. If a module stores a tensor that it computed, detach it "
             "there, or pass fresh modules"
         ) from error
 
@@ -106,7 +106,7 @@ def split(model: nn.Module, cut: str, example: Tensor | None = None) -> Halves:
 
     The network is called with its first argument alone; all others have their defaults. The modules that contain the
     cut must be traceable with `torch.fx`; all others are taken as they are. The halves hold copies, under the original
-    names; the model is left alone. Where the network returns an output object, such as those of `transformers`, the
+    names; the model is left alone. If the network returns an output object, such as those of `transformers`, the
     server half returns its only tensor, or that named `logits`.
 
     Args:

@@ -19,8 +19,8 @@ class FlopTable:
     """FLOPs of a half by batch size, counted once each.
 
     Passes run on a copy that holds no data (device "meta") and none of the user's hooks, so weights, running
-    statistics and random states stay as they are; for a half that cannot run so a copy on the CPU is kept. Make the
-    table before the half runs: a module that keeps what it computed cannot be copied any more.
+    statistics and random states stay as they are; for a half that cannot run so a copy on the CPU is stored. Make the
+    table before the half runs: a module that stores what it computed cannot be copied any more.
 
     Args:
         half: the half; it is left alone.
@@ -62,7 +62,7 @@ class FlopTable:
                 raise ConfigError(f"{name} does not take inputs {dtype} [{shape}]{hint}: {error}") from error
 
     def __call__(self, batch: int, *, input_gradient: bool = False, training: bool = True) -> tuple[int, int]:
-        """(forward, backward) of a batch of this size; backward is 0 where not `training`.
+        """(forward, backward) of a batch of this size; backward is 0 if not `training`.
 
         `input_gradient` says whether the backward pass also computes the gradient with respect to the input: true for
         the server half in an A epoch, false for the client half and for the server half in B and C.

@@ -131,7 +131,7 @@ def _check_signature(model: nn.Module) -> None:
 
 
 def _choose_output(graph: fx.Graph) -> None:
-    """Make the network's output one tensor: where it returns several things, the only tensor, or that named logits."""
+    """Make the network's output one tensor: if it returns several things, the only tensor, or that named logits."""
     output = graph.output_node()
     returned = output.args[0]
     fields = _fields(returned)

@@ -137,7 +137,7 @@ class Load:
         return sum(len(train) for train, _ in self.feeds)
 
     def steps(self, client: int, epoch: int, parts: int = 1) -> Counter[Steps]:
-        """The steps of an epoch, each in so many parts, as far as they differ in length."""
+        """The steps of an epoch, each in so many microbatches, as far as they differ in length."""
         key = client, epoch, parts
         if key not in self._steps:
             train = self.feeds[client][0]

@@ -39,11 +39,11 @@ class LiveTensors(TorchDispatchMode):
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def gone() -> None:
+        def released() -> None:
             self._known.discard(key)
             self.live -= size
 
-        weakref.finalize(storage, gone)
+        weakref.finalize(storage, released)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it returns."""

@@ -180,7 +180,7 @@ class Clock:
         return max(max(spans), step.server * sum(batches)) + (clients - 1) * step.server
 
     def _both(self, step: Step, count: float, sent: tuple[float, float]) -> float:
-        """Batches that wait for their gradients, in parts that overlap."""
+        """Batches that wait for their gradients, in microbatches that overlap."""
         parts = self.load.training.microbatches
         stages = (step.client, step.encode, sent[0] / count, step.server, sent[1] / count, step.rest)
         cycle = self.link.round_trip + (sum(stages) + (parts - 1) * max(stages)) / parts

@@ -215,7 +215,7 @@ class Traffic:
         self._send("up", Done(client, epoch, len(parts), {}))
 
     def _parts(self, client: int) -> list[int]:
-        """Into how many parts each batch of an A epoch is sent."""
+        """Into how many microbatches each batch of an A epoch is sent."""
         parts = self.load.training.microbatches
         return [-(-size // -(-size // parts)) for size in self.load.feeds[client][0].batch_sizes()]
 

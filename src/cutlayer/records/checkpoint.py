@@ -48,10 +48,10 @@ class Checkpoints:
         return self.folder / f"epoch-{epoch:06d}"
 
     def _delete(self, epoch: int) -> None:
-        gone = self.folder / f"deleting-{epoch:06d}"  # out of sight at once: a kill may leave half of it
-        shutil.rmtree(gone, ignore_errors=True)
-        self.place(epoch).rename(gone)
-        shutil.rmtree(gone)
+        removed = self.folder / f"deleting-{epoch:06d}"  # out of sight at once: a kill may leave half of it
+        shutil.rmtree(removed, ignore_errors=True)
+        self.place(epoch).rename(removed)
+        shutil.rmtree(removed)
 
     # --- writing ---
 

@@ -70,7 +70,7 @@ class RunFolder:
         self.initial: Initial | None = None
 
     def __repr__(self) -> str:
-        """Short: where, and how far it is."""
+        """Short: its path, and how far it is."""
         done = self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
         return f"{type(self).__name__}({str(self.folder)!r}, {f'{done} epochs' if self.exists() else 'not begun'})"
 
@@ -80,7 +80,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to the run. Raises ConfigError where one does."""
+        """Lock out other processes that would write to the run. Raises ConfigError if one does."""
         with locked(self.folder, "this run"):
             yield
 
@@ -94,7 +94,7 @@ class RunFolder:
     ) -> tuple[list[EpochRecord], dict[str, Any] | None]:
         """Begin the run, or bring everything to the newest checkpoint of one that is to be resumed.
 
-        Returns the epochs done, and the state in the checkpoint if there is one. Raises ConfigError where there is a
+        Returns the epochs done, and the state in the checkpoint if there is one. Raises ConfigError if there is a
         run and it is not to be resumed, or was begun with other arguments or facts.
         """
         config = self.config if self.config is not None else arguments
@@ -110,7 +110,7 @@ class RunFolder:
         return records, state
 
     def create(self, config: dict[str, Any], baseline: Baseline, facts: dict[str, Any] | None = None) -> None:
-        """Begin the run. Raises ConfigError where there is one already."""
+        """Begin the run. Raises ConfigError if there is one already."""
         if self.exists():
             raise ConfigError(f"{self.folder} holds a run already; resume it, or choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)

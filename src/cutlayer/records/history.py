@@ -35,11 +35,11 @@ class EpochRecord:
         exchange: "A", "B" or "C".
         loss: mean training loss over the epoch's samples.
         samples: samples trained on.
-        test: loss and metrics on the test data; empty where the epoch was not evaluated.
+        test: loss and metrics on the test data; empty if the epoch was not evaluated.
         bytes: by direction ("up", "down") and kind, see `ledger.Ledger`.
         flops: by party ("client", "server") and pass ("forward", "backward", "evaluation").
         seconds: by phase.
-        states: the exchange of each client, such as "ABBA", where clients have states of their own; `exchange` is then
+        states: the exchange of each client, such as "ABBA", if clients have states of their own; `exchange` is then
             the most that any of them had.
         absent: clients that did not take part in an epoch that exchanges something, or were lost before its end.
     """
@@ -106,7 +106,7 @@ class History:
         given_up: bytes, by direction, of epochs that an interruption undid and that were trained again; no other
             figure counts them.
         merged: loss and metrics of the merged model in 32 bits on the test data, taken at the end of `fit` and not over
-            the wire; empty before the end, and where no process has both halves and the test data.
+            the wire; empty before the end, and if no process has both halves and the test data.
         beforehand: FLOPs of the client before the first epoch, in making its half (`RunConfig.client_half`); known to
             the result of the run, not to its folder.
     """

@@ -39,21 +39,21 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, *, log_x: bool = F
     Args:
         log_x: whether x is on a logarithmic scale; points at 0 and below are left out.
     """
-    kept = [
+    shown = [
         Series(
             each.letter, each.name, [p for p in each.points if all(map(math.isfinite, p)) and (p[0] > 0 or not log_x)]
         )
         for each in series
     ]
-    points = [point for each in kept for point in each.points]
+    points = [point for each in shown for point in each.points]
     if not points:
         return ""
     across, x_ticks = _scale([x for x, _ in points], LEFT, WIDTH - RIGHT, log_x)
     up, y_ticks = _scale([y for _, y in points], HEIGHT - BOTTOM, TOP, False)
     drawn = [*_axes(across, up, x_ticks, y_ticks, x_name, y_name)]
-    for number, each in enumerate(kept):
+    for number, each in enumerate(shown):
         drawn += _line(each, number, across, up)
-    label = f"{y_name} against {x_name}: {', '.join(f'{each.letter} {each.name}' for each in kept)}"
+    label = f"{y_name} against {x_name}: {', '.join(f'{each.letter} {each.name}' for each in shown)}"
     return _svg(WIDTH, HEIGHT, label, drawn)
 
 

@@ -36,7 +36,7 @@ def distances(counts: np.ndarray) -> np.ndarray:
 
 
 def class_counts(partition: Partition) -> np.ndarray:
-    """The class counts it holds, int64 [clients, classes]. Raises ConfigError where it was made without labels."""
+    """The class counts it holds, int64 [clients, classes]. Raises ConfigError if it was made without labels."""
     if partition.class_counts is None:
         raise ConfigError("the partition does not know the classes; say so with partition.of(labels)")
     return partition.class_counts

@@ -26,7 +26,7 @@ class ProgressView:
         title: what to call the run.
         epochs: its length.
         done: epochs up to the checkpoint that a resumed run goes on from.
-        every: seconds between lines where the output is not a terminal.
+        every: seconds between lines if the output is not a terminal.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ProgressView:
         if not self.console.is_terminal and (now - self.printed > self.every or done == self.epochs):
             self.printed = now
             left = ""
-            if self.begun is not None and done > self.begun[1]:  # it is not where epochs are trained again
+            if self.begun is not None and done > self.begun[1]:  # it is not if epochs are trained again
                 seconds = (now - self.begun[0]) / (done - self.begun[1]) * (self.epochs - done)
                 left = f", {seconds:.0f} s left"
             self.console.print(f"{self.title}: {line}{left}", highlight=False, soft_wrap=True)

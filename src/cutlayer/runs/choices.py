@@ -114,7 +114,7 @@ class Choices:
     client_gflops: float | None
     """For budget: 10^9 FLOPs that the clients may spend on training."""
     both_share: float | None
-    """For budget: part of it that is for A epochs."""
+    """For budget: share of it that is for A epochs."""
     codec: str
     """Number format in both directions, such as "fp8" (E4M3 up, E5M2 down), "mxfp4+zstd", or UP/DOWN such as
     "delta0.3>mxfp4+zstd/mxfp4:stochastic"; see docs/formats.md."""
@@ -139,7 +139,7 @@ class Choices:
     state: Literal["shared", "own"]
     """Whether clients share one state of the schedule, or each has its own."""
     fraction: float
-    """Part of the clients that takes part in an epoch."""
+    """Share of the clients that takes part in an epoch."""
     replay_absent: bool
     """Whether the server trains on what it stores of clients that are absent in an A or a B epoch."""
     dropout: float
@@ -181,7 +181,7 @@ class Choices:
     early_stopping: EarlyStopping
     """When the run ends before its full length."""
     microbatches: int
-    """Parts that an A epoch's batches are sent in, to hide latency; see docs/two-machines.md."""
+    """Microbatches that an A epoch's batches are sent in, to hide latency; see docs/two-machines.md."""
     seed: int
     """Seed of everything random."""
     device: str

@@ -76,7 +76,7 @@ def fit(
         resume: go on from the newest checkpoint in `run`, if there is one; with the same arguments as before, the
             result is the same, bit for bit, as without the interruption, whatever the backend before and now. With
             more `epochs` than before the run is extended; see docs/runs.md.
-        on_epoch: called after each epoch with its record; again for epochs that are trained again, where a backend lost
+        on_epoch: called after each epoch with its record; again for epochs that are trained again, if a backend lost
             something.
         progress: whether to show on stderr how far the run is: a bar on a terminal, elsewhere a line now and then. By
             default it is shown on a terminal and in a notebook, and a script whose output goes elsewhere is quiet.

@@ -1,4 +1,4 @@
-"""A client's process: it does what the server's plan says, and keeps its half, its optimizer and its data to itself."""
+"""A client's process: it does what the server's plan says, and does not share its half, its optimizer and its data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def join(
         address: HOST:PORT of the server. The connection is made from here, and made again whenever it is lost.
         half: from a batch of inputs to the activations at the cut; trained in place.
         train, test: as in `fit`; their inputs never leave this process.
-        folder: for this client's checkpoints and, at the end, client.safetensors. Where it took part in the run
+        folder: for this client's checkpoints and, at the end, client.safetensors. If it took part in the run
             before, it goes on.
         name: this client's name; by default the one in its certificate, without TLS "client".
         tls: this machine's folder of certificates (`cutlayer certs`).

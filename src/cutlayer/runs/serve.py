@@ -77,7 +77,7 @@ def serve(
         half: from the activations at the cut to the outputs; trained in place.
         cut_shape: shape of one sample's activations.
         listen: HOST:PORT; port 0 takes a free one.
-        run: the run's folder. Where a run was begun there, this goes on with it, to the same bits.
+        run: the run's folder. If a run was begun there, this goes on with it, to the same bits.
         clients: their names, as in their certificates.
         tls: this machine's folder of certificates (`cutlayer certs`).
         insecure_plaintext: allow addresses beyond this machine without TLS.
@@ -147,8 +147,8 @@ def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict
 def _oldest(loop: Loop) -> Saved:
     """The oldest checkpoint that the server may go back to, and the best epoch's, if that is to stay."""
     assert loop.checkpoints is not None
-    kept = loop.checkpoints.epochs()[-loop.training.keep_checkpoints :][0]
-    return Saved(kept, max(loop.training.ending.kept(loop.records), default=-1))
+    oldest = loop.checkpoints.epochs()[-loop.training.keep_checkpoints :][0]
+    return Saved(oldest, max(loop.training.ending.kept(loop.records), default=-1))
 
 
 def _offered(config: dict[str, Any] | None, terms: dict[str, str]) -> str:

@@ -236,7 +236,7 @@ class TakingPart:
         return costs.flops["client"]
 
     def _receive(self, session: Session) -> bytes:
-        """The server's next frame. Between epochs, and where the server is gone, this is the place to stop."""
+        """The server's next frame. Between epochs, and if the server is unavailable, this is the place to stop."""
         with self.ledger.phase("wait"):
             while True:
                 try:
@@ -247,7 +247,7 @@ class TakingPart:
                     self._check_alone(session)
 
     def _check_alone(self, session: Session) -> None:
-        """Give up where the server has been gone for too long."""
+        """Give up if the server has been unavailable for too long."""
         if session.link.connected:
             self._alone = None
             return

@@ -167,6 +167,6 @@ def _of_client(folder: str | Path | None, state: dict[str, Any]) -> Weights | No
     return client_of(found[0])
 
 
-def _require_same_run(expected: str | None, got: str | None, where: Path) -> None:
+def _require_same_run(expected: str | None, got: str | None, folder: Path) -> None:
     if expected and got and expected != got:
-        raise ConfigError(f"{where} is of another run: expected {expected}, got {got}")
+        raise ConfigError(f"{folder} is of another run: expected {expected}, got {got}")

@@ -25,9 +25,9 @@ class Exchange(StrEnum):
     BOTH = "A"
     """Activations and labels up, gradients down: client and server train."""
     ACTIVATIONS = "B"
-    """Activations and labels up: the client runs forward only, the server trains and keeps the activations."""
+    """Activations and labels up: the client runs forward only, the server trains and stores the activations."""
     NONE = "C"
-    """Nothing: the client is idle, the server trains on the activations it keeps."""
+    """Nothing: the client is idle, the server trains on the stored activations."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cutlayer.schedule.settle import check_last
 class Budget(Schedule):
     """As many A and B epochs as a budget pays for. The run's ledger ends at or below it.
 
-    A part of the budget goes to A epochs at the start, in which the client's learning rate falls to zero (see
+    A share of the budget goes to A epochs at the start, in which the client's learning rate falls to zero (see
     `Settle`); the rest to B epochs, the first of which follows at once. From then on the loss decides when: a B epoch
     comes if an epoch's loss fell by less than `threshold`, which is the `plateau` reading of Chen, Li and Chakrabarti
     (SiPS 2021, arXiv 2107.09786), but not before half of an even distance to the last, and at the latest after a whole
@@ -25,7 +25,7 @@ class Budget(Schedule):
         megabytes: of all training frames in both directions, in 10^6 bytes; None for no limit. Evaluation, and epochs
             that are trained again after a failure, are not counted.
         client_gflops: of the clients' training, forward and backward, in 10^9 FLOPs; None for no limit.
-        share: part of the budget that is for A epochs.
+        share: fraction of the budget that is for A epochs.
         threshold: the fall of the loss in an epoch for which it pays to go on with what is stored.
         last: the last B epoch, as a fraction of the run, as in `Settle`.
     """
@@ -45,7 +45,9 @@ class Budget(Schedule):
                 f"{self.client_gflops}"
             )
         if not 0 < self.share <= 1:
-            raise ConfigError(f"share: expected the part of the budget that is for A epochs, up to 1, got {self.share}")
+            raise ConfigError(
+                f"share: expected the fraction of the budget that is for A epochs, up to 1, got {self.share}"
+            )
         if not self.threshold >= 0:
             raise ConfigError(f"threshold must be a number of at least 0, got {self.threshold!r}")
         check_last(self.last)

@@ -127,7 +127,7 @@ class FrameChecks:
             raise RefusedError(f"client: expected a number from 0 to {len(self.clients) - 1}, got {client}")
 
     def check_order(self, last: Step | None, message: Step, exchange: Exchange) -> None:
-        """A step follows its predecessor's last part, a part the one before it; `last` is of the same epoch."""
+        """A step follows its predecessor's last microbatch, a microbatch the one before; `last` is of this epoch."""
         if last is not None and last.part + 1 < last.parts:
             expected = msgspec.structs.replace(last, part=last.part + 1)
             if message != expected:

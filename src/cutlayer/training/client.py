@@ -227,10 +227,10 @@ class Client:
     # --- a step ---
 
     def forward(self, step: int, batch: Batch) -> Iterator[Callable[[], bytes]]:
-        """The activations of a batch, with ids and labels, in one frame, or in as many as the batch has parts.
+        """The activations of a batch, with ids and labels, in one frame, or in as many as the batch has microbatches.
 
-        Only an A epoch builds a graph; there `backward` takes the replies. The updates of parts equal those of the
-        whole batch up to the order of float additions, except that batch norm normalizes each part by itself.
+        Only an A epoch builds a graph; there `backward` takes the replies. The updates of microbatches equal those of
+        the whole batch up to the order of float additions, except that batch norm normalizes each microbatch by itself.
         """
         size, anew = -(-len(batch.ids) // self.training.microbatches), self.anew and step == 0
         self.pending.clear()

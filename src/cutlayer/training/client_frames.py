@@ -43,8 +43,8 @@ class ClientFrames:
         with self.ledger.phase("encode"):
             if not isfinite(activations):
                 what = "evaluation after epoch" if isinstance(message, Evaluate) else "epoch"
-                where = f"client {self.number}, {what} {message.epoch}, step {message.step}"
-                raise DivergedError(f"{where}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
+                place = f"client {self.number}, {what} {message.epoch}, step {message.step}"
+                raise DivergedError(f"{place}: {not_finite(batch, activations, isinstance(message, Evaluate))}")
             activations = activations.detach().float().contiguous()
             name = ("encode", "up", self.number, message.epoch, message.step, *microbatch_name(message))
             seed = derive(self.seed, *name)

@@ -1,4 +1,4 @@
-"""A client's part in an epoch of plain split learning in 32 bits."""
+"""A client's share of an epoch of plain split learning in 32 bits."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class RunCosts:
     """The costs of one run's epochs.
 
     Attributes:
-        plain: each client's part in an epoch of plain split learning.
+        plain: each client's share of an epoch of plain split learning.
         weights_bytes: of a frame with the weights of the client half.
         shape: of one sample's activations.
         share: steps after which clients share their weights, beside the end of the epoch; None if they never do.

@@ -95,7 +95,7 @@ class Server:
         """Begin with the schedule as it is in this run. Raises ConfigError if it cannot be followed.
 
         Args:
-            plain: each client's part in an epoch of plain split learning.
+            plain: each client's share of an epoch of plain split learning.
             weights_bytes: of a frame with the weights of the client half.
         """
         self._costs = RunCosts(plain, weights_bytes, self.cut_shape, self.share, self.states.frozen)

@@ -15,7 +15,7 @@ class States:
 
     Args:
         schedule: moves them on.
-        owners: how many clients have a state of their own; 0 where one from the loss over all is for all.
+        owners: how many clients have a state of their own; 0 if one from the loss over all is for all.
         frozen: whether the client half is. No gradients are of use to it, so every A epoch is a B epoch.
     """
 
@@ -39,7 +39,7 @@ class States:
 
     @property
     def exchange(self) -> Exchange:
-        """What the epoch exchanges; where clients differ, the most that any does."""
+        """What the epoch exchanges; if clients differ, the most that any does."""
         return min((state.exchange for state in self.own), default=self.state.exchange)
 
     def of(self, client: int) -> Exchange:
@@ -51,7 +51,7 @@ class States:
         return [self.of(client) for client in range(clients)]
 
     def letters(self) -> str:
-        """The exchanges by client, where they have states of their own."""
+        """The exchanges by client, if they have states of their own."""
         return "".join(state.exchange for state in self.own)
 
     def settling(self, client: int) -> tuple[float, float] | None:
@@ -63,7 +63,7 @@ class States:
 
         Args:
             loss: mean training loss of the epoch that ends.
-            losses: the same of single clients, where they have states of their own.
+            losses: the same of single clients, if they have states of their own.
             absent: clients that did not do what was planned, and are to do it in the next epoch.
             spent: what the epoch cost.
         """

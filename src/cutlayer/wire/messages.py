@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, omit_defaults=True):
@@ -14,8 +14,8 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
 
     Attributes:
         share: in an A epoch, the steps after which the client sends its weights and waits for new ones, beside the
-            end of the epoch, where it only sends them; 0 for the end alone, None where its half is its own.
-        references: where changes are sent, the digest of the references that the server has of this client's samples.
+            end of the epoch, where it only sends them; 0 for the end alone, None if its half is its own.
+        references: if changes are sent, the digest of the references that the server has of this client's samples.
         settling: how far the learning rate of the client half has fallen at the beginning and at the end of an A epoch,
             from 0 to 1; None if it follows the epochs.
     """
@@ -25,7 +25,7 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
     exchange: str
     share: int | None = None
     references: int | None = None
-    settling: tuple[Part, Part] | None = None
+    settling: tuple[Fraction, Fraction] | None = None
 
 
 class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=True, omit_defaults=True):
@@ -61,7 +61,7 @@ class Calibrate(msgspec.Struct, frozen=True, tag="calibrate", forbid_unknown_fie
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
-    """Client to server: ids, labels and activations of one batch, or of one part of a batch of `samples`.
+    """Client to server: ids, labels and activations of one batch, or of one microbatch of a batch of `samples`.
 
     `anew`, in the first step of an epoch: the client has let go of its references, and so must the server.
     """
@@ -76,7 +76,7 @@ class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, 
 
 
 class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
-    """Server to client: the gradients of the loss with respect to the activations of a step, or of a part of it."""
+    """Server to client: gradients of the loss with respect to the activations of a step, or of a microbatch of it."""
 
     client: int
     epoch: int
@@ -142,7 +142,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=
         session: the session that begins or goes on.
         received: frames of it that the server has.
         run: the run's id.
-        restore: where a session begins, the number of epochs after which the client's checkpoint is to be loaded.
+        restore: if a session begins, the number of epochs after which the client's checkpoint is to be loaded.
     """
 
     client: int

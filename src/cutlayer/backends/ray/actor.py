@@ -47,9 +47,9 @@ class ClientActor:
         return self.go_on(number, lost)
 
     def go_on(self, number: int, lost: bool) -> tuple[bytes, bool]:
-        """A client's next frame, empty where it waits for one; and whether there may be more, so that asking pays.
+        """A client's next frame, empty if it waits for one; and whether there may be more, so that asking pays.
 
-        Where it is `lost` on purpose, the frame is not made: the client ends where it would end in one process.
+        If it is `lost` on purpose, the frame is not made: the client ends where it would end in one process.
         """
         make = self._answers[number].next()
         if make is None:

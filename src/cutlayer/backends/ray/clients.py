@@ -1,4 +1,4 @@
-"""The clients of a run in actors, and what happens where one of these dies."""
+"""The clients of a run in actors, and what happens if one of these dies."""
 
 from __future__ import annotations
 

@@ -33,6 +33,6 @@ def _compact(data: Any) -> Any:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it is a part of a larger one: what is pickled is all of the memory behind it."""
+    """The tensor, or a copy if it is a view of a larger one: what is pickled is all of the memory behind it."""
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()

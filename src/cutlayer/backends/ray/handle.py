@@ -19,7 +19,7 @@ log = logging.getLogger("cutlayer.backends.ray")
 
 
 class ActorHandle:
-    """A place on the cluster for some clients. Where its actor dies, another takes the handle.
+    """A place on the cluster for some clients. If its actor dies, another takes the handle.
 
     Args:
         clients: their numbers.
@@ -71,7 +71,7 @@ class ActorHandle:
         raise ClientUnavailableError(reason)
 
     def costs(self) -> EpochCosts | None:
-        """What was spent since the last call; None where nothing was, or the actor is gone."""
+        """What was spent since the last call; None if nothing was, or the actor has died."""
         if self.calls == self._collected:
             return None
         self._collected = self.calls

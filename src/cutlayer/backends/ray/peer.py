@@ -27,7 +27,7 @@ class RayPeer(TrustedPeer):
         """Whether the client is known to wait for a frame."""
 
     def send(self, frame: bytes) -> None:
-        """Send a frame to the client. Raises ClientUnavailableError where its actor is known to have died."""
+        """Send a frame to the client. Raises ClientUnavailableError if its actor is known to have died."""
         if self.handle.dead:
             raise ClientUnavailableError(f"client {self.number} is lost")
         self._call(self.handle.actor.answer, frame)

@@ -66,7 +66,7 @@ class ClusterHalves:
 
 
 class ClusterStore:
-    """A client's own store, such as its references (`delta`), where the client is in an actor."""
+    """A client's own store, such as its references (`delta`), if the client is in an actor."""
 
     def __init__(self, handle: ActorHandle, number: int, name: str) -> None:
         self.handle, self.number, self.name = handle, number, name

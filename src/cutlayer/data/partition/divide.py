@@ -16,7 +16,7 @@ DRAWS = 100
 
 
 def iid(samples: int, clients: int, seed: int = 0) -> Partition:
-    """Independent and identically distributed: a random part for each client, of sizes that differ by one at most.
+    """Independent and identically distributed: a random share for each client, of sizes that differ by one at most.
 
     The "IID" of McMahan et al. 2017, arXiv 1602.05629.
     """
@@ -130,7 +130,7 @@ def _partition(
 def _skewed(
     classes: np.ndarray, clients: int, alpha: float, min_samples: int, draw: np.random.Generator
 ) -> tuple[list[np.ndarray], dict[str, float | int]]:
-    """Positions of each client's samples, where each class [samples] is divided in proportions from Dir(alpha).
+    """Positions of each client's samples, with each class [samples] divided in proportions from Dir(alpha).
 
     And what to write down of it: the parameters, and the number of samples that were moved to reach `min_samples`.
     """

@@ -35,9 +35,9 @@ class Partition:
         method: name of the function that made it, or what a file says.
         parameters: that function's own arguments, such as {"alpha": 0.5}, and what it did to meet them.
         seed: the draw's seed.
-        data: name of the data set, where it is known.
-        labels: fingerprint of its labels, where they are known.
-        class_counts: int64 [clients, classes]: samples of each class with each client, where the labels are known.
+        data: name of the data set, if it is known.
+        labels: fingerprint of its labels, if they are known.
+        class_counts: int64 [clients, classes]: samples of each class with each client, if the labels are known.
     """
 
     clients: tuple[np.ndarray, ...]
@@ -122,7 +122,7 @@ class Partition:
         )
 
     def check(self, labels: Labels, data: str | None = None) -> None:
-        """Raise ConfigError where this was made for another data set: other labels (integers [samples]) or name."""
+        """Raise ConfigError if this was made for another data set: other labels (integers [samples]) or name."""
         if data is not None and self.data is not None and data != self.data:
             raise ConfigError(f"the partition is of the data set {self.data!r}, not of {data!r}")
         array = label_array(labels)
@@ -144,7 +144,7 @@ class Partition:
         """Read and check a file that `save` or a person wrote; `check` then compares it with the data set.
 
         Raises ConfigError, with the file's name, for one that is missing or damaged, whose indices are out of range or
-        with two clients, whose numbers contradict each other, or where a client has no sample, unless `allow_empty`.
+        with two clients, whose numbers contradict each other, or if a client has no sample, unless `allow_empty`.
         """
         try:
             return Partition(**decode(Path(file).read_bytes(), allow_empty))
