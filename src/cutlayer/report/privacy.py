@@ -17,7 +17,7 @@ from cutlayer.report.units import human_bytes
 
 COLUMNS = ("mse", "psnr", "ssim", "recognized")
 CAPTION = (
-    "MFLOPs of the client and bytes up are of one sample; correlation is that of distances between images with those\n"
+    "MFLOPs of the client and bytes up are of one sample; corr. is that of distances between images with those\n"
     "between activations; the mean image takes no attack"
 )
 
@@ -49,7 +49,7 @@ def advice_table(advice: Iterable[Advice]) -> Table:
     """A row for each possible cut: what it costs the client, and what an attacker gets back."""
     rows = list(advice)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left")
-    for name in ("cut after", "shape", "MFLOPs B, A", "bytes", "correlation", "MSE", "SSIM"):
+    for name in ("cut after", "shape", "MFLOPs B, A", "bytes", "corr.", "MSE", "SSIM"):
         table.add_column(name, justify="left" if name == "cut after" else "right", overflow="fold")
     for each in rows:
         scores, flops = each.assessment.scores, f"{each.forward / 1e6:.3g}, {each.training / 1e6:.3g}"
