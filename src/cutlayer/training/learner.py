@@ -62,7 +62,7 @@ class Learner:
         gradients = any(batch.needs_gradients for batch in batches)
         self.step.count_flops(self.ledger, sum(len(batch) for batch in batches), input_gradient=gradients)
         for batch in batches:
-            if self.replayed.keeps(batch, self.epoch):
+            if self.replayed.stores(batch, self.epoch):
                 self.replayed.put(batch)
 
     def stored(self, client: int | None = None) -> Iterator[StepBatch]:

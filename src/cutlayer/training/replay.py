@@ -75,7 +75,7 @@ class Replay:
         """A digest of what is stored of this client."""
         return self.store.digest(*self.rows(client))
 
-    def keeps(self, batch: StepBatch, epoch: int) -> bool:
+    def stores(self, batch: StepBatch, epoch: int) -> bool:
         """Whether a batch of an epoch is to be stored: one that is to be replayed, or to be references."""
         fills = self._fills_from is not None and epoch >= self._fills_from
         return batch.message is not None and (self.delta or fills or not batch.needs_gradients)
