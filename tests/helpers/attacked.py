@@ -13,6 +13,7 @@ import grpc
 import msgspec
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from cutlayer import Halves, Method, Periodic, Result, fit
 from cutlayer.backends.client_data import ClientData
@@ -44,14 +45,20 @@ def halves() -> Halves:
 
 
 @functools.cache
-def reference(names: tuple[str, ...], epochs: int = 4) -> Result:
+def reference(names: tuple[str, ...], epochs: int = 4, all_names: tuple[str, ...] = NAMES) -> Result:
     """The run of these clients in one process, undisturbed."""
-    sets = dict(zip(NAMES, data(), strict=True))
+    sets = shares(all_names)
     return fit(halves(), [sets[name] for name in names], method=METHOD, training=training(epochs))
 
 
-def certificates(folder: Path) -> Path:
-    make_certificates(folder, [*NAMES, "eve"])
+def shares(names: tuple[str, ...]) -> dict[str, TensorDataset]:
+    """The clients' data, in unequal parts."""
+    sizes = (24, 16, 8) if len(names) == 3 else (*(16,) * (len(names) - 1), 8)
+    return dict(zip(names, data(sizes), strict=True))
+
+
+def certificates(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
+    make_certificates(folder, [*names, "eve"])
     return folder
 
 
@@ -63,12 +70,19 @@ class Attacked:
     """
 
     def __init__(
-        self, folder: Path, tls: Path, *, patience: float | None = PATIENCE, epochs: int = 4, **more: object
+        self,
+        folder: Path,
+        tls: Path,
+        *,
+        patience: float | None = PATIENCE,
+        epochs: int = 4,
+        names: tuple[str, ...] = NAMES,
+        **more: object,
     ) -> None:
-        self.folder, self.tls, self.epochs = folder, tls, epochs
+        self.folder, self.tls, self.epochs, self.names = folder, tls, epochs, names
         self.method, self.training = METHOD, training(epochs)
         self.half, server_half = (copy.deepcopy(half) for half in (halves().client, halves().server))
-        self.data = dict(zip(NAMES, data(), strict=True))
+        self.data = shares(names)
         self.stop, self.served, self.error = Stop(), None, None
         self.port, self._listening = 0, threading.Event()
         self.joined: dict[str, torch.nn.Module] = {}
@@ -92,7 +106,7 @@ class Attacked:
                     CUT,
                     listen="127.0.0.1:0",
                     run=folder / "server",
-                    clients=NAMES,
+                    clients=names,
                     tls=tls / "server",
                     method=self.method,
                     training=self.training,
@@ -183,7 +197,7 @@ class Attacked:
     def end(self) -> Served:
         """The run ends, for the server and for the honest."""
         for thread in (self.thread, *self._threads):
-            thread.join(60)
+            thread.join(60 if self.epochs < 10 else 3600)
             assert not thread.is_alive(), "the run does not end"
         assert self.error is None, self.error
         assert not self.errors, self.errors
@@ -193,11 +207,11 @@ class Attacked:
     def finish(self, *names: str) -> Served:
         """And in the bits of the undisturbed run of these clients."""
         served = self.end()
-        expected = reference(names, self.epochs).halves
+        expected = reference(names, self.epochs, self.names).halves
         for half in self.joined.values():
             assert equal(half, expected.client)
         assert equal(served.half, expected.server)
-        away = [number for number, name in enumerate(NAMES) if name not in names]
+        away = [number for number, name in enumerate(self.names) if name not in names]
         assert all(record.absent == away for record in served.history.epochs if record.exchange != "C")
         return served
 
