@@ -80,6 +80,11 @@ def test_advice_has_a_line_for_each_cut_and_a_figure(run: Path, capsys: pytest.C
     with Image.open(run / "advice.png") as image:
         assert image.format == "PNG"
     assert "MFLOPs B, A" in capsys.readouterr().out
+    plan = ["plan", "digits", "--cuts", "layer1", "pool", "--width", "0.5", "--train-samples", "200"]
+    assert main([*plan, "--advice", str(run / "advice.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert f"{shallow:.3f} ± " in shown
+    assert f"{deep:.3f} ± " in shown
 
 
 def test_an_unknown_attack_lists_those_that_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,12 @@ from cutlayer import ConfigError, Drop, Energy, Limits, Method, Once, Periodic, 
 from cutlayer.backends.client_data import client_data_of
 from cutlayer.cli import main
 from cutlayer.models.networks import make_model
+from cutlayer.planning.leaks import leaks_of
 from cutlayer.planning.load import Load, Outline, stated
 from cutlayer.planning.memory import client_memory
 from cutlayer.planning.timing import Clock, Link, Step
 from cutlayer.records.ledger import Ledger
+from cutlayer.records.lines import Lines
 from cutlayer.schedule import Exchange
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
@@ -42,17 +44,20 @@ def plan(**more: object) -> cutlayer.Plan:
     return cutlayer.plan(network(), sample(), samples=320, method=method, training=training, **more)
 
 
-def test_memory_is_that_of_real_tensors() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_that_of_real_tensors(precision: str) -> None:
     """Against PyTorch's profiler, which counts what its allocator gives out."""
     half = cutlayer.split(make_model("vgg11", (3, 32, 32), (0.5,) * 3, (0.2,) * 3, width=0.25), "layer4").client
     inputs = noise_images(64).inputs
-    both, forward = client_memory(half, inputs, Training())
+    training = Training(precision=precision)
+    both, forward = client_memory(half, inputs, training)
     fixed = sum(each.nbytes for each in (*half.parameters(), *half.buffers(), inputs))
     optimizer = torch.optim.SGD(half.parameters(), lr=0.01, momentum=0.9)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         for _ in range(2):
             optimizer.zero_grad()
-            activations = half(inputs)
+            with training.autocast():
+                activations = half(inputs)
             activations.backward(torch.ones_like(activations))
             del activations
             optimizer.step()
@@ -63,6 +68,13 @@ def test_memory_is_that_of_real_tensors() -> None:
             peak = max(peak, live)
     assert both == pytest.approx(peak + fixed, rel=0.1)
     assert forward < 0.6 * both
+
+
+def test_bfloat16_takes_less_memory_than_32_bits() -> None:
+    half = cutlayer.split(make_model("vgg11", (3, 32, 32), (0.5,) * 3, (0.2,) * 3, width=0.25), "layer4").client
+    inputs = noise_images(64).inputs
+    full, few = (client_memory(half, inputs, Training(precision=each)) for each in ("fp32", "bf16"))
+    assert all(0.4 * most < least < 0.85 * most for most, least in zip(full, few, strict=True))
 
 
 @pytest.mark.parametrize("codec", ["fp8", "int4", "delta0.1>mxfp4/fp8_e5m2"])
@@ -165,6 +177,39 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert max(map(len, shown.splitlines()[2:16])) <= 80
     assert main(["plan", "digits", "--cuts", "layer99"]) == 2
     assert "possible cuts: layer1" in capsys.readouterr().err
+
+
+def advice(cut: str, ssim: float, shape: tuple[int, ...] = (1, 2, 2)) -> dict:
+    spread = {"mean": ssim, "std": 0.1, "count": 8}
+    found = {"attack": "decoder", "scores": {"ssim": spread}, "baseline": {"ssim": {**spread, "mean": 0.05}}}
+    return {"cut": cut, "shape": shape, "assessment": found}
+
+
+def test_a_plan_shows_what_each_cut_was_measured_to_give_away(tmp_path: Path) -> None:
+    planned, file = plan(cuts=["layer2", "layer3"]), tmp_path / "advice.jsonl"
+    shape = planned["layer2"].shape
+    Lines(file).rewrite([advice("layer2", 0.9, shape), advice("layer2", 0.7, shape), advice("layer9", 0.5)])
+    found = planned.with_leaks(leaks_of(file))
+    leak = found["layer2"].leak
+    assert (leak.ssim, leak.mean_image, leak.attack) == (0.7, 0.05, "decoder")  # the newest line
+    assert found["layer3"].leak is None
+    assert json.loads(json.dumps(found.as_dict()))["cuts"][0]["leak"]["ssim"] == 0.7
+    assert found["layer2"].total_bytes == planned["layer2"].total_bytes
+
+
+def test_advice_of_another_network_or_none_is_refused(tmp_path: Path) -> None:
+    planned, file = plan(cuts=["layer2"]), tmp_path / "advice.jsonl"
+    with pytest.raises(ConfigError, match="attack RUN --advise"):
+        leaks_of(file)
+    for lines, said in (
+        ([advice("layer2", 0.9)], "another network"),
+        ([advice("layer9", 0.9)], "none of them is planned"),
+        ([{"attack": "decoder"}], "line 1: expected"),
+        ([], "holds no cut"),
+    ):
+        Lines(file).rewrite(lines)
+        with pytest.raises(ConfigError, match=said):
+            planned.with_leaks(leaks_of(file))
 
 
 def test_a_recipe_is_planned_without_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

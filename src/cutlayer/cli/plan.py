@@ -17,6 +17,7 @@ from cutlayer.cli.arguments import parse_recipe
 from cutlayer.files import replace
 from cutlayer.method import Task
 from cutlayer.planning.choice import Plan, Speeds, plan_of
+from cutlayer.planning.leaks import leaks_of
 from cutlayer.planning.plan import CutPlan, Energy, Limits
 from cutlayer.planning.recipe import load_of
 from cutlayer.planning.timing import Link
@@ -47,6 +48,8 @@ class PlanArguments:
     """What the run may cost at most."""
     energy: Energy = dataclasses.field(default_factory=Energy)
     """What bytes and FLOPs cost a client."""
+    advice: str | None = None
+    """File of `cutlayer attack RUN --advise`, RUN/advice.jsonl, of this network trained: what each cut gives away."""
     json: str | None = None
     """File to write the plan to."""
 
@@ -60,6 +63,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         arguments,
     )
     link = Link.parse(chosen.link) if chosen.link is not None else None
+    leaks = leaks_of(chosen.advice) if chosen.advice is not None else None
     config = chosen.choices.applied_to(RECIPES[chosen.recipe]())
     told = Console(stderr=True)
     with threads(config.threads), told.status("") as status:
@@ -76,6 +80,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
             chosen.max,
             on_cut=lambda cut: status.update(f"planning a cut after {cut}"),
         )
+    if leaks is not None:
+        found = found.with_leaks(leaks)
     if chosen.json is not None:
         replace(Path(chosen.json), json.dumps(found.as_dict(), indent=2) + "\n")
     console.print(f"{config.model.name} on {config.data.name}, {config.training.epochs} epochs, {config.method!r}")
@@ -92,6 +98,8 @@ def tables(plan: Plan) -> Iterator[Table]:
     parts: list[tuple[tuple[str, ...], Callable[[CutPlan], Iterator[str]]]] = [(SENT, _sent), (CLIENT, _client)]
     if plan.cuts[0].run_seconds is not None:
         parts.append((TIMES, _times))
+    if any(each.leak for each in plan.cuts):
+        parts.append((LEAKS, _leaks))
     for headers, cells in parts:
         made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         made.add_column("cut after", no_wrap=True)
@@ -104,6 +112,7 @@ def tables(plan: Plan) -> Iterator[Table]:
 
 SENT = ("shape", "B a sample", "run, up", "run, down", "evaluation", "stored")
 CLIENT = ("parameters", "memory A", "memory B", "GFLOPs", "energy")
+LEAKS = ("attack", "SSIM", "mean image")
 TIMES = ("epoch A", "epoch B", "epoch C", "evaluation", "run")
 
 
@@ -129,6 +138,13 @@ def _times(plan: CutPlan) -> Iterator[str]:
     yield "" if plan.run_seconds is None else human_seconds(plan.run_seconds)
 
 
+def _leaks(plan: CutPlan) -> Iterator[str]:
+    leak = plan.leak
+    yield from (
+        ("-",) * 3 if leak is None else (leak.attack, f"{leak.ssim:.3f} ± {leak.std:.2g}", f"{leak.mean_image:.3f}")
+    )
+
+
 def lines(plan: Plan, read: bool = True) -> Iterator[str]:
     """What is to be said below the table."""
     count = {kind: plan.exchanges.count(kind) for kind in "ABC"}
@@ -143,6 +159,8 @@ def lines(plan: Plan, read: bool = True) -> Iterator[str]:
         yield "the data are not here: planned with as many samples as they have, of zeros"
     if not all(each.exact for each in plan.cuts):
         yield "~: what this codec sends depends on the values; estimated with the weights that the network begins with"
+    if any(each.leak for each in plan.cuts):
+        yield "SSIM: what the attack got back of the images, 1 is a copy; the mean image takes no attack"
     best = plan.recommended
     if best.plan is not None:
         schedule = best.schedule or plan.method.schedule

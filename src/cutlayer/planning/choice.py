@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutlayer.codecs import get_pair
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Task, Training
+from cutlayer.planning.leaks import Leak
 from cutlayer.planning.load import Load, known_exchanges
 from cutlayer.planning.plan import CutPlan, Energy, Limits, Planner, data_like, exchanges_of, planned_cuts
 from cutlayer.planning.timing import Link
@@ -78,6 +79,22 @@ class Plan:
         if found is None:
             raise KeyError(f"no cut {cut!r}; there are {', '.join(each.cut for each in self.cuts)}")
         return found
+
+    def with_leaks(self, leaks: Mapping[str, Leak]) -> Plan:
+        """The same plan with what attacks got back at its cuts, by cut, as `leaks_of` reads them.
+
+        Raises ConfigError if they are of another network, or of none of these cuts.
+        """
+        measured = [each for each in self.cuts if each.cut in leaks]
+        if not measured:
+            raise ConfigError(f"advice: is of {', '.join(leaks)}; none of them is planned (--cuts)")
+        for each in measured:
+            if (shape := leaks[each.cut].shape) != each.shape:
+                raise ConfigError(
+                    f"advice: is of another network: after {each.cut} it says shape {list(shape)}, planned is "
+                    f"{list(each.shape)}"
+                )
+        return replace(self, cuts=tuple(replace(each, leak=leaks.get(each.cut)) for each in self.cuts))
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""

@@ -63,6 +63,8 @@ def client_memory(half: nn.Module, inputs: Tensor, training: Training) -> tuple[
     Args:
         inputs: a batch [B, ...]; only its shape and type matter.
     """
+    if training.precision != "fp32":  # tensors without data do not follow autocast
+        return _peaks(half, inputs, training, "cpu")
     try:
         return _peaks(half, inputs, training, "meta")
     except (RuntimeError, NotImplementedError):  # a module that cannot do without data
@@ -72,8 +74,10 @@ def client_memory(half: nn.Module, inputs: Tensor, training: Training) -> tuple[
 def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> tuple[int, int]:
     trained = TrainedHalf(copied(half), training.client, replace(training, device=device))
     batch = torch.zeros(inputs.shape, dtype=inputs.dtype, device=device)
+    # Of a device of the same kind as those that plans are for; "meta" has none.
+    autocast = replace(training, device="cpu").autocast
     parameters = [*trained.half.parameters(), *trained.half.buffers(), batch]
-    with torch.random.fork_rng(devices=[]), LiveTensors() as forward, torch.no_grad():
+    with torch.random.fork_rng(devices=[]), LiveTensors() as forward, torch.no_grad(), autocast():
         for tensor in parameters:
             forward.add(tensor)
         trained.half.train()(batch)
@@ -84,7 +88,8 @@ def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> 
             both.add(tensor)
         for _ in range(2):  # the optimizer's state is there from the first step on
             trained.optimizer.zero_grad()
-            activations = trained.half(batch)
+            with autocast():
+                activations = trained.half(batch)
             activations.backward(torch.ones_like(activations))
             del activations
             trained.optimizer.step()

@@ -17,6 +17,7 @@ from cutlayer.memory.delta import REFERENCE
 from cutlayer.method import Method, Task, Training
 from cutlayer.models.cut import Halves, cut_points, split
 from cutlayer.models.flops import FlopTable
+from cutlayer.planning.leaks import Leak
 from cutlayer.planning.load import Load, Outline, Stated, known_exchanges, stated
 from cutlayer.planning.memory import client_memory
 from cutlayer.planning.timing import Clock, Link, Step, Steps, measured, of_device
@@ -65,6 +66,7 @@ class CutPlan:
         run_seconds: None without a link.
         epoch_seconds: of every epoch of the run, evaluations included.
         joules: of the clients; None if nothing is said of energy.
+        leak: what an attack got back of the inputs at this cut; None if it was not measured, see `Plan.with_leaks`.
     """
 
     cut: str
@@ -82,6 +84,7 @@ class CutPlan:
     run_seconds: float | None = None
     epoch_seconds: tuple[float, ...] = ()
     joules: float | None = None
+    leak: Leak | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -207,7 +210,7 @@ def _rates(halves: Halves, load: Load) -> Rates:
     up, down = get_transfer(load.method.activations), get_transfer(load.method.gradients)
     inputs = load.first[0]
     rates = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), replace(load.training, device="cpu").autocast():
         activations = halves.client.train()(inputs).detach().requires_grad_()
     for spec, codec, values in (
         (up, up.codec, activations),
