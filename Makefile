@@ -20,6 +20,7 @@ check: $(VENV)/.dev
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 $(VENV)/.core: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV). Installing PyTorch takes a minute or more, and says nothing meanwhile."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

@@ -6,10 +6,13 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Always, ConfigError, Drop, Fleet, Halves, Method, Result, Run, Training, fit
+from cutlayer.records.history import EpochRecord
+from cutlayer.report.progress import ProgressView
 
 DATA = TensorDataset(torch.randn(8, 3), torch.arange(8) % 3)
 
@@ -38,6 +41,17 @@ def test_a_terminal_shows_progress_unless_told_otherwise(monkeypatch) -> None:
         monkeypatch.setattr(sys, "stderr", Terminal())
         trained(progress=progress)
         assert ("epoch 2/2" in sys.stderr.getvalue()) == visible
+
+
+def test_the_figures_of_a_long_run_fit_a_terminal_of_80_columns() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    sent = {"up": {"activations": 300 << 20}}
+    record = EpochRecord(epoch=99, exchange="A", loss=1.2345, samples=8, test={"accuracy": 0.9917}, bytes=sent)
+    with ProgressView("plain split learning", 100, console) as view:
+        view(record)
+    assert "epoch 100/100  A  loss 1.2345  accuracy 0.9917  300.0 MiB so far  (A)" in screen.getvalue()
+    assert "plain split learning " in screen.getvalue()
 
 
 def test_representations_are_short(tmp_path) -> None:

@@ -148,7 +148,10 @@ def _served(
 
     def listening(port: int) -> None:
         how = "mutual TLS" if chosen.tls else "plain text"
-        console.print(f"listening on port {port} ({how}) for {', '.join(chosen.client)}", highlight=False, markup=False)
+        line = f"listening on port {port} ({how}) for {', '.join(chosen.client)}"
+        if chosen.listen.startswith(("127.", "localhost:", "[::1]:")):
+            line += f"; from this machine alone: for others say --listen 0.0.0.0:{port}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     revoked = Revocations(chosen.revoked) if chosen.revoked is not None else None
     with revoked.on_signal() if revoked is not None else nullcontext():

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from cutlayer.records.history import EpochRecord
 from cutlayer.report.units import human_bytes
 
 MOST_STRETCHES = 4
 """Of the timeline in a line of progress."""
+
+
+class TwoLines(Progress):
+    """A bar, and below it the figures of its task, which beside it would not fit a terminal of 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Both lines of each task."""
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["line"]:
+                yield Text(f"  {task.fields['line']}", no_wrap=True, overflow="ellipsis")
 
 
 class ProgressView:
@@ -38,12 +50,8 @@ class ProgressView:
         self.accuracy = next((_score(r) for r in reversed(done) if r.test), "")
         self.begun: tuple[float, int] | None = None  # time and epochs done after the first epoch, which starts slowly
         self.printed = 0.0
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[line]}"),
-            TimeRemainingColumn(),
-            console=console,
+        self.progress = TwoLines(
+            TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn(), console=console
         )
         self.task = self.progress.add_task(title, total=epochs, completed=len(done), line="")
 

@@ -120,6 +120,6 @@ def revealed(method: Method, half: nn.Module, cut: tuple[int, ...], inputs: tupl
         f"  activations of test data: {'yes, if there are any' if policy.evaluation else 'no'}",
         f"  weights of the first part ({parameters} numbers): "
         + ("if several clients take part" if policy.weights else "no"),
-        "  raw data: no. What activations tell of them depends on the cut; docs/two-machines.md",
+        "  raw data: no. What activations tell of them depends on the cut: docs/privacy.md",
     ]
     return "\n".join(lines)
