@@ -108,7 +108,10 @@ def test_the_model_of_a_run_that_is_interrupted_and_finished(method: Method, hal
         ConfigError, match=r"no model\.safetensors: .*3 epochs are done\. Run\(folder\)\.model\(\) gives"
     ):
         run.load_weights(expected)
-    with pytest.raises(ConfigError, match=r"begun from Python: expected its network or its halves, as in model\(net"):
+    with pytest.raises(
+        ConfigError,
+        match=r"begun from Python: expected its network or its halves, as in cutlayer\.Run\(.*\)\.model\(net",
+    ):
         run.model()
     with pytest.raises(ConfigError, match=r"not of a network such as this|hold what this network does not"):
         run.model(net(hidden=9))

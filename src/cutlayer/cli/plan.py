@@ -95,7 +95,8 @@ def tables(plan: Plan) -> Iterator[Table]:
     """The cuts below each other: what is sent and stored, and what it asks of the client."""
     best = plan.recommended.plan
     names = [f"{each.cut} *" if best is not None and best.cut == each.cut else each.cut for each in plan.cuts]
-    parts: list[tuple[tuple[str, ...], Callable[[CutPlan], Iterator[str]]]] = [(SENT, _sent), (CLIENT, _client)]
+    client = CLIENT if plan.cuts[0].joules is None else (*CLIENT, "energy")
+    parts: list[tuple[tuple[str, ...], Callable[[CutPlan], Iterator[str]]]] = [(SENT, _sent), (client, _client)]
     if plan.cuts[0].run_seconds is not None:
         parts.append((TIMES, _times))
     if any(each.leak for each in plan.cuts):
@@ -111,7 +112,7 @@ def tables(plan: Plan) -> Iterator[Table]:
 
 
 SENT = ("shape", "B a sample", "run, up", "run, down", "evaluation", "stored")
-CLIENT = ("parameters", "memory A", "memory B", "GFLOPs", "energy")
+CLIENT = ("parameters", "memory A", "memory B", "GFLOPs")
 LEAKS = ("attack", "SSIM", "mean image")
 TIMES = ("epoch A", "epoch B", "epoch C", "evaluation", "run")
 
@@ -128,8 +129,10 @@ def _sent(plan: CutPlan) -> Iterator[str]:
 def _client(plan: CutPlan) -> Iterator[str]:
     yield f"{plan.client_parameters:,}"
     yield from map(human_bytes, plan.client_memory)
-    yield f"{plan.client_flops / 1e9:,.4g}"
-    yield "" if plan.joules is None else f"{plan.joules:,.4g} J"
+    gflops = plan.client_flops / 1e9
+    yield f"{gflops:,.0f}" if gflops >= 1000 else f"{gflops:.4g}"
+    if plan.joules is not None:
+        yield f"{plan.joules:,.4g} J"
 
 
 def _times(plan: CutPlan) -> Iterator[str]:

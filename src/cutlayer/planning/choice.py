@@ -274,4 +274,5 @@ def _reasons(
     fitting = [each for each in tried if not _over(each, limits)]
     if len(fitting) > 1:
         what = "takes the least time" if best.run_seconds is not None else "sends the least"
-        yield f"of the {len(fitting)} cuts that stay within them it {what}"
+        stay = " that stay within the limits" if limits != Limits() else ""
+        yield f"of the {len(fitting)} cuts{stay} it {what}"

@@ -25,23 +25,38 @@ CAPTION = (
 def attack_table(assessments: Sequence[Assessment], title: str = "") -> Table:
     """A row for each attack, mean and sample standard deviation over images; the mean image last, as the yardstick."""
     count = assessments[0].scores["mse"].count if assessments else 0
-    table = Table(title=title or None, caption=f"{count} images, mean ± standard deviation", caption_justify="left")
-    for name in ("attack", "MSE", "PSNR, dB", "SSIM", "recognized", "the attacker has"):
+    known = "".join(f"\n{each.attack}: the attacker has {each.knows}" for each in assessments)
+    caption = f"{count} images, mean ± standard deviation; mean image: no attack{known}"
+    table = Table(title=title or None, title_justify="left", caption=caption, caption_justify="left")
+    for name in ("attack", "MSE", "PSNR, dB", "SSIM", "recognized"):
         table.add_column(name, overflow="fold")
     for each in assessments:
-        table.add_row(each.attack, *(str(each.scores[name]) for name in COLUMNS), each.knows)
+        table.add_row(each.attack, *(str(each.scores[name]) for name in COLUMNS))
     if assessments:
         baseline = assessments[0].baseline
         table.add_section()
-        table.add_row("mean image", *(str(baseline[name]) for name in COLUMNS), "images of its own, and no attack")
+        table.add_row("mean image", *(str(baseline[name]) for name in COLUMNS))
     return table
 
 
+LEAKS = {
+    "norm AUC": "the rarest class told from the others by the norm; 0.5 is a guess",
+    "direction accuracy": "labels named by the direction, given an example of each class",
+    "bytes": "of a sample",
+    "size spread": "standard deviation of a sample's size, relative to it",
+    "zeros": "share of values that are exactly 0",
+    "correlation": "of distances between images with those between activations",
+    "matched": "images found among the public ones by their zeros alone",
+    "guess": "what a guess would get",
+}
+"""What the figures of a leak are."""
+
+
 def leak_table(name: str, values: Mapping[str, float]) -> Table:
-    """What else a run gives away: figures by name."""
+    """What else a run gives away: figures by name, and what they are."""
     table = Table(title=f"from the {name}", title_justify="left", show_header=False)
     for key, value in values.items():
-        table.add_row(key, f"{value:.4g}")
+        table.add_row(key, f"{value:.4g}", LEAKS[key])
     return table
 
 

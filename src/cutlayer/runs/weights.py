@@ -30,7 +30,10 @@ WITH_THE_CLIENT = (
 def network_of(config: Mapping[str, Any], run: Path) -> Halves:
     """The network that a run's config describes, in two. Raises ConfigError for a run that was begun from Python."""
     if "data" not in config:
-        raise ConfigError(f"{run} was begun from Python: expected its network or its halves, as in model(network)")
+        raise ConfigError(
+            f"{run} was begun from Python: expected its network or its halves, as in "
+            f"cutlayer.Run({str(run)!r}).model(network)"
+        )
     # What else the config says, such as a device, need not be possible here.
     chosen = RunConfig.from_dict({name: config[name] for name in ("data", "model")})
     chosen = replace(chosen, training=Training(seed=config["training"]["seed"]))
