@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# How long an example takes says how busy the machine is.
+settings.register_profile("cutlayer", deadline=None)
+settings.load_profile("cutlayer")
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,6 @@ class Method:
     defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
-        check_views(self.views, self.views_from, self.activations)
         if not isinstance(self.schedule, Schedule):
             raise ConfigError(f"expected a schedule, such as Drop(threshold=0.05), got {self.schedule!r}")
         require_kinds(
@@ -65,7 +64,14 @@ class Method:
             gradients=(str, 'a spec, such as "fp8_e5m2"'),
             store=(StoreOptions, "StoreOptions"),
             fleet=(Fleet, "a Fleet"),
+            defence=(Defence, "a Defence"),
         )
+        check_views(self.views, self.views_from, self.activations)
+        if self.defence.watch and self.views_from is not None:
+            raise ConfigError(
+                f"defence: the watch sends false labels in A epochs, and with views_from={self.views_from} the server "
+                "would store them as true ones. Choose one"
+            )
         if get_transfer(self.activations).feedback:
             raise ConfigError(
                 f"activations {self.activations!r}: 'ef>' is for gradients alone; give two specs, UP/DOWN"
@@ -159,6 +165,7 @@ class Training:
             augment=(Callable | None, "a function of a batch of inputs and a generator, or None"),
             keep_best=(str | Best | None, "the name of a test metric, a Best, or None"),
             early_stopping=(EarlyStopping, "EarlyStopping(...)"),
+            regularize=(Regularize, "Regularize(...)"),
             device=(str | torch.device, 'a name, such as "cpu"'),
         )
         for name in ("client", "server"):

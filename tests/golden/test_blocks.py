@@ -105,7 +105,7 @@ def check(name: str, values: np.ndarray) -> None:
         ),
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_blocks_follow_the_specification(name: str, values: np.ndarray) -> None:
     check(name, values)
 

@@ -68,7 +68,7 @@ def check(values: np.ndarray, bits: int) -> None:
         | st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1.0]),
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_codes_follow_the_definition(bits: int, values: np.ndarray) -> None:
     check(values, bits)
 
@@ -111,7 +111,7 @@ def test_zero_points_and_codes_round_to_nearest_ties_to_even(bits: int, eighths:
     ),
     seed=st.integers(0, 2**64 - 1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_stochastic_codes_are_the_two_beside_the_value_and_none_saturates(
     bits: int, values: np.ndarray, seed: int
 ) -> None:

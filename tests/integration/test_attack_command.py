@@ -10,6 +10,7 @@ from PIL import Image
 from cutlayer import ConfigError, Halves, fit, with_choices
 from cutlayer.cli import main
 from cutlayer.privacy import save_gallery
+from cutlayer.privacy.defence import Defence
 from cutlayer.runs.attack import attacked
 from cutlayer.runs.experiment import run_experiment
 from cutlayer.runs.recipes import digits
@@ -50,6 +51,14 @@ def test_a_second_attack_adds_to_the_lines(run: Path) -> None:
     before = len(lines(run / "attacks.jsonl")) if (run / "attacks.jsonl").exists() else 0
     assert main(["attack", str(run), "--attack", "frames", "--images", "4", "--public", "20"]) == 0
     assert len(lines(run / "attacks.jsonl")) == before + 1
+
+
+def test_noise_of_the_run_is_there_under_attack(tmp_path: Path) -> None:
+    choices = {**CHOICES, "epochs": 1, "codec": "fp32", "defence": Defence(noise=0.5, clip=1.0)}
+    run_experiment(with_choices(digits(), **choices), tmp_path, progress=False)
+    target = attacked(tmp_path, images=32, public=10).target
+    squares = target.send(target.private).flatten(1).square().sum(1).mean().item()
+    assert squares == pytest.approx(1 + 0.25 * target.send(target.private)[0].numel(), rel=0.1)
 
 
 def test_an_earlier_checkpoint_can_be_attacked(run: Path) -> None:

@@ -287,6 +287,16 @@ def test_defences_over_a_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert flops > 1.5 * plain, "what a defence computes is counted"
 
 
+def test_a_budget_counts_what_a_defence_computes() -> None:
+    config = with_choices(recipe(), **{**SMALL, "epochs": 8}, defence=Defence(adversary=0.1), schedule="always")
+    epoch = run_experiment(with_choices(config, epochs=1), progress=False).history.flops("client")
+    config = with_choices(config, schedule="budget", client_gflops=4 * epoch / 1e9)
+    history = run_experiment(config, progress=False).history
+    assert 0.5 * 4 * epoch < history.flops("client") <= 4 * epoch
+    with pytest.raises(ConfigError, match="do not pay for the first epochs"):
+        run_experiment(with_choices(config, client_gflops=0.9 * epoch / 1e9), progress=False)
+
+
 @pytest.mark.xdist_group("ray")
 def test_defences_on_ray_to_the_same_bits(cluster: object) -> None:
     from cutlayer.backends.ray import Ray

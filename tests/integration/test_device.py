@@ -124,8 +124,12 @@ def test_a_epochs_are_refused_with_the_reason(trained: Path, tmp_path: Path) -> 
     assert "--frozen" in done.stderr
 
 
-def test_another_cut_or_codec_needs_the_users_consent(trained: Path, tmp_path: Path) -> None:
-    for options, said in ((["--codec", "fp32"], "codec of the activations"), (["--cut", "layer2"], "shape at the cut")):
+def test_another_cut_or_codec_needs_the_users_consent_and_noise_needs_pytorch(trained: Path, tmp_path: Path) -> None:
+    for options, said in (
+        (["--codec", "fp32"], "codec of the activations"),
+        (["--cut", "layer2"], "shape at the cut"),
+        (["--defence.noise", "0.5"], "sends its activations without noise"),
+    ):
         with serve(tmp_path, "--frozen", *options) as server:
             done = join(trained, port_of(server), tmp_path)
         assert done.returncode == 2

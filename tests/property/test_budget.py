@@ -19,7 +19,7 @@ def ran(budget: Budget, sizes: list[int], codec: str, strategy: str, parts: int,
     ).history
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     sizes=st.lists(st.sampled_from([8, 16, 24, 40]), min_size=1, max_size=3),
     codec=st.sampled_from(CODECS),

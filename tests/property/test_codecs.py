@@ -25,7 +25,7 @@ def over_the_wire(encoded: Encoded) -> Encoded:
 
 @pytest.mark.parametrize("name", FLOAT_CODECS)
 @given(values=batches)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_wire_and_the_store_change_nothing(name: str, values: np.ndarray) -> None:
     codec, tensor = get_float_codec(name), torch.from_numpy(values)
     encoded = codec.encode(tensor)
@@ -51,7 +51,7 @@ def test_the_wire_and_the_store_change_nothing(name: str, values: np.ndarray) ->
     [("fp32", 0), ("fp16", 2**-11), ("bf16", 2**-8), ("fp8_e4m3", 2**-4), ("fp8_e5m2", 2**-3), ("hfp8_e4m3", 2**-4)],
 )
 @given(values=batches)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_error_is_within_half_a_step_of_the_format(name: str, relative: float, values: np.ndarray) -> None:
     values = np.clip(values, -30, 30)
     decoded = get_float_codec(name).decode(get_float_codec(name).encode(torch.from_numpy(values))).numpy()
@@ -66,7 +66,7 @@ def test_the_error_is_within_half_a_step_of_the_format(name: str, relative: floa
 # A scale that is no power of two is itself rounded, and need not come out the same again.
 @pytest.mark.parametrize("name", [name for name in FLOAT_CODECS if name not in ("nvfp4", "int8", "int4")])
 @given(values=batches)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_was_rounded_once_stays(name: str, values: np.ndarray) -> None:
     codec = get_float_codec(name)
     once = codec.decode(codec.encode(torch.from_numpy(values)))

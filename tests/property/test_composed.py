@@ -42,7 +42,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("spec", SPECS)
 @given(values=batches, seed=st.integers(0, 2**64 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bytes_and_single_samples_decode_to_the_same_bits(spec: str, values: np.ndarray, seed: int) -> None:
     codec, tensor = get_float_codec(spec), torch.from_numpy(values)
     shape = tuple(values.shape[1:])
@@ -67,7 +67,7 @@ def test_bytes_and_single_samples_decode_to_the_same_bits(spec: str, values: np.
 
 @pytest.mark.parametrize("spec", ["fp8_e4m3:channel", "mxfp8_e5m2", "mxfp4", "nvfp4", "int8", "int4", "fp8_e4m3"])
 @given(values=finite)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_nan_shows_and_infinity_saturates(spec: str, values: np.ndarray) -> None:
     codec = get_float_codec(spec)
     broken = torch.from_numpy(values.copy())
@@ -79,7 +79,7 @@ def test_nan_shows_and_infinity_saturates(spec: str, values: np.ndarray) -> None
 
 @pytest.mark.parametrize("bits", [4, 8])
 @given(values=finite)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_affine_integers_are_within_half_a_step_and_keep_zero(bits: int, values: np.ndarray) -> None:
     codec = get_float_codec(f"int{bits}")
     decoded = codec.decode(codec.encode(torch.from_numpy(values))).numpy()
@@ -92,7 +92,7 @@ def test_affine_integers_are_within_half_a_step_and_keep_zero(bits: int, values:
 
 
 @given(codes=hnp.arrays(np.uint8, st.tuples(st.integers(0, 4), st.integers(0, 41))), width=st.integers(1, 8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bits_pack_tightly(codes: np.ndarray, width: int) -> None:
     masked = torch.from_numpy(codes & ((1 << width) - 1))
     packed = pack_bits(masked, width)
@@ -102,7 +102,7 @@ def test_bits_pack_tightly(codes: np.ndarray, width: int) -> None:
 
 
 @given(data=st.data(), count=st.integers(1, 300), batch=st.integers(1, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_positions_pack_tightly(data: st.DataObject, count: int, batch: int) -> None:
     k = data.draw(st.integers(1, count))
     mask = torch.zeros(batch, count, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_positions_pack_tightly(data: st.DataObject, count: int, batch: int) -> 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3])
 @given(values=hnp.arrays(np.float32, (3, 90), elements=st.sampled_from([0.0, 1.0, -1.0, 2.0, -3.0, 0.5, 7.0])))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k_keeps_the_largest(fraction: float, values: np.ndarray) -> None:
     codec = get_float_codec(f"topk{fraction}>fp16")
     decoded = codec.decode(codec.encode(torch.from_numpy(values))).numpy()

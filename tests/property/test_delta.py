@@ -53,7 +53,7 @@ def sender(spec: str, tolerance: float, shape: tuple[int, ...], samples: int = S
 
 @pytest.mark.parametrize("spec", SPECS)
 @given(data=st.data(), tolerance=st.sampled_from([0.0, 0.1, 0.9]), seed=st.integers(0, 2**63))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_both_sides_have_the_same_bits(spec: str, data: st.DataObject, tolerance: float, seed: int) -> None:
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=5))
     client, server = sender(spec, tolerance, shape), Receiver()
@@ -74,7 +74,7 @@ def test_both_sides_have_the_same_bits(spec: str, data: st.DataObject, tolerance
     change=hnp.arrays(np.float32, (SAMPLES, 40), elements=st.integers(-2560, 2560).map(lambda n: n / 256)),
     tolerance=st.sampled_from([0.0, 0.05, 0.5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_moved_less_than_the_tolerance_is_not_sent(first, change, tolerance: float) -> None:
     client, server, ids = sender("fp16", tolerance, (40,)), Receiver(), torch.arange(SAMPLES)
     sent, encoded = client.encode(ids, torch.from_numpy(first))

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.data.partition import Partition, dirichlet, iid, label_shards, make_partition, quantity_skew
@@ -34,7 +34,6 @@ def test_iid(data: st.DataObject, labels: np.ndarray, seed: int) -> None:
 
 
 @given(st.data(), labels, seeds, alphas)
-@settings(deadline=None)
 def test_dirichlet_and_quantity_skew(data: st.DataObject, labels: np.ndarray, seed: int, alpha: float) -> None:
     clients = data.draw(st.integers(1, len(labels)))
     least = data.draw(st.integers(0, len(labels) // clients))

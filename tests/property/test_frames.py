@@ -84,7 +84,7 @@ def test_refusals_say_what_is_wrong(data: bytes, message: str) -> None:
 
 
 @given(st.data(), st.sampled_from(["fp8_e4m3", "fp32", "hfp8_e5m2"]))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_mutated_frames_are_read_or_refused(data, codec: str) -> None:
     """Never another exception, never a tensor beyond what the frame holds."""
     mutated = bytearray(step_frame(codec))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer import ConfigError, Method, RunConfig, with_choices
+from cutlayer import ConfigError, EarlyStopping, Method, Optimizer, Regularize, RunConfig, with_choices
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.client_half import LocalHead, Untrained
 from cutlayer.runs.experiment import run_experiment
@@ -56,6 +56,14 @@ def test_such_a_run_is_resumed_to_the_same_bits_from_its_local_training_too(tmp_
     assert resumed.history.flops("client") == whole.history.flops("client")
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_choices_for_the_server_and_for_evaluation_do_not_reach_the_local_training() -> None:
+    server = Optimizer("adam", lr=1e-3, weight_decay=0.0)
+    chosen = {"keep_best": "accuracy", "early_stopping": EarlyStopping(patience=9), "server": server}
+    more = replace(LOCAL, training=replace(BASE.training, **chosen, regularize=Regularize(cutmix=1.0)))
+    expected, found = client_half(LOCAL), client_half(more)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_its_config_is_written_and_read_and_is_for_one_client() -> None:

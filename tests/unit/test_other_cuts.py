@@ -69,6 +69,17 @@ def test_a_narrow_cut_begins_as_a_projection() -> None:
         narrowed(plain, SAMPLE, 3)
 
 
+def test_with_padding_flips_alone_are_left_to_the_client_in_whatever_order_it_is_asked_for() -> None:
+    plain, flips = digits(), CropFlip(padding=0)
+    augmented = with_choices(plain, augment=True)
+    assert with_choices(augmented, padding=2).training.augment == flips
+    assert with_choices(with_choices(plain, padding=2), augment=True).training.augment == flips
+    assert with_choices(plain, padding=2).training.augment is None
+    assert with_choices(augmented, padding=2, augment=False).training.augment is None
+    assert with_choices(with_choices(augmented, padding=2), padding=0).training.augment == CropFlip()
+    assert with_choices(augmented, padding=0).training.augment == CropFlip()
+
+
 def test_a_run_with_both_is_trained_resumed_and_read_again(tmp_path: Path) -> None:
     config = with_choices(digits(), narrow=2, padding=2, epochs=4, train_samples=200, test_samples=60, augment=True)
     assert config.training.augment == CropFlip(padding=0)  # flips alone: the server crops

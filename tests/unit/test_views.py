@@ -7,8 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cutlayer import ConfigError, Drop, Fixed, Halves, Method, Optimizer, StoreFullError, StoreOptions, Training, fit
+from cutlayer import (
+    ConfigError,
+    Drop,
+    Fixed,
+    Halves,
+    Method,
+    Optimizer,
+    StoreFullError,
+    StoreOptions,
+    Task,
+    Training,
+    fit,
+)
 from cutlayer.memory.views import Views
+from cutlayer.privacy.defence import Defence
+from cutlayer.records.ledger import Ledger
+from cutlayer.strategies.party import StepBatch
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.job import Job
+from cutlayer.training.replay import Replay
+from cutlayer.wire.messages import Step
 
 SAMPLES = 12
 SGD = Optimizer(lr=0.1, schedule="constant")
@@ -106,6 +125,28 @@ def test_a_new_view_takes_the_place_of_the_oldest() -> None:
     assert again.written(ids).tolist() == [5, 7]
 
 
+def test_of_a_client_that_is_forgotten_no_view_stays() -> None:
+    training = Training(epochs=1, batch_size=4, client=SGD, server=SGD)
+    job = Job(nn.Linear(2, 2), (2,), Method(views=3), training, Task())
+    replay = Replay(job, [ClientSummary(4, 0, 4), ClientSummary(2, 0, 4)], Ledger())
+    for view in range(4):
+        for client, count in enumerate((4, 2)):
+            ids = torch.arange(count) + replay.offsets[client]
+            values = torch.full((count, 2), view + 1.0)
+            encoded = replay.codec.encode(values)
+            replay.put(
+                StepBatch(client, values, torch.ones(count, dtype=torch.int64), Step(client, 0, 0), ids, encoded)
+            )
+    replay.forget(0)
+    assert not replay.has(0)
+    assert replay.has(1)
+    assert list(replay.batches(0, 0)) == []
+    assert replay.magnitudes([0, 1]) == {1: 4.0}
+    (left,) = replay.batches(0)
+    assert left.activations.min() >= 2, "views of the client that stays"
+    assert len(replay.store) == 2 * 3
+
+
 def test_what_they_cost_is_known_before_training() -> None:
     more = {"store": StoreOptions("memory", memory_budget_mib=1)}
     halves = Halves(nn.Linear(2, 1000), nn.Linear(1000, 2))
@@ -121,6 +162,8 @@ def test_what_they_cost_is_known_before_training() -> None:
     [
         ({"views": 0}, "views must be a whole number of at least 1, got 0"),
         ({"views_from": -1}, "expected an epoch from 0, or None, got -1"),
+        ({"views_from": 0.5}, "expected an epoch from 0, or None, got 0.5"),
+        ({"views_from": 1, "defence": Defence(watch=0.1)}, "false labels .* would store them as true ones"),
         ({"views": 2, "activations": "delta>fp8_e4m3"}, "several views gain if they differ. Choose one"),
     ],
 )

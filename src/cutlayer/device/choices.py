@@ -35,7 +35,8 @@ class Choices:
                 "shape at the cut": str(list(half.cut_shape)),
                 "client half": frozen_structure(half.facts),
             }
-            norm, augment = method["norm_in_b"], training["augment"]
+            norm, augment, defence = method["norm_in_b"], training["augment"], method["defence"]
+            noisy = bool(defence["noise"] or defence["clip"])
         except (KeyError, TypeError):
             raise ConfigError(
                 "the server's config is not of this version; use the same version on both sides"
@@ -50,6 +51,11 @@ class Choices:
         if augment is not None:
             raise ConfigError(
                 "augment: a device without PyTorch sends its samples as they are; serve with --no-augment"
+            )
+        if noisy:
+            raise ConfigError(
+                "defence: a device without PyTorch sends its activations without noise, and not clipped; serve without "
+                "--defence.noise and --defence.clip, or join from a machine with PyTorch (cutlayer join)"
             )
         return chosen
 

@@ -247,7 +247,7 @@ def batches_of(
     """Sample ids, int64 [N], in batches, as `ReplayStore.draw` says."""
     if shuffle is not None:
         present = present[torch.randperm(len(present), generator=shuffle)]
-    for batch in present.split(batch_size):
+    for batch in present.split(batch_size) if len(present) else ():  # of nothing PyTorch makes one part
         if drop_last and len(batch) < min(batch_size, len(present)):
             return
         yield batch

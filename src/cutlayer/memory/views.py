@@ -56,6 +56,10 @@ class Views:
         """The samples from `start` to before `stop` that have a view, int64."""
         return torch.from_numpy(np.flatnonzero(self._written[start:stop]) + start)
 
+    def forget(self, start: int, stop: int) -> None:
+        """Know of no view of the samples from `start` to before `stop` any more."""
+        self._written[start:stop] = 0
+
     def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The rows of all views of the samples from `start` to before `stop`: the first, and the one after the last."""
         return [(view * self.samples + start, view * self.samples + stop) for view in range(self.count)]
@@ -75,7 +79,7 @@ def check_views(views: int, views_from: int | None, activations: str) -> None:
     """Raise ConfigError for a number of views that cannot be, or not with this codec of the activations."""
     if not isinstance(views, int) or views < 1:
         raise ConfigError(f"views must be a whole number of at least 1, got {views!r}")
-    if views_from is not None and views_from < 0:
+    if views_from is not None and (not isinstance(views_from, int) or views_from < 0):
         raise ConfigError(f"views_from: expected an epoch from 0, or None, got {views_from!r}")
     if views > 1 and get_transfer(activations).delta is not None:
         raise ConfigError(

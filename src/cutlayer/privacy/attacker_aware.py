@@ -55,7 +55,7 @@ class Adversary:
         The decoder takes a step of its own first.
         """
         images, activations = in_unit_range(inputs), activations.float()
-        self.decoder.to(activations.device).train()
+        self.decoder.train()
         if len(images) > 1:  # batch norm has no statistics of one
             self._optimizer.zero_grad()
             (-ssim(images, self.decoder(activations.detach())).mean()).backward()

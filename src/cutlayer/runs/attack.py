@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cutlayer.data.images import Images
 from cutlayer.errors import ConfigError
+from cutlayer.privacy.noise import Noise
 from cutlayer.privacy.target import Target
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.run import Run
@@ -70,7 +71,7 @@ def attacked(
         network = merged(halves, *halves_of(run.folder, run.checkpoints, epochs, client), run.folder)
         done = epochs
     load_into(halves, network.state_dict())
-    private, labels = _first(mine, images)
+    (private, labels), defence = _first(mine, images), config.method.defence
     target = Target(
         halves.client.eval(),
         halves.server.eval(),
@@ -78,6 +79,7 @@ def attacked(
         labels,
         *_first(test, public),
         codec=config.method.activations,
+        noise=Noise(defence.noise, defence.clip),
         seed=seed,
     )
     return Attacked(target, network, done)

@@ -19,9 +19,11 @@ from cutlayer.method import Method, Training
 from cutlayer.models.cut import Halves
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.history import EpochRecord
+from cutlayer.regularize import Regularize
 from cutlayer.runs.client_half import ClientHalf, LocalHead
 from cutlayer.runs.fit import fit
 from cutlayer.seeds import seeded
+from cutlayer.stopping import EarlyStopping
 from cutlayer.training.calibration import CALIBRATION_BATCHES, calibrate, norm_layers
 
 
@@ -46,7 +48,17 @@ def prepared(
     if isinstance(chosen, LocalHead):
         with seeded(training.seed, "local head"):
             head = _head(table.output_shape, train.classes, chosen.channels)
-        local = replace(training, epochs=chosen.epochs, evaluate_every=chosen.epochs)
+        # What is for the server or for evaluation has no part in it.
+        local = replace(
+            training,
+            epochs=chosen.epochs,
+            evaluate_every=chosen.epochs,
+            server=training.client,
+            keep_best=None,
+            early_stopping=EarlyStopping(),
+            regularize=Regularize(),
+            microbatches=1,
+        )
         # Both parts are on the device: their frames go nowhere, and are not counted.
         result = fit(
             Halves(halves.client, head),

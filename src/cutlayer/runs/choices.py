@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cutlayer.data.augment import CropFlip
+from cutlayer.data.augment import Augment, CropFlip
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.memory.store import StoreOptions
 from cutlayer.method import NormInB
@@ -231,6 +231,7 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
     if strange := [name for name in choices if name not in known]:
         raise ConfigError(unknown("choice", strange[0], known))
     given = {name: value for name, value in choices.items() if name in PLACES or value is not None}
+    before = config
     for name in [name for name in given if name in PLACES]:
         config = replaced(config, PLACES[name], given[name])
     method = config.method
@@ -239,10 +240,17 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
         "method.fleet.strategy": strategy_of(method.fleet.strategy, given),
         **{f"method.{name}": spec for name, spec in codecs_of(method, given).items()},
     }
-    if "augment" in given:
-        values["training.augment"] = (config.training.augment or CropFlip()) if given["augment"] else None
-    if given.get("padding") and (values.get("training.augment") or config.training.augment):
-        values["training.augment"] = CropFlip(padding=0)  # the server crops
+    if "augment" in given or "padding" in given:
+        wanted = given.get("augment", before.training.augment is not None)
+        values["training.augment"] = _augment(before, config.model.padding) if wanted else None
     for place, value in values.items():
         config = replaced(config, place, value)
     return config
+
+
+def _augment(before: RunConfig, padding: int) -> Augment:
+    """How a client augments: as before, but for the crop, which is the server's if the client pads for it."""
+    augment = before.training.augment or CropFlip()
+    if not isinstance(augment, CropFlip) or not (padding or before.model.padding):
+        return augment
+    return dataclasses.replace(augment, padding=0 if padding else CropFlip().padding)

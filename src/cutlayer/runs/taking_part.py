@@ -152,6 +152,7 @@ class TakingPart:
             epoch_steps=plain.steps,
             epoch_flops=plain.flops,
             epoch_forward=plain.forward,
+            epoch_defence=plain.defence,
             epoch_bytes=plain.bytes,
             weights_bytes=len(weights_frame(Weights(0, 1), client.half.state_dict())),
             half_bytes=self.half_bytes,

@@ -37,6 +37,7 @@ class Defended:
         if defence.adversary:
             weight, floor = defence.adversary, defence.adversary_floor
             self._adversary = Adversary(cut, image, weight, floor, seed, job.number)
+            self._adversary.decoder.to(torch.device(job.training.device))  # before its optimizer has a state
         self._watch: SplitGuard | None = None
         if defence.watch:
             self._watch = SplitGuard(self.seed, job.number, defence.watch, defence.watch_score, defence.watch_after)
@@ -50,6 +51,10 @@ class Defended:
         """The last scores of the watch, from 0 to 1; empty without a watch, and until it has seen enough."""
         return [] if self._watch is None else list(self._watch.scores)
 
+    def flops(self, batch: int) -> int:
+        """FLOPs of the penalties of so many samples, beside those of the half."""
+        return 0 if self._adversary is None else self._adversary.flops(batch)
+
     def penalties(self, message: Step, batch: Batch, activations: Tensor) -> list[Tensor]:
         """What is added to the loss of a step, or of its part, beside the gradients that the server sends."""
         found, inputs = [], batch.inputs.to(activations.device)
@@ -58,7 +63,7 @@ class Defended:
         if self._adversary is not None:
             with self.ledger.phase("client defence"):
                 found.append(self._adversary.penalty(inputs, activations))
-            self.ledger.flops("client", "backward", self._adversary.flops(len(inputs)))
+            self.ledger.flops("client", "backward", self.flops(len(inputs)))
         share = len(inputs) / message.samples if message.parts > 1 else 1.0
         return [penalty * share for penalty in found]
 

@@ -23,6 +23,7 @@ class PlainEpoch:
         flops: of the client half, forward and backward.
         bytes: of all frames in both directions, but for those of weights.
         forward: FLOPs of the client half, forward alone.
+        defence: FLOPs of the client's defences in an A epoch, which are no part of plain split learning.
     """
 
     samples: int
@@ -30,6 +31,7 @@ class PlainEpoch:
     flops: int
     bytes: int
     forward: int
+    defence: int = 0
 
     @staticmethod
     def of(client: Client) -> PlainEpoch:
@@ -51,4 +53,5 @@ class PlainEpoch:
         steps, samples = sum(sizes.values()), sum(size * count for size, count in sizes.items())
         forward = sum(count * client.flops(size)[0] for size, count in sizes.items())
         backward = sum(count * client.flops(size)[1] for size, count in sizes.items())
-        return PlainEpoch(samples, steps, forward + backward, total, forward)
+        defence = sum(count * client.defence.flops(size) for size, count in sizes.items())
+        return PlainEpoch(samples, steps, forward + backward, total, forward, defence)

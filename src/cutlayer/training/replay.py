@@ -61,6 +61,12 @@ class Replay:
         """Whether anything of this client is stored."""
         return any(self.store.holds(*rows) for rows in self.views.ranges(*self.rows(client)))
 
+    def forget(self, client: int) -> None:
+        """Drop all views that are stored of this client."""
+        for rows in self.views.ranges(*self.rows(client)):
+            self.store.clear(*rows)
+        self.views.forget(*self.rows(client))
+
     def magnitudes(self, clients: Iterable[int]) -> dict[int, float]:
         """The largest magnitude of what is stored of each of these clients, if anything is."""
         found: dict[int, float] = {}

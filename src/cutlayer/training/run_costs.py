@@ -59,7 +59,7 @@ class RunCosts:
         """FLOPs of a client's epoch, and if it measured statistics of batch norm before, of that."""
         plain = self.plain[client]
         if exchange is Exchange.BOTH:
-            return plain.flops
+            return plain.flops + plain.defence
         batches = min(CALIBRATION_BATCHES, plain.steps) if calibrated else 0
         return plain.forward + math.ceil(plain.forward * batches / max(1, plain.steps - 1))
 

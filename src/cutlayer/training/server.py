@@ -234,9 +234,9 @@ class Server:
 
     def forget(self, client: int) -> None:
         """Drop all that is stored of a client."""
-        stores = [self.replayed.store, *([self.feedback.store] if self.feedback is not None else [])]
-        for store in stores:
-            store.clear(*self.replayed.rows(client))
+        self.replayed.forget(client)
+        if self.feedback is not None:
+            self.feedback.store.clear(*self.replayed.rows(client))
         self.evaluation.forget(client)
 
     def evaluate(self) -> dict[str, float]:

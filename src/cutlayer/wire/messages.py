@@ -107,6 +107,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         samples, test_samples, batch_size, drop_last, test_batch_size, frozen, bfloat16: as in `checks.ClientSummary`.
         epoch_samples, epoch_steps, epoch_flops, epoch_bytes, epoch_forward: of an epoch of plain split learning, see
             `plain`.
+        epoch_defence: FLOPs of its defences in an A epoch.
         weights_bytes: bytes of a frame that holds the client half.
         half_bytes: bytes of the largest such frame.
         terms: what both sides must agree on, by name.
@@ -128,6 +129,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     epoch_steps: int = 0
     epoch_flops: int = 0
     epoch_forward: int = 0
+    epoch_defence: int = 0
     epoch_bytes: int = 0
     weights_bytes: int = 0
     half_bytes: int = 0

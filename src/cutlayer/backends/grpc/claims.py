@@ -34,6 +34,7 @@ IDENTITY = (
     "epoch_samples",
     "epoch_flops",
     "epoch_forward",
+    "epoch_defence",
 )
 """What a client must say again each time it comes."""
 
@@ -121,6 +122,7 @@ class Claims:
             "epoch_steps": (0, samples),
             "epoch_flops": (0, MOST_FLOPS),
             "epoch_forward": (0, MOST_FLOPS),
+            "epoch_defence": (0, MOST_FLOPS),
             "epoch_bytes": (0, samples * (8 * math.prod(self.run.cut_shape) + (1 << 17))),
             "half_bytes": (0, self.half_bytes),
             "weights_bytes": (0, self.half_bytes),
