@@ -118,7 +118,8 @@ def main(folder: str, step: int, kind: str) -> None:
             evaluate_every=1 if disk else 3,
             checkpoint_every=1 if disk else 2,
         ),
-        task=Task(loss=Deadly(step)),
+        # Mixup asks for the loss twice in a step, with the labels of either sample.
+        task=Task(loss=Deadly(2 * step if kind == "few" else step)),
         run=folder,
         resume=True,
     )

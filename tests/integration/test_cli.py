@@ -110,7 +110,7 @@ def test_train_compare_and_wrong_names(tmp_path: Path) -> None:
         (["train", "digits", "--mode=parallel"], "strategy: expected with several clients only"),
         (["train", "digits", "--workers", "2"], "workers: expected with --backend ray only"),
         (["compare", "nowhere"], "nowhere holds no run"),
-        (["fly"], "unknown command 'fly'; known: plan, train, compare, report"),
+        (["fly"], "unknown command 'fly'; known: plan, train, attack, compare"),
     ):
         wrong = cutlayer(*arguments, cwd=tmp_path)
         assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False), wrong.stderr

@@ -221,7 +221,7 @@ def test_a_module_that_keeps_what_it_computed() -> None:
         own = fit(Halves(Keeping(), nn.Linear(4, 1)), line_data(), test, training=small_batches(), task=MSE)
         kept, trained = own.model.state_dict()["client.linear.weight"], own.halves.client.state_dict()["linear.weight"]
         assert torch.equal(kept, trained)
-    with pytest.raises(ConfigError, match="keeps a tensor that it computed"):
+    with pytest.raises(ConfigError, match="stores a tensor that it computed"):
         fit(own.halves, line_data(), training=small_batches(), task=MSE)
 
 
