@@ -13,18 +13,23 @@ from cutlayer.method import Method
 from cutlayer.schedule import Settle
 
 FOUR_BITS = "int4+zstd"
+VIEWS = 6
 
 
 def settled(both: int, activations: int, epochs: int) -> Method:
-    """So many A epochs, in which the client's rate falls to zero, then so many B epochs; fewer in a run below 60."""
-    part = min(1.0, epochs / 60)
-    schedule = Settle(both=max(1, round(both * part)), activations=max(1, round(activations * part)))
-    return Method.of(schedule, FOUR_BITS)
+    """So many A epochs, in which the client's rate falls to zero, then so many B epochs; fewer in a run below 60.
+
+    Six views of a sample are stored, from the last A epoch on, as the client half has nearly settled then.
+    """
+    share = min(1.0, epochs / 60)
+    both = max(1, round(both * share))
+    schedule = Settle(both=both, activations=max(1, round(activations * share)))
+    return Method.of(schedule, FOUR_BITS, views=VIEWS, views_from=both - 1)
 
 
 FEW: dict[str, tuple[str, Callable[[int], Method]]] = {
-    "few100": ("settle, 15 A + 33 B, 4 bits", partial(settled, 15, 33)),
-    "few250": ("settle, 5 A + 14 B, 4 bits", partial(settled, 5, 14)),
-    "few500": ("settle, 3 A + 6 B, 4 bits", partial(settled, 3, 6)),
+    "few100": ("settle, 15 A + 33 B, 4 bits, 6 views", partial(settled, 15, 33)),
+    "few250": ("settle, 5 A + 14 B, 4 bits, 6 views", partial(settled, 5, 14)),
+    "few500": ("settle, 3 A + 5 B, 4 bits, 6 views", partial(settled, 3, 5)),
 }
 """By name: the title in tables, and the method from the number of epochs."""
