@@ -93,14 +93,9 @@ class Admission:
     def admit(self, hello: Hello) -> tuple[Welcome, Connection]:
         """Let a client in, or raise RefusedError."""
         with self._condition:
-            if hello.name not in self.names:
-                raise RefusedError(f"name: expected one of {self.names}, got {hello.name!r}")
-            number = self.names.index(hello.name)
-            if hello.name in self.barred:
-                raise RefusedError(f"client {hello.name} takes part no more: {self.barred[hello.name]}")
+            number = self._check(hello)
             if hello.session:
                 return self._go_on(number, hello)
-            self.claims.check(hello, next(iter(self.hellos.values()), None), self.hellos.get(number))
             self._wait_until_alone(number)
             if self._busy and number in self._needed and number in self._sessions and self.patience is None:
                 self._require_checkpoint(hello, self._saved[number])
@@ -112,6 +107,7 @@ class Admission:
                 raise SessionUnknown("the server is going down")
             if number in self._sessions and self._sessions[number].up:
                 raise SessionUnknown("another process of this client was faster")
+            self._check(hello)  # again: while it waited it may have been barred, and the first client may have come in
             self._require_checkpoint(hello, restore := self._restore[number])
             return self._begin(number, hello, restore)
 
@@ -217,6 +213,17 @@ class Admission:
             self._condition.notify_all()
 
     # --- with the lock held ---
+
+    def _check(self, hello: Hello) -> int:
+        """The client's number. Raises RefusedError for one that is not let in, and for what it may not claim."""
+        if hello.name not in self.names:
+            raise RefusedError(f"name: expected one of {self.names}, got {hello.name!r}")
+        if hello.name in self.barred:
+            raise RefusedError(f"client {hello.name} takes part no more: {self.barred[hello.name]}")
+        number = self.names.index(hello.name)
+        if not hello.session:
+            self.claims.check(hello, next(iter(self.hellos.values()), None), self.hellos.get(number))
+        return number
 
     def _ready(self) -> bool:
         """Whether it is known which checkpoint a client that begins anew is to load."""

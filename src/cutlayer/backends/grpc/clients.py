@@ -206,9 +206,12 @@ class GrpcClients(Clients):
     def _revoke(self, names: set[str]) -> None:
         """Let these in no more, nor any others in place of them that were revoked before. From any thread."""
         self._revoked = {number for number, name in enumerate(self.names) if name in names}
+        left_out = self._left_out.read()
         for name in self.names:
             if name in names:
                 self.admission.bar(name, REASON)
+            elif name in left_out:  # and stays so, whether it was revoked as well or not
+                self.admission.bar(name, left_out[name])
             elif self.admission.barred.get(name) == REASON:
                 self.admission.barred.pop(name)
 
