@@ -4,22 +4,27 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 
 from cutlayer import Run, run_experiment, with_choices
+from cutlayer.backends.grpc.rpc import SERVICE
+from cutlayer.backends.grpc.session import open_channel
 from cutlayer.cli import main
 from cutlayer.data.images import Images
 from cutlayer.device.ask import ask
+from cutlayer.device.choices import Choices
 from cutlayer.device.half import Data, DeviceHalf
-from cutlayer.errors import RefusedError
-from cutlayer.runs.answer import Answers
+from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.runs.answer import REQUESTS, Answers
 from cutlayer.runs.export import load_halves
 from cutlayer.runs.fit import fit
-from cutlayer.runs.predict import predict
+from cutlayer.runs.predict import predict, samples_of
 from cutlayer.runs.recipes import digits
 from tests.helpers.processes import Process, port_of
 
@@ -169,6 +174,71 @@ def test_what_does_not_fit_is_not_answered(trained: Path) -> None:
                 answers.answer(request)
     finally:
         answers.close()
+
+
+def test_a_batch_may_be_larger_than_a_chunk(trained: Path) -> None:
+    """1 MiB of activations in a request, and 1 MiB of outputs."""
+    run = trained / "run"
+    answers = Answers(torch.nn.Flatten(), (16, 4, 4), "fp32", "127.0.0.1:0")
+    try:
+        half, small = DeviceHalf(run / "export"), Data.load(trained / "test.npz")
+        data = Data(np.tile(small.inputs, (13, 1, 1, 1))[:1024], None)
+        outputs = ask(f"127.0.0.1:{answers.port}", half, data, codec="fp32", batch_size=1024)
+        assert np.abs(outputs - half(data.inputs).reshape(1024, -1)).max() < 1e-5
+    finally:
+        answers.close()
+
+
+def test_who_asks_and_sends_nothing_keeps_no_one_from_an_answer(trained: Path) -> None:
+    run = trained / "run"
+    answers = Answers(load_halves(Run(run)).server, (16, 4, 4), "fp8_e4m3", "127.0.0.1:0")
+    answers.request_seconds, address = 1.0, f"127.0.0.1:{answers.port}"
+    silent = threading.Event()
+    try:
+        with open_channel(address, None) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Predict")
+            hanging = [call(iter(silent.wait, True)) for _ in range(REQUESTS)]
+            assert ask(address, DeviceHalf(run / "export"), Data.load(trained / "test.npz")).shape == (80, 10)
+            assert all(each.code() is grpc.StatusCode.CANCELLED for each in hanging)
+    finally:
+        silent.set()
+        answers.close()
+
+
+def test_a_device_waits_for_a_server_only_so_long(trained: Path, tmp_path: Path) -> None:
+    export = ["--half", trained / "run" / "export", "--data", trained / "train.npz", "--run-dir", tmp_path]
+    done = device("join", "127.0.0.1:1", *export, "--give-up-after", "0.5")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no connection to 127.0.0.1:1")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("batch_size", "8"), ("shuffle", 1), ("seed", None)])
+def test_what_no_server_says_is_refused(trained: Path, name: str, value: object) -> None:
+    half = DeviceHalf(trained / "run" / "export")
+    config = Run(trained / "run").read_config()["config"]
+    training = {**config["training"], "augment": None}
+    good = {**config, "training": training, "terms": {}}
+    assert Choices.checked(good, half).batch_size == training["batch_size"]
+    with pytest.raises(ConfigError, match="not of this version"):
+        Choices.checked({**good, "training": {**training, name: value}}, half)
+    with pytest.raises(ConfigError, match="not of this version"):
+        Choices.checked({**good, "terms": ["client half"]}, half)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "changed"])
+def test_damaged_arrays_are_named(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "data.npz"
+    np.savez(file, inputs=np.arange(64.0))
+    content = bytearray(file.read_bytes())
+    if damage == "cut short":
+        content = content[: len(content) // 2]
+    else:
+        content[300] ^= 255
+    file.write_bytes(bytes(content))
+    for load in (samples_of, lambda each: Data.load(each, labelled=False)):
+        with pytest.raises(ConfigError, match=r"data\.npz"):
+            load(file)
 
 
 def test_errors_are_one_line(trained: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = [argument for argument in given if argument not in ("--quiet", "--debug")]
-    console = Console(quiet="--quiet" in given)
+    console = Console(quiet="--quiet" in given, markup=False)  # names may hold brackets
     if not arguments or arguments[0] in ("-h", "--help"):
         console.print("usage: cutlayer COMMAND ...   (cutlayer COMMAND --help explains it)\n", highlight=False)
         for name, command in {**COMMANDS, "completion": completion}.items():

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 import torch
 import tyro
 from rich.console import Console
 
 from cutlayer.backends.grpc.rpc import check_address
-from cutlayer.backends.grpc.session import fetch_config, own_name
+from cutlayer.backends.grpc.session import own_name, wait_for_config
 from cutlayer.backends.grpc.stop import Stop, Stopped
-from cutlayer.backends.grpc.trouble import Attempts
 from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare
 from cutlayer.cli.consent import PolicyArguments, ask, check_sizes
 from cutlayer.data.partition import Partition
-from cutlayer.errors import ConfigError, RefusedError, harmless
+from cutlayer.errors import ConfigError, harmless
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join
 
@@ -106,26 +102,14 @@ def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
 
 def _config(chosen: JoinArguments, stop: Stop) -> RunConfig:
     """The server's config, once it can be reached."""
-    started, wait, attempts = time.monotonic(), 0.2, Attempts(chosen.address, chosen.tls)
-    while True:
-        stop.check()
-        try:
-            return _for_here(json.loads(fetch_config(chosen.address, chosen.tls)), chosen)
-        except grpc.RpcError as error:
-            reason = f"no connection to {chosen.address}: "
-            if attempts.failed(error):
-                raise ConfigError(reason + attempts.last) from None
-            if chosen.give_up_after is not None and time.monotonic() - started > chosen.give_up_after:
-                raise RefusedError(reason + attempts.last) from None
-            stop.check()
-            time.sleep(wait)
-            wait = min(2 * wait, 5.0)
+    found = wait_for_config(chosen.address, chosen.tls, chosen.give_up_after, stop.check)
+    return _for_here(found, chosen)
 
 
 def _for_here(values: Any, chosen: JoinArguments) -> RunConfig:
     """The server's config with this machine's device and folder of data, and not with where the server's store is."""
     own = {"data": {"folder": chosen.data_dir}, "training": {"device": chosen.device}, "method": {"store": {}}}
-    if not isinstance(values, dict) or not all(isinstance(values.get(part), dict) for part in own):
+    if not all(isinstance(values.get(part), dict) for part in (*own, "model")):
         raise ConfigError("the server's config is not of this version; use the same version of cutlayer on both sides")
     check_sizes(values, chosen.policy())
     chosen_there = {name: value for name, value in values.items() if name != "terms"}

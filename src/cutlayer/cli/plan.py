@@ -65,7 +65,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     link = Link.parse(chosen.link) if chosen.link is not None else None
     leaks = leaks_of(chosen.advice) if chosen.advice is not None else None
     config = chosen.choices.applied_to(RECIPES[chosen.recipe]())
-    told = Console(stderr=True)
+    told = Console(stderr=True, markup=False)
     with threads(config.threads), told.status("") as status:
         load, read = load_of(config)
         found = plan_of(

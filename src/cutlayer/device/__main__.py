@@ -13,7 +13,7 @@ import numpy as np
 from cutlayer.device.ask import ask
 from cutlayer.device.half import Data, DeviceHalf
 from cutlayer.device.join import join
-from cutlayer.errors import ConfigError, CutlayerError
+from cutlayer.errors import ConfigError, CutlayerError, harmless
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     except (CutlayerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {harmless(error, 2000)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

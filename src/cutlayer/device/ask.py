@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.backends.grpc.rpc import SERVICE, check_address, describe
+from cutlayer.backends.grpc.rpc import KEEPALIVE, SERVICE, check_address, describe, options
 from cutlayer.backends.grpc.session import open_channel
 from cutlayer.device.encode import DeviceCodec
 from cutlayer.device.half import Data, DeviceHalf, frame
@@ -14,6 +14,8 @@ from cutlayer.errors import RefusedError
 from cutlayer.wire.envelope import header_of
 from cutlayer.wire.messages import Outputs, Predict
 
+ANSWER_BYTES = 1 << 28
+"""Of an answer, at most."""
 SECONDS = 60.0
 """How long an answer may take."""
 
@@ -39,7 +41,7 @@ def ask(
     check_address(address, tls, insecure_plaintext)
     half.check(data)
     chosen, found = DeviceCodec(codec or half.facts["evaluation_codec"]), []
-    with open_channel(address, tls) as channel:
+    with open_channel(address, tls, options(KEEPALIVE, receive=ANSWER_BYTES, send=-1)) as channel:
         call = channel.unary_unary(f"/{SERVICE}/Predict")
         for number, start in enumerate(range(0, len(data), batch_size)):
             activations = half(data.inputs[start : start + batch_size])

@@ -24,6 +24,12 @@ class Choices:
     shuffle: bool
     drop_last: bool
 
+    def check(self) -> None:
+        """Raise TypeError for what no server of this version says."""
+        kinds = {"batch_size": int, "seed": int, "shuffle": bool, "drop_last": bool}
+        if any(type(getattr(self, name)) is not kind for name, kind in kinds.items()) or self.batch_size < 1:
+            raise TypeError(str(self))
+
     @staticmethod
     def checked(config: Mapping[str, Any], half: DeviceHalf) -> Choices:
         """The server's choices. Raises ConfigError for a run that this device cannot, or is not to, take part in."""
@@ -37,6 +43,9 @@ class Choices:
             }
             norm, augment, defence = method["norm_in_b"], training["augment"], method["defence"]
             noisy = bool(defence["noise"] or defence["clip"])
+            chosen.check()
+            if not all(isinstance(said, str) for said in {**terms}.values()):
+                raise TypeError("terms")
         except (KeyError, TypeError):
             raise ConfigError(
                 "the server's config is not of this version; use the same version on both sides"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime
@@ -33,12 +34,19 @@ class Data:
         try:
             content = np.load(file, allow_pickle=False)
             named = {"inputs": content} if isinstance(content, np.ndarray) else dict(content)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise ConfigError(f"data: expected a file .npz with inputs and labels, {file}: {error}") from None
         labels = named.get("labels")
-        if "inputs" not in named or (labelled and labels is None) or not len(named["inputs"]):
+        if (
+            "inputs" not in named
+            or (labelled and labels is None)
+            or named["inputs"].ndim < 1
+            or not len(named["inputs"])
+        ):
             raise ConfigError(f"{file}: expected arrays inputs and labels, there are {', '.join(named) or 'none'}")
-        if labels is not None and (len(labels) != len(named["inputs"]) or labels.dtype.kind not in "iu"):
+        if labels is not None and (
+            labels.ndim < 1 or len(labels) != len(named["inputs"]) or labels.dtype.kind not in "iu"
+        ):
             raise ConfigError(f"{file}: expected a whole number as the label of each of {len(named['inputs'])} inputs")
         return Data(named["inputs"], None if labels is None else labels.astype(np.int64))
 

@@ -7,17 +7,18 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.rpc import check_address
-from cutlayer.backends.grpc.session import Endpoint, Session, fetch_config, own_name
+from cutlayer.backends.grpc.session import Endpoint, Session, own_name, wait_for_config
 from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
 from cutlayer.device.encode import DeviceCodec, integers
 from cutlayer.device.half import Data, DeviceHalf, batches, frame
 from cutlayer.device.order import epoch_order
-from cutlayer.errors import RefusedError
+from cutlayer.errors import RefusedError, harmless
 from cutlayer.wire.envelope import Field, frame_length, header_of, seal
 from cutlayer.wire.messages import (
     Calibrate,
@@ -36,6 +37,7 @@ from cutlayer.wire.messages import (
 )
 
 log = logging.getLogger("cutlayer.device")
+T = TypeVar("T")
 FROM_SERVER = 1 << 22
 """Bytes of the largest frame that a server has reason to send a device, which gets no gradients."""
 
@@ -67,20 +69,22 @@ class Joining:
         self.run, self.epochs = state.get("run", ""), set(state.get("epochs", [0]))
         self.codec, self.test_codec = DeviceCodec(half.facts["codec"]), DeviceCodec(half.facts["evaluation_codec"])
         self.number, self._flops = 0, 0
+        self._patience: float | None = None  # seconds without a server, after which to give up
 
     def take_part(self, address: str, tls: str | None, give_up_after: float | None = None) -> None:
         """Take part to the run's end. Raises ConfigError, RefusedError, TimeoutError."""
-        config = json.loads(fetch_config(address, tls))
+        self._patience = give_up_after
+        config = wait_for_config(address, tls, give_up_after)
         self.choices, self.terms = Choices.checked(config, self.half), config["terms"]
         known = False
         while True:
             session = Session(Endpoint(address, tls), self._hello(), FROM_SERVER, known=known)
             try:
-                welcome = self._welcome(session, give_up_after)
+                welcome = self._welcome(session)
                 known = True
                 self.number, self.run = welcome.client, welcome.run
                 self.epochs = {epoch for epoch in self.epochs if epoch <= welcome.restore}
-                if self._obey(session, give_up_after):
+                if self._obey(session):
                     return
             except LinkClosed as reason:
                 if session.refusal is not None:
@@ -89,8 +93,8 @@ class Joining:
             finally:
                 session.close()
 
-    def _welcome(self, session: Session, patience: float | None) -> Welcome:
-        waited = 0.0
+    def _welcome(self, session: Session) -> Welcome:
+        waited, patience = 0.0, self._patience
         while (welcome := session.wait_welcome(0.5)) is None:
             if session.link.closed:
                 raise LinkClosed("the server was not ready")
@@ -145,15 +149,15 @@ class Joining:
 
     # --- the server's frames ---
 
-    def _obey(self, session: Session, patience: float | None) -> bool:
+    def _obey(self, session: Session) -> bool:
         """Do what the server says; whether the run came to its end."""
         while True:
-            message = header_of(self._receive(session, patience))[0].message
+            message = header_of(self._until(session, lambda: session.link.receive(0.5)))[0].message
             if isinstance(message, Finished):
                 session.link.say_goodbye(5.0)
                 return True
             if isinstance(message, Refusal):
-                raise RefusedError(f"the server refused what this device sent: {message.reason}")
+                raise RefusedError(f"the server refused what this device sent: {harmless(message.reason)}")
             if isinstance(message, Saved):
                 continue
             if isinstance(message, Plan):
@@ -165,7 +169,7 @@ class Joining:
             elif isinstance(message, Weights):
                 raise RefusedError(f"weights came: {NEEDS_TORCH}")
             else:
-                raise RefusedError(f"expected a plan from the server, got {message}")
+                raise RefusedError(f"expected a plan from the server, got {message!r:.500}")
 
     def _epoch(self, session: Session, plan: Plan) -> None:
         if plan.exchange != "B" or plan.client != self.number:
@@ -212,11 +216,12 @@ class Joining:
         temporary.write_text(json.dumps({"run": self.run, "epochs": sorted(self.epochs)}))
         temporary.replace(self._file)
 
-    def _receive(self, session: Session, patience: float | None) -> bytes:
-        alone = None
+    def _until(self, session: Session, call: Callable[[], T]) -> T:
+        """What a call returns, made again until it takes no more than its time; ends if there is no server."""
+        alone, patience = None, self._patience
         while True:
             try:
-                return session.link.receive(0.5)
+                return call()
             except TimeoutError:
                 now = time.monotonic()
                 alone = None if session.link.connected else alone or now
@@ -224,12 +229,7 @@ class Joining:
                     raise TimeoutError(f"no connection to {session.address} in {now - alone:.0f} s") from None
 
     def _send(self, session: Session, content: bytes) -> None:
-        while True:
-            try:
-                session.link.send(content, 0.5)
-                return
-            except TimeoutError:
-                continue
+        self._until(session, lambda: session.link.send(content, 0.5))
 
 
 def join(

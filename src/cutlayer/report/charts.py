@@ -138,13 +138,14 @@ def timeline(exchanges: str) -> str:
         count = len(list(stretch))
         x, width = wide * begin / len(exchanges), wide * count / len(exchanges)
         tall = heights.get(letter, 8)
-        title = f"<title>epochs {begin + 1} to {begin + count}: {letter}</title>"
+        kind = letter if letter in heights else ""
+        title = f"<title>epochs {begin + 1} to {begin + count}: {escape(letter)}</title>"
         drawn.append(
-            f'<rect class="x{letter}" x="{x:.2f}" y="{30 - tall}" width="{max(width - 0.3, 0.5):.2f}" height="{tall}">'
+            f'<rect class="x{kind}" x="{x:.2f}" y="{30 - tall}" width="{max(width - 0.3, 0.5):.2f}" height="{tall}">'
             f"{title}</rect>"
         )
         if width > 24:
-            text = f"{count} {letter}" if width > 40 else letter
+            text = escape(f"{count} {letter}" if width > 40 else letter)
             drawn.append(f'<text class="axis" text-anchor="middle" x="{x + width / 2:.1f}" y="43">{text}</text>')
         begin += count
     count = ", ".join(f"{exchanges.count(letter)} {letter}" for letter in "ABC")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import ConfigError
 from cutlayer.report.charts import Series, heat_map, lines, timeline
+from cutlayer.report.spreadsheet import csv_text
 from cutlayer.report.table import comparison_rows
 from cutlayer.report.view import RunView, differing, epoch_rows, facts, letters
 
@@ -46,10 +46,10 @@ def html(views: Sequence[RunView], title: str) -> str:
 
 def markdown(views: Sequence[RunView], title: str) -> str:
     """The page's tables as Markdown."""
-    names = [f"{letter} {view.name}" for letter, view in zip(letters(len(views)), views, strict=True)]
-    parts = [f"# {title}", _about(views)]
+    names = [f"{letter} {_in_markdown(v.name)}" for letter, v in zip(letters(len(views)), views, strict=True)]
+    parts = [f"# {_in_markdown(title)}", _about(views)]
     if missing := _missing(views):
-        parts.append("## Missing\n\n" + "\n".join(f"- {line}" for line in missing))
+        parts.append("## Missing\n\n" + "\n".join(f"- {_in_markdown(line)}" for line in missing))
     if len(views) > 1 and (rows := differing(views)):
         parts.append("## Choices that differ\n\n" + _markdown_table(["", *names], [[name, *v] for name, v in rows]))
     parts.append("## What came of them\n\n" + _markdown_table(["", *names], [[n, *v] for n, v in _summary(views)]))
@@ -70,11 +70,7 @@ def markdown(views: Sequence[RunView], title: str) -> str:
 def epochs_csv(views: Sequence[RunView]) -> str:
     """A line for each epoch of each run."""
     rows = [row for view in views for row in epoch_rows(view)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, _columns(rows))
 
 
 def _about(views: Sequence[RunView]) -> str:
@@ -132,8 +128,13 @@ def _summary(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     return list(comparison_rows([view.history for view in views]))
 
 
+def _in_markdown(text: str) -> str:
+    """A name or value that stays text: neither markup nor the end of a cell or line."""
+    return escape(" ".join(text.split()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
+
+
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(_in_markdown(cell) for cell in cells) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])

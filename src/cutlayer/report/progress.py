@@ -109,7 +109,7 @@ def shown(
     title: str, epochs: int, done: Sequence[EpochRecord], progress: bool | None
 ) -> AbstractContextManager[ProgressView | None]:
     """A view on stderr; nothing for False, and by default neither without a terminal or a notebook."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     wanted = console.is_terminal or console.is_jupyter if progress is None else progress
     return ProgressView(title, epochs, console, done) if wanted else nullcontext()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from cutlayer.files import replace
 from cutlayer.records.history import History, flat
+from cutlayer.report.spreadsheet import csv_text
 from cutlayer.report.units import human_bytes
 from cutlayer.schedule import Exchange
 
@@ -84,7 +83,7 @@ def comparisons(
     histories: Mapping[str, History], configs: Mapping[str, Mapping[str, Any]], width: int
 ) -> Iterator[Table]:
     """Tables as `comparison` makes them, each of as many runs beside each other as the width takes."""
-    wide, names = Console(width=1 << 16), list(histories)
+    wide, names = Console(width=1 << 16, markup=False), list(histories)
 
     def table(count: int) -> Table:
         return comparison({name: histories[name] for name in names[:count]}, configs)
@@ -123,8 +122,4 @@ def write_figures(runs: Mapping[str, Mapping[str, Any]], file: Path, suffix: str
     if suffix == ".json":
         replace(file, json.dumps(rows, indent=2) + "\n")
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace(file, text.getvalue())
+    replace(file, csv_text(rows, list(dict.fromkeys(name for row in rows for name in row))))

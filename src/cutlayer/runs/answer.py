@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import torch
 from torch import nn
 
 from cutlayer.backends.grpc.certs import read_certificates
-from cutlayer.backends.grpc.rpc import SERVICE, check_address
+from cutlayer.backends.grpc.places import Deadlines
+from cutlayer.backends.grpc.rpc import KEEPALIVE, SERVICE, check_address, options
 from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
-from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Outputs, Predict
 
+REQUESTS = 16
+"""Requests at a time that may be on their way."""
 MOST_SAMPLES = 1024
 """Samples of a request, at most."""
 
@@ -33,11 +37,14 @@ class Answers:
         tls: the server's folder of certificates.
 
     Attributes:
+        request_seconds: how long a request may be on its way; whoever sends nothing is cut off.
         port: where it listens.
 
     Raises:
         ConfigError: the address, or the certificates, cannot be used.
     """
+
+    request_seconds = 30.0
 
     def __init__(
         self,
@@ -54,11 +61,14 @@ class Answers:
         self._alone = threading.Lock()  # one batch at a time: more would only share the processor
         layout = self.codec.layout(cut_shape)
         largest = (1 << 16) + layout.shared_bytes + MOST_SAMPLES * 2 * layout.row_bytes
-        options = [("grpc.max_receive_message_length", largest), ("grpc.so_reuseport", 0)]
+        self._deadlines = Deadlines()
         self._server = grpc.server(
-            ThreadPoolExecutor(4, "cutlayer-answer"), options=options, maximum_concurrent_rpcs=64
+            ThreadPoolExecutor(REQUESTS, "cutlayer-answer"),
+            options=options(KEEPALIVE, receive=largest, send=-1),
+            maximum_concurrent_rpcs=4 * REQUESTS,
         )
-        handlers = {"Predict": grpc.unary_unary_rpc_method_handler(self._predict)}
+        # A stream of one request, as only the wait for a stream's request can be ended.
+        handlers = {"Predict": grpc.stream_unary_rpc_method_handler(self._predict)}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         try:
             if tls is None:
@@ -78,12 +88,15 @@ class Answers:
     def close(self) -> None:
         """Stop."""
         self._server.stop(grace=1.0).wait()
+        self._deadlines.close()
 
-    def _predict(self, request: bytes, context: Any) -> bytes:
+    def _predict(self, requests: Iterator[bytes], context: Any) -> bytes:
+        with self._deadlines.within(self.request_seconds, context.cancel):
+            request = next(requests, b"")
         try:
             return self.answer(request)
         except RefusedError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, harmless(error, 500))
             raise
 
     def answer(self, request: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def samples_of(file: str | Path) -> Samples:
             raise ConfigError(f"{file}: expected an array 'inputs', there are {', '.join(content) or 'none'}")
         labels = torch.from_numpy(content["labels"]) if "labels" in content else None
         return Samples(torch.from_numpy(content["inputs"]), labels)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
         raise ConfigError(f"{file}: no NumPy arrays: {error}") from None
 
 

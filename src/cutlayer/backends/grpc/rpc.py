@@ -22,15 +22,22 @@ KEEPALIVE = 15.0
 NOT_UP = "nothing listens there, so the server is not up"
 
 
-def options(keepalive: float) -> list[tuple[str, int]]:
-    """gRPC's options, for either end. A connection that is silent, even when asked, is given up after `keepalive` s."""
+# A chunk and some room: what is a little too large is refused by name, and what is far too large by gRPC.
+MESSAGE_BYTES = 2 * (CHUNK.size + CHUNK_BYTES)
+
+
+def options(keepalive: float, receive: int = MESSAGE_BYTES, send: int = MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """gRPC's options, for either end. A connection that is silent, even when asked, is given up after `keepalive` s.
+
+    Args:
+        receive, send: bytes of the largest message; -1 for any.
+    """
     if not keepalive >= 0.1:
         raise ConfigError(f"keepalive: expected at least 0.1 seconds, got {keepalive}")
     third = round(1000 * keepalive / 3)
     return [
-        # A chunk and some room: what is a little too large is refused by name, and what is far too large by gRPC.
-        ("grpc.max_receive_message_length", 2 * (CHUNK.size + CHUNK_BYTES)),
-        ("grpc.max_send_message_length", 2 * (CHUNK.size + CHUNK_BYTES)),
+        ("grpc.max_receive_message_length", receive),
+        ("grpc.max_send_message_length", send),
         # A ping is sent when nothing has come in for a third of the time. On a slow link its answer waits behind data
         # for seconds, so it has the other two thirds. (The second timeout is the one that gRPC 1.85 keeps to.)
         ("grpc.keepalive_time_ms", third),

@@ -5,10 +5,12 @@ The client may sit behind a router. Where the connection is lost, it is made aga
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,13 @@ from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
 log = logging.getLogger("cutlayer.wire")
 
 
-def open_channel(address: str, tls: str | Path | None, keepalive: float = KEEPALIVE) -> grpc.Channel:
-    """A channel to a server, with this client's certificates or, for None, in plain text."""
-    chosen = [*options(keepalive), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+def open_channel(address: str, tls: str | Path | None, chosen: list[tuple[str, int]] | None = None) -> grpc.Channel:
+    """A channel to a server, with this client's certificates or, for None, in plain text.
+
+    Args:
+        chosen: gRPC's options, see `rpc.options`.
+    """
+    chosen = [*(chosen or options(KEEPALIVE)), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     if tls is None:
         return grpc.insecure_channel(address, chosen)
     authority, certificate, key = read_certificates(tls)
@@ -51,6 +57,41 @@ def fetch_config(address: str, tls: str | Path | None) -> str:
         if not isinstance(offer, Offer):
             raise RefusedError(f"expected the server's config, got {type(offer).__name__}")
         return offer.config
+
+
+def wait_for_config(
+    address: str, tls: str | Path | None, give_up_after: float | None = None, check: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The config of the run that a server holds, once it can be reached.
+
+    Args:
+        give_up_after: seconds without a server after which this raises RefusedError; None tries for ever.
+        check: called between attempts; raises what is to end this.
+
+    Raises:
+        ConfigError: there can be no connection until someone mends something.
+        RefusedError: what came is no config.
+    """
+    started, wait, attempts = time.monotonic(), 0.2, Attempts(address, tls)
+    while True:
+        check()
+        try:
+            config = json.loads(fetch_config(address, tls))
+        except (ValueError, RecursionError) as error:
+            raise RefusedError(f"expected the server's config, got something else: {error}") from None
+        except grpc.RpcError as error:
+            reason = f"no connection to {address}: "
+            if attempts.failed(error):
+                raise ConfigError(reason + attempts.last) from None
+            if give_up_after is not None and time.monotonic() - started > give_up_after:
+                raise RefusedError(reason + attempts.last) from None
+            check()
+            time.sleep(wait)
+            wait = min(2 * wait, 5.0)
+        else:
+            if not isinstance(config, dict):
+                raise RefusedError(f"expected the server's config, got a {type(config).__name__}")
+            return config
 
 
 def check_health(address: str, tls: str | Path | None, service: str = LIVENESS) -> str:
@@ -140,7 +181,7 @@ class Session:
         while not self.link.closed:
             before = self.connections
             try:
-                with open_channel(self.address, self.server.tls, self.server.keepalive) as channel:
+                with open_channel(self.address, self.server.tls, options(self.server.keepalive)) as channel:
                     self._connect(channel)
             # What came may be no frame, or break the rules; a certificate may be in the middle of being replaced.
             except (grpc.RpcError, CutlayerError, OSError) as error:
