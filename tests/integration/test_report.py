@@ -75,6 +75,9 @@ def test_a_page_of_two_runs(runs: Path, tmp_path: Path) -> None:
     wanted += ["Which class is taken for which", "Who has what", "method.activations", "2 A, 1 B, 1 C"]
     assert [each for each in wanted if each not in text] == []
     assert "Missing" not in text
+    assert "cuda None" not in text
+    assert ", command " in text
+    assert "command [" not in text  # a line for a shell
     assert page.tags.count("svg") == 2 + 5 + 2 + 2  # strips, charts, confusions, partitions
 
 

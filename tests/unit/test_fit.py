@@ -302,7 +302,7 @@ def test_a_store_that_does_not_fit_is_an_error_before_anything_is_lost() -> None
     ("wrong", "message"),
     [
         (lambda: Method(activations="fp7"), "unknown codec 'fp7'; known: fp32, fp16"),
-        (lambda: Method.of(Drop(), "fp9"), "unknown codec 'fp9'; known: .*hfp8"),
+        (lambda: Method.of(Drop(), "fp9"), "unknown codec 'fp9'; known: fp32.* fp8, hfp8"),
         (lambda: Method(norm_in_b="frozen"), "unknown norm_in_b 'frozen'; known: calibrated, eval, train"),
         (lambda: Training(epochs=0), "epochs must be a whole number of at least 1, got 0"),
         (lambda: Training(epochs=2.0), "epochs must be a whole number of at least 1, got 2.0"),

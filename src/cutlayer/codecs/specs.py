@@ -236,7 +236,8 @@ def _versioned(what: str, written: str, known: dict[str, int], spec: str, direct
     if name not in known and name in PAIRS:
         raise ConfigError(f"{name!r} stands for two codecs; for one direction write {' or '.join(PAIRS[name])}")
     if name not in known:
-        raise ConfigError(f"{unknown(what, name, known)}" + (f"; in {spec!r}" if spec != name else ""))
+        names = known if direction is None else PAIRS
+        raise ConfigError(f"{unknown(what, name, names)}" + (f"; in {spec!r}" if spec != name else ""))
     if at and version != str(known[name]):
         raise ConfigError(
             f"{what} {name!r} in version {version!r}: this release knows version {known[name]}; both sides need the "

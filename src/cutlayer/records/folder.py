@@ -112,7 +112,10 @@ class RunFolder:
     def create(self, config: dict[str, Any], baseline: Baseline, facts: dict[str, Any] | None = None) -> None:
         """Begin the run. Raises ConfigError if there is one already."""
         if self.exists():
-            raise ConfigError(f"{self.folder} holds a run already; resume it, or choose another folder")
+            raise ConfigError(
+                f"{self.folder} holds a run already; resume it, or choose another folder "
+                f"(cutlayer train --resume {self.folder}; in Python: resume=True)"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"config": config, "facts": facts or {}, "baseline": vars(baseline), "environment": environment()}
         if self.initial is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -85,7 +86,8 @@ def _missing(views: Sequence[RunView]) -> list[str]:
 
 def _run(letter: str, view: RunView, safe: Any) -> dict[str, Any]:
     rows = list(epoch_rows(view))
-    about = view.environment
+    command = shlex.join(map(str, view.environment.get("command", ())))
+    about = {**view.environment, "command": command or None}
     return {
         "letter": letter,
         "name": view.name,
@@ -93,7 +95,8 @@ def _run(letter: str, view: RunView, safe: Any) -> dict[str, Any]:
         "timeline": safe(timeline(view.history.exchanges)),
         "epochs": rows,
         "columns": [name for name in _columns(rows) if name != "run"],
-        "environment": ", ".join(f"{name} {value}" for name, value in about.items()) or "not known",
+        "environment": ", ".join(f"{name} {value}" for name, value in about.items() if value is not None)
+        or "not known",
     }
 
 
