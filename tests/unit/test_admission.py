@@ -12,9 +12,11 @@ from cutlayer.backends.grpc.claims import Claims, Outline
 from cutlayer.backends.grpc.clients import Control, GrpcClients
 from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.rpc import check_address
 from cutlayer.backends.grpc.stop import Stop
-from cutlayer.errors import RefusedError
+from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.records.noted import left_out
+from cutlayer.runs.metrics import shown
 from cutlayer.wire.messages import Hello, Saved
 
 OUTLINE = Outline(("alice", "bob"), None, (4,), Method(), Training(epochs=1))
@@ -87,3 +89,11 @@ def test_who_is_left_out_stays_out_when_it_is_revoked_no_more(tmp_path: Path) ->
     file.write_text("")
     revoked.reread()
     assert clients.admission.barred == {"alice": "training diverged"}
+
+
+def test_a_port_is_one() -> None:
+    for address in ("127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:", ":7070", "127.0.0.1"):
+        with pytest.raises(ConfigError, match="expected HOST:PORT"):
+            check_address(address, None, False)
+        with pytest.raises(ConfigError, match="metrics: expected HOST:PORT"), shown(None, address):  # type: ignore[arg-type]
+            pass

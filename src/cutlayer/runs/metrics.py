@@ -73,7 +73,7 @@ def shown(metrics: Metrics, address: str | None) -> Iterator[None]:
     except ModuleNotFoundError:
         raise ConfigError("metrics need prometheus_client: pip install 'cutlayer[metrics]'") from None
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"metrics: expected HOST:PORT, got {address!r}")
     registry = CollectorRegistry()
     registry.register(metrics)

@@ -70,7 +70,7 @@ def is_loopback(address: str) -> bool:
 def check_address(address: str, tls: str | Path | None, insecure_plaintext: bool) -> None:
     """Raise ConfigError for an address that is none, and for one beyond this machine without TLS."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"expected HOST:PORT, got {address!r}")
     if tls is None and not insecure_plaintext and not is_loopback(address):
         raise ConfigError(
