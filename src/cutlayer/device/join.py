@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
 from cutlayer.device.encode import DeviceCodec, integers
 from cutlayer.device.half import Data, DeviceHalf, batches, frame
 from cutlayer.device.order import epoch_order
-from cutlayer.errors import RefusedError, harmless
+from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.envelope import Field, frame_length, header_of, seal
 from cutlayer.wire.messages import (
     Calibrate,
@@ -65,8 +66,7 @@ class Joining:
                 half.check(data)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "device-run.json"
-        state = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self.run, self.epochs = state.get("run", ""), set(state.get("epochs", [0]))
+        self.run, self.epochs = self._remembered()
         self.codec, self.test_codec = DeviceCodec(half.facts["codec"]), DeviceCodec(half.facts["evaluation_codec"])
         self.number, self._flops = 0, 0
         self._patience: float | None = None  # seconds without a server, after which to give up
@@ -211,10 +211,28 @@ class Joining:
         self._flops, evaluation = 0, not isinstance(message, Plan)
         self._send(session, seal(Done(self.number, message.epoch, steps, flops, evaluation=evaluation)))  # type: ignore[union-attr]
 
+    def _remembered(self) -> tuple[str, set[int]]:
+        try:
+            state = json.loads(self._file.read_bytes()) if self._file.exists() else {}
+            return str(state.get("run", "")), {int(epoch) for epoch in state.get("epochs", [0])}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self._file} is damaged ({error}); restore it, or delete it to begin anew, which a server that still "
+                "has its first checkpoint allows"
+            ) from None
+
     def _remember(self) -> None:
         temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"run": self.run, "epochs": sorted(self.epochs)}))
+        with temporary.open("w") as out:
+            out.write(json.dumps({"run": self.run, "epochs": sorted(self.epochs)}))
+            out.flush()
+            os.fsync(out.fileno())  # before the server hears that the epoch is done
         temporary.replace(self._file)
+        handle = os.open(self._file.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _until(self, session: Session, call: Callable[[], T]) -> T:
         """What a call returns, made again until it takes no more than its time; ends if there is no server."""

@@ -148,6 +148,14 @@ class Checkpoints:
             return content["state"]
         return None
 
+    def states(self) -> dict[int, dict[str, Any]]:
+        """The states of all checkpoints, by epochs, of which state.json is whole; other files are not looked at."""
+        found = {}
+        for epoch in self.epochs():
+            with suppress(ConfigError):
+                found[epoch] = manifest.content(self.place(epoch))["state"]
+        return found
+
     def load(
         self,
         parts: Mapping[str, Stateful],

@@ -20,6 +20,7 @@ from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.environment import environment
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines
+from cutlayer.records.noted import delivered
 from cutlayer.records.state_dicts import Stateful
 
 # What may change when a run is resumed: its end, and what has no influence on the bits.
@@ -164,9 +165,10 @@ class RunFolder:
             )
 
     def forget_models(self, records: Sequence[EpochRecord], training: Training) -> None:
-        """Before training goes on after these epochs: delete the models of a shorter run."""
+        """Before training goes on after these epochs: delete the models of a shorter run, and who has got them."""
         if not training.ending.reached(records):
-            for file in (self.model_file, self.folder / "server.safetensors", self.folder / "client.safetensors"):
+            halves = self.folder / "server.safetensors", self.folder / "client.safetensors"
+            for file in (self.model_file, *halves, delivered(self.folder).file):
                 file.unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:

@@ -109,9 +109,8 @@ def serve(
     if folder.exists():
         folder.check(chosen)
 
-    saved = folder.checkpoints.state() or {}
     control = Control(limits, Waits(deadline, patience, keepalive), stop, on_wait or (lambda line: None), revoked)
-    joined = GrpcClients(outline, control, saved, lambda: _oldest(loop), left_out(folder.folder))
+    joined = GrpcClients(outline, control, folder.checkpoints, lambda: _oldest(loop), left_out(folder.folder))
     with ExitStack() as stack:
         offered = _offered(config, Claims(outline, limits).terms)
         listener = Listener(listen, tls, joined.reception(offered, named=tls is not None), keepalive)

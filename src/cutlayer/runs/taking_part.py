@@ -21,7 +21,7 @@ from cutlayer.backends.grpc.sending import Sender
 from cutlayer.backends.grpc.session import Endpoint, Session
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.terms import largest_frame, terms_of
-from cutlayer.errors import RefusedError, harmless
+from cutlayer.errors import DamagedError, RefusedError, harmless
 from cutlayer.files import replace, save_sealed
 from cutlayer.method import Method, Training
 from cutlayer.records.checkpoint import Checkpoints
@@ -117,7 +117,11 @@ class TakingPart:
         try:
             welcome = self._wait_welcome(session)
             self._known = True
-            self._restore(welcome)
+            try:
+                self._restore(welcome)
+            except DamagedError as damage:  # since it was looked at
+                self.checkpoints.set_aside_damaged()
+                raise LinkClosed(f"to tell the server which checkpoints are whole ({damage})") from None
             return self._obey(session)
         except LinkClosed as reason:
             if session.refusal is not None:

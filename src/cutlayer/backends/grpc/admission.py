@@ -13,16 +13,15 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-
-import msgspec
 
 from cutlayer.backends.grpc.claims import Claims
 from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import Waiting
+from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import RefusedError
 from cutlayer.wire.messages import Hello, Welcome
 
@@ -69,15 +68,15 @@ class Admission:
 
     Args:
         claims: what they may say of themselves.
-        run: the run's id.
+        way_back: which checkpoints go with the server's.
         known: their Hellos from earlier, where the run is not new.
 
     Attributes:
         barred: clients that are let in no more, by name, and why.
     """
 
-    def __init__(self, claims: Claims, run: str, waits: Waits, known: Sequence[Hello] = ()) -> None:
-        self.claims, self.run, self.waits = claims, run, waits
+    def __init__(self, claims: Claims, way_back: WayBack, waits: Waits, known: Sequence[Hello] = ()) -> None:
+        self.claims, self.way_back, self.run, self.waits = claims, way_back, way_back.run, waits
         self.names, self.patience = list(claims.run.names), waits.patience
         self.hellos: dict[int, Hello] = dict(enumerate(known))
         self.barred: dict[str, str] = {}
@@ -98,17 +97,10 @@ class Admission:
                 return self._go_on(number, hello)
             self._wait_until_alone(number)
             if self._busy and number in self._needed and number in self._sessions and self.patience is None:
-                self._require_checkpoint(hello, self._saved[number])
+                self.way_back.fits(number, hello, self._saved[number])  # or the server goes back further
                 self.break_off(f"client {hello.name} began anew")
-            # With patience, which checkpoint fits a client is known when the epoch under way has ended.
-            if not self._condition.wait_for(lambda: self._closed or self._ready(), READY_SECONDS):
-                raise SessionUnknown("the server is not ready yet")
-            if self._closed or self._restore is None:
-                raise SessionUnknown("the server is going down")
-            if number in self._sessions and self._sessions[number].up:
-                raise SessionUnknown("another process of this client was faster")
-            self._check(hello)  # again: while it waited it may have been barred, and the first client may have come in
-            self._require_checkpoint(hello, restore := self._restore[number])
+            while not self.way_back.fits(number, hello, restore := self._wait_restore(number, hello)):
+                self.break_off(f"client {hello.name} has lost its newest checkpoint")
             return self._begin(number, hello, restore)
 
     # --- for the server's main thread ---
@@ -119,6 +111,18 @@ class Admission:
             self._restore, self._broken, self._busy = list(restore), False, False
             self._saved = list(restore)
             self._condition.notify_all()
+
+    def check(self) -> None:
+        """Raise LinkClosed if the server is to go back to a checkpoint."""
+        with self._condition:
+            if self._broken:
+                raise LinkClosed("a client began anew")
+
+    def end(self, restore: Sequence[int]) -> None:
+        """The run is at its end: clients may come for its last frames, and none is trained with again."""
+        with self._condition:
+            self.way_back.over = True
+            self.open(restore)
 
     def saved(self, restore: Sequence[int]) -> None:
         """The server saved a checkpoint. Should it go back, clients are to load theirs after so many epochs."""
@@ -160,12 +164,14 @@ class Admission:
         waited for in vain is not waited for again until it is there when one begins.
         After the block clients are to load the checkpoints in `restore`, which may change inside it.
 
-        Raises LinkClosed where, without patience, a client began anew in the meantime.
+        Raises LinkClosed if the server is to go back: without patience, as a client began anew in the meantime; or for
+        a client that has lost its newest checkpoint.
         """
         begin = time.monotonic()
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._complete(wanted), 0.5)
+                self._condition.wait_for(lambda: self._broken or self._complete(wanted), 0.5)
+                self.check()
                 late = self.patience is not None and time.monotonic() - begin >= self.patience
                 links = self._there(range(len(self.names)))
                 if self._complete(wanted) or (late and links):
@@ -178,8 +184,7 @@ class Admission:
         waiting.over()
         yield links
         with self._condition:
-            if self._broken:
-                raise LinkClosed("a client began anew")
+            self.check()
             self._busy, self._restore = False, list(restore)
             self._condition.notify_all()
 
@@ -203,6 +208,7 @@ class Admission:
             for session in self._sessions.values():
                 session.link.close(reason)
             self._sessions.clear()
+            self._condition.notify_all()
 
     def close(self) -> None:
         """Let no one in any more, and end all sessions."""
@@ -262,13 +268,17 @@ class Admission:
         finally:
             self._held.discard(number)
 
-    def _require_checkpoint(self, hello: Hello, restore: int) -> None:
-        if restore not in hello.checkpoints or (restore > 0 and hello.run != self.run):
-            raise RefusedError(
-                f"checkpoint: expected one of run {self.run} after {restore} epochs, the client has those "
-                f"after {list(hello.checkpoints[:100])} epochs of run {hello.run[:32] or '(none)'}; give it the folder "
-                "it had in this run, or an empty one and begin a new run"
-            )
+    def _wait_restore(self, number: int, hello: Hello) -> int:
+        """After how many epochs a client that begins anew is to load its checkpoint, once that is known."""
+        # With patience that is when the epoch under way has ended.
+        if not self._condition.wait_for(lambda: self._closed or self._ready(), READY_SECONDS):
+            raise SessionUnknown("the server is not ready yet")
+        if self._closed or self._restore is None:
+            raise SessionUnknown("the server is going down")
+        if number in self._sessions and self._sessions[number].up:
+            raise SessionUnknown("another process of this client was faster")
+        self._check(hello)  # again: while it waited it may have been barred, and the first client may have come in
+        return self._restore[number]
 
     def _begin(self, number: int, hello: Hello, restore: int) -> tuple[Welcome, Connection]:
         if number in self._sessions:
@@ -286,13 +296,3 @@ class Admission:
         connection = session.link.attach(hello.received)
         self._condition.notify_all()
         return Welcome(number, session.id, session.link.received, self.run, -1), connection
-
-
-def as_json(hello: Hello) -> dict[str, object]:
-    """What a checkpoint keeps of a client's Hello."""
-    return msgspec.to_builtins(msgspec.structs.replace(hello, session="", received=0, run="", checkpoints=()))
-
-
-def from_json(values: Mapping[str, object]) -> Hello:
-    """Inverse of `as_json`."""
-    return msgspec.convert(values, Hello)

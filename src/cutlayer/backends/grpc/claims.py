@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 from torch import nn
 
 from cutlayer.backends.grpc.limits import Limits
@@ -140,3 +141,13 @@ class Claims:
                     f"{field}: {getattr(hello, field)} take up to {needed} bytes in the replay store, expected at most "
                     f"{share}, this client's share of {budget} MiB; raise the budget, or give each its quota (--quotas)"
                 )
+
+
+def as_json(hello: Hello) -> dict[str, object]:
+    """What a checkpoint keeps of a client's Hello."""
+    return msgspec.to_builtins(msgspec.structs.replace(hello, session="", received=0, run="", checkpoints=()))
+
+
+def from_json(values: Mapping[str, object]) -> Hello:
+    """Inverse of `as_json`."""
+    return msgspec.convert(values, Hello)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cutlayer.backends.base import Attendance, Clients
-from cutlayer.backends.grpc.admission import Admission, Waits, as_json, from_json
-from cutlayer.backends.grpc.claims import Claims, Outline
+from cutlayer.backends.grpc.admission import Admission, Waits
+from cutlayer.backends.grpc.claims import Claims, Outline, as_json, from_json
 from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.listener import Reception
 from cutlayer.backends.grpc.peer import Desk, LinkPeer
@@ -23,7 +23,9 @@ from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.revocations import REASON, Revocations
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import Waiting
+from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
+from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.noted import Noted
 from cutlayer.records.state_dicts import Store
@@ -60,7 +62,7 @@ class GrpcClients(Clients):
 
     Args:
         run: what is known of it before anyone has come.
-        saved: the state in the run's newest checkpoint; empty if the run is new.
+        checkpoints: the run's.
         left_out: the record of clients that the run goes on without.
         oldest: called for the epochs of the oldest checkpoint that the server may go back to, and for those beside it.
     """
@@ -72,12 +74,13 @@ class GrpcClients(Clients):
         self,
         run: Outline,
         control: Control,
-        saved: Mapping[str, Any],
+        checkpoints: Checkpoints,
         oldest: Callable[[], Saved],
         left_out: Noted,
     ) -> None:
         self.names, self.half, self.waits, self.stop = list(run.names), run.half, control.waits, control.stop
         self.epochs, self._oldest, self._say = run.training.epochs, oldest, control.say
+        saved = checkpoints.state() or {}
         self.run = saved.get("run") or secrets.token_hex(8)
         self.refusals, self.waiting, self._epoch = Refusals(), Waiting(self._tell), 0
         self.traffic: Counter[tuple[str, str]] = Counter()
@@ -86,7 +89,8 @@ class GrpcClients(Clients):
         self._desk = Desk(*desk)
         self._limits = control.limits
         hellos = [from_json(values) for values in saved.get("hellos", [])]
-        self.admission = Admission(Claims(run, control.limits), self.run, control.waits, hellos)
+        self._way_back = WayBack(self.run, checkpoints, control.limits.goings_back)
+        self.admission = Admission(Claims(run, control.limits), self._way_back, control.waits, hellos)
         self.stores: dict[str, Store] = {}
         self._took_part = [0] * len(run.names)
         """After how many epochs each client did something last."""
@@ -227,6 +231,14 @@ class GrpcClients(Clients):
     def recover(self, reason: StateLostError | ClientUnavailableError) -> None:
         """End all sessions: every client that comes loads the checkpoint that fits the server's."""
         self.admission.break_off(f"the server went back to its last checkpoint: {reason}")
+        self._way_back.take()
+
+    def collect(self) -> None:
+        """The costs are in the ledger already. Raises StateLostError if the server is to go back.
+
+        Before the next checkpoint takes the place of the one to go back to.
+        """
+        self.admission.check()
 
     # --- checkpoints ---
 
@@ -261,6 +273,7 @@ class GrpcClients(Clients):
             shared = [frame.data for frame in server.shared.frames(Weights(client, epochs))]
             return [*shared, pack(Frame(Finished()))]
 
+        self.admission.end(self._took_part)
         deadline = None if linger is None else time.monotonic() + linger
         told: set[str] = set()
         while missing := [name for name in self._wanted() if name not in delivered.read()]:

@@ -30,6 +30,7 @@ class Limits:
         strangers: the same of all who are not of the run, together.
         attempts: connections in a row that one identity, or address, may begin at once; after them `attempt_rate` a
             second.
+        goings_back: times that the server goes back to an older checkpoint for one client that has lost its newest.
     """
 
     max_samples: int = 1 << 20
@@ -42,11 +43,14 @@ class Limits:
     strangers: int = 4
     attempts: int = 100
     attempt_rate: float = 10.0
+    goings_back: int = 3
 
     def __post_init__(self) -> None:
         for name in ("max_samples", "max_half", "memory", "slowest", "streams", "strangers", "attempts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.goings_back < 0:
+            raise ConfigError(f"goings_back: expected at least 0, got {self.goings_back}")
         if not self.attempt_rate > 0:
             raise ConfigError(f"attempt_rate: expected more than 0 a second, got {self.attempt_rate}")
         if wrong := [name for name, samples in self.quotas.items() if samples < 1]:
