@@ -14,7 +14,9 @@ from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.rpc import check_address
 from cutlayer.backends.grpc.stop import Stop
+from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.noted import left_out
 from cutlayer.runs.metrics import shown
 from cutlayer.wire.messages import Hello, Saved
@@ -56,8 +58,8 @@ def held(admission: Admission, *messages: Hello) -> list[Asking]:
 
 
 @pytest.fixture
-def admission() -> Admission:
-    return Admission(Claims(OUTLINE, Limits()), "run", Waits())
+def admission(tmp_path: Path) -> Admission:
+    return Admission(Claims(OUTLINE, Limits()), WayBack("run", Checkpoints(tmp_path), Limits().goings_back), Waits())
 
 
 def test_who_is_barred_while_it_waits_is_not_let_in(admission: Admission) -> None:
@@ -85,7 +87,7 @@ def test_who_is_left_out_stays_out_when_it_is_revoked_no_more(tmp_path: Path) ->
     file.write_text("alice\nbob\n")
     revoked = Revocations(file)
     control = Control(Limits(), Waits(), Stop(), revoked=revoked)
-    clients = GrpcClients(OUTLINE, control, {}, lambda: Saved(0), noted)
+    clients = GrpcClients(OUTLINE, control, Checkpoints(tmp_path), lambda: Saved(0), noted)
     file.write_text("")
     revoked.reread()
     assert clients.admission.barred == {"alice": "training diverged"}
