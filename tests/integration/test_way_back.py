@@ -4,7 +4,7 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import pytest
@@ -43,15 +43,23 @@ class Scene:
     def join(self, name: str, **more: object) -> None:
         self.halves[name] = self.together.join(name, *self.data[name], **more)
 
-    def bob_until(self, epoch: int, then: Callable[[], object] = lambda: None) -> None:
-        """bob takes part until this epoch is done, and ends."""
-        stop = Stop()
+    def bob_until(self, epoch: int) -> None:
+        """bob takes part until this epoch is done, also for the server, and ends."""
+        server = Checkpoints(self.folder / "server" / "checkpoints")
+        while True:
+            stop = Stop()
 
-        def ends(exchange: str, number: int) -> None:
-            stop.requested = stop.requested or number + 1 == epoch
+            def ends(exchange: str, number: int, stop: Stop = stop) -> None:
+                stop.requested = stop.requested or number + 1 == epoch
 
-        with contextlib.suppress(Stopped):
-            self.join("bob", on_epoch=ends, stop=stop)
+            with contextlib.suppress(Stopped):
+                self.join("bob", on_epoch=ends, stop=stop)
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                if server.epochs()[-1] == epoch:
+                    return
+                time.sleep(0.02)
+            # It ended before the server had heard that it was done.
 
     def damage(self) -> None:
         """A bit of bob's newest checkpoint flips."""
