@@ -169,9 +169,9 @@ def test_the_join_command_ends_with_the_mend(tls: Path, tmp_path: Path) -> None:
     for name, authority in (("server", "ours"), ("client", "theirs")):
         shutil.copytree(tls / authority / name, tmp_path / "tls" / name)
     with serve(tmp_path) as server, join_command(tmp_path, port_of(server)) as client:
-        assert client.wait(30) == 2
+        assert client.wait() == 2
         assert "Both machines need folders from the same `cutlayer certs`" in client.output
-        server.wait_for(r"ssl_transport_security.*Handshake failed", timeout=10)
+        server.wait_for(r"ssl_transport_security.*Handshake failed")
         assert "not suitable for production" not in server.output
     for output in (client.output, server.output):
         assert "Traceback" not in output
@@ -181,7 +181,7 @@ def test_the_join_command_waits_for_a_server_and_tells_the_truth_when_stopped(tm
     with Process("join", "127.0.0.1:1", "--run-dir", tmp_path / "client") as client:
         client.wait_for("no connection to 127.0.0.1:1: nothing listens there, so the server is not up; trying again")
         client.signal(signal.SIGTERM)
-        assert client.wait(20) == 0
+        assert client.wait() == 0
         assert "stopped before the run began here; the same command goes on" in client.output
         assert "UNAVAILABLE" not in client.output
 
@@ -189,21 +189,21 @@ def test_the_join_command_waits_for_a_server_and_tells_the_truth_when_stopped(tm
 def test_serve_says_whom_it_waits_for_and_both_say_what_is_saved_when_stopped(tmp_path: Path) -> None:
     with serve(tmp_path, epochs=1000, schedule="always", checkpoint_every=1) as server:
         port = port_of(server)
-        server.wait_for(r"epoch 1/1000: waiting for client \(not there yet\) since \d\d:\d\d:\d\d", timeout=15)
+        server.wait_for(r"epoch 1/1000: waiting for client \(not there yet\) since \d\d:\d\d:\d\d")
         with join_command(tmp_path, port) as client:
             client.wait_for("epoch 2: A")
         # It was killed.
         lost = r"\nalways: (epoch \d+/1000: waiting for client \(its connection is lost\) since \d\d:\d\d:\d\d)"
-        found = server.wait_for(lost, timeout=15)
+        found = server.wait_for(lost)
         assert f"cutlayer.server: {found[1]}" in server.output  # the log
         with join_command(tmp_path, port) as client:
             server.wait_for(r"goes on after \d+ s")
             client.wait_for(r"epoch \d+: A")
             client.signal(signal.SIGTERM)
-            assert client.wait(20) == 0
+            assert client.wait() == 0
             last = re.findall(r"epoch (\d+): A", client.output)[-1]
             assert re.search(rf"stopped; (epochs 1 to )?(epoch )?{last} complete and saved", client.output)
         server.signal(signal.SIGTERM)
-        assert server.wait(20) == 0
+        assert server.wait() == 0
         assert re.search(r"stopped; epochs 1 to \d+ complete and saved; the same command goes on", server.output)
         assert server.output.count("waiting for") < 10
