@@ -111,7 +111,7 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
     done = folder.records() if folder.exists() else []
     if config.training.ending.reached(done):
         at_its_end = f"{folder.folder} is at its end, after {len(done)} epochs: clients are told so, nothing is trained"
-        console.print(f"{at_its_end}. To go on, give more --epochs", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{at_its_end}. To go on, give more --epochs", highlight=False, soft_wrap=True)
     stop = Stop()
     with stop.on_signals(), ProgressView(schedule_of(config), config.training.epochs, console, done) as view:
         try:
@@ -120,12 +120,11 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
             console.print(
                 f"{stopped}; the same command goes on with {folder.folder}",
                 highlight=False,
-                markup=False,
                 soft_wrap=True,
             )
             return
     if served.refusals:
-        console.print(f"refused: {served.refusals}", highlight=False, markup=False)
+        console.print(f"refused: {served.refusals}", highlight=False)
     if len(chosen.client) > 1:
         folder.save_model(folder.model())
     else:
@@ -151,7 +150,7 @@ def _served(
         line = f"listening on port {port} ({how}) for {', '.join(chosen.client)}"
         if chosen.listen.startswith(("127.", "localhost:", "[::1]:")):
             line += f"; from this machine alone: for others say --listen 0.0.0.0:{port}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
     revoked = Revocations(chosen.revoked) if chosen.revoked is not None else None
     with revoked.on_signal() if revoked is not None else nullcontext():

@@ -58,11 +58,10 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
             console.print(
                 f"{stopped}; the same command goes on with {chosen.run_dir}",
                 highlight=False,
-                markup=False,
                 soft_wrap=True,
             )
             return
-    console.print(f"finished: {chosen.run_dir}/client.safetensors", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"finished: {chosen.run_dir}/client.safetensors", highlight=False, soft_wrap=True)
 
 
 def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
@@ -74,7 +73,7 @@ def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
         torch.set_num_threads(config.threads)
     policy = chosen.policy(config.clients)
     cut = f"{config.model.name} on {config.data.name}, cut after {config.model.cut}"
-    console.print(f"{name or 'client'}: {harmless(cut)}", highlight=False, markup=False)
+    console.print(f"{name or 'client'}: {harmless(cut)}", highlight=False)
     train, test = config.datasets()
     half, share = config.halves(train).client, train
     shapes = cut_shape_of(half, train), tuple(train.inputs.shape[1:])
@@ -93,7 +92,7 @@ def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
         method=config.method,
         training=config.training,
         policy=policy,
-        on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False, markup=False),
+        on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
         give_up_after=chosen.give_up_after,
         stop=stop,
         **chosen.values(),

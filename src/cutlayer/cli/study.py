@@ -96,7 +96,7 @@ def _carry_out(
         study.run(jobs, _teller(plan, write, console), chosen.minutes)
         left = len(study.todo())
         console.print(f"{left} runs are left" + ("; the same command goes on with them" if left else ""))
-    console.print(write() or "nothing is there yet", soft_wrap=True, highlight=False, markup=False)
+    console.print(write() or "nothing is there yet", soft_wrap=True, highlight=False)
 
 
 def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[[Outcome], None]:
