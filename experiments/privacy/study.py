@@ -108,6 +108,9 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "attacker-aware 2": {"defence": Defence(adversary=2.0)},
     "noise 0.2, clip 20": {"defence": Defence(noise=0.2, clip=20.0)},
     "noise 1, clip 20": {"defence": Defence(noise=1.0, clip=20.0)},
+    "channel dropout 0.25": {"defence": Defence(channel_dropout=0.25)},
+    "channel dropout 0.5": {"defence": Defence(channel_dropout=0.5)},
+    "narrow cut, 1/4": {"narrow": 4},
     "watch 0.1": {"defence": Defence(watch=0.1)},
 }
 
@@ -175,7 +178,7 @@ def target(run: Run, config: RunConfig, preset: Preset, epoch: int) -> Target:
                 views[number] = view.float() / 255
     defence, device = config.method.defence, config.training.device
     moved = {name: getattr(found, name).to(device) for name in ("half", "server", "labels", "public", "public_labels")}
-    return dataclasses.replace(found, private=views.to(device), noise=Noise(defence.noise, defence.clip), **moved)
+    return dataclasses.replace(found, private=views.to(device), noise=Noise.of(defence), **moved)
 
 
 def table(outcomes: Sequence[Outcome], names: dict[str, list[RunConfig]], file: Path) -> None:

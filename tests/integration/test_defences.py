@@ -56,7 +56,7 @@ def attacked(defence: Defence = NONE, epochs: int = 5, **more: object) -> tuple[
     result = run_experiment(config, progress=False)
     train, test = config.datasets()
     private, public = train.inputs[:48].float() / 255, test.inputs.float() / 255
-    noise = Noise(defence.noise, defence.clip)
+    noise = Noise.of(defence)
     halves = result.halves
     target = Target(halves.client, halves.server, private, train.labels[:48], public, test.labels, noise=noise)
     return target, result.history.test("accuracy")
@@ -90,6 +90,16 @@ def test_noise_at_the_cut_lowers_what_attacks_get() -> None:
     assert error(DECODER, defended) > 1.2 * error(DECODER, plain)
     assert error(KnownHalf(steps=100), defended) > 10 * error(KnownHalf(steps=100), plain)
     assert accuracy > 0.7
+
+
+def test_leaving_out_channels_lowers_what_attacks_get() -> None:
+    (plain, _), (defended, accuracy) = attacked(), attacked(Defence(channel_dropout=0.25), epochs=10)
+    assert error(DECODER, defended) > 1.2 * error(DECODER, plain)
+    assert error(KnownHalf(steps=100), defended) > 10 * error(KnownHalf(steps=100), plain)
+    assert accuracy > 0.7
+    channels = defended.send(defended.private).abs().amax((2, 3)) > 0
+    assert 0.5 < channels.float().mean() < 0.85  # some are 0 without it, too
+    assert len({tuple(each) for each in channels.tolist()}) > 40  # of 48: a draw for each
 
 
 def test_what_is_sent_is_clipped_and_noisy_also_in_evaluation() -> None:
@@ -245,7 +255,7 @@ def test_the_watch_needs_classes() -> None:
 
 # --- over every backend, and over a resume ---
 
-ALL = Defence(nopeek=0.1, adversary=0.1, noise=0.1, clip=20.0, watch=0.2)
+ALL = Defence(nopeek=0.1, adversary=0.1, noise=0.1, clip=20.0, channel_dropout=0.1, watch=0.2)
 SMALL = {"train_samples": 200, "test_samples": 40, "width": 0.5, "batch_size": 32, "epochs": 3, "threads": 1}
 
 

@@ -42,7 +42,7 @@ class Choices:
                 "client half": frozen_structure(half.facts),
             }
             norm, augment, defence = method["norm_in_b"], training["augment"], method["defence"]
-            noisy = bool(defence["noise"] or defence["clip"])
+            noisy = bool(defence["noise"] or defence["clip"] or defence["channel_dropout"])
             chosen.check()
             if not all(isinstance(said, str) for said in {**terms}.values()):
                 raise TypeError("terms")
@@ -64,7 +64,8 @@ class Choices:
         if noisy:
             raise ConfigError(
                 "defence: a device without PyTorch sends its activations without noise, and not clipped; serve without "
-                "--defence.noise and --defence.clip, or join from a machine with PyTorch (cutlayer join)"
+                "--defence.noise, --defence.clip and --defence.channel-dropout, or join from a machine with PyTorch "
+                "(cutlayer join)"
             )
         return chosen
 

@@ -126,7 +126,9 @@ def frame_leak(target: Target) -> dict[str, float]:
     activations = target.send(target.private)
     sizes = torch.tensor([sum(map(len, codec.pack(codec.encode(each[None])))) for each in activations]).double()
     candidates = torch.cat([target.private, target.public[:1000]])
-    exact = dataclasses.replace(target, codec="fp32", noise=dataclasses.replace(target.noise, std=0.0))
+    exact = dataclasses.replace(
+        target, codec="fp32", noise=dataclasses.replace(target.noise, std=0.0, channel_dropout=0.0)
+    )
     found = match_patterns(zero_patterns(activations), zero_patterns(exact.send(candidates)))
     count = len(activations)
     return {

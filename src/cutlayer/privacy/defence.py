@@ -22,6 +22,8 @@ class Defence:
     """Standard deviation of Gaussian noise on the activations that are sent."""
     clip: float | None = None
     """Largest Euclidean norm of a sample's activations; larger ones are scaled down."""
+    channel_dropout: float = 0.0
+    """Share of the channels that are left out of what is sent, drawn anew for each sample each time it is sent."""
     watch: float = 0.0
     """Share of the batches of A epochs that are sent with false labels, to tell a server that trains on the labels from
     one that hijacks the half (SplitGuard, arXiv 2108.09052)."""
@@ -30,12 +32,17 @@ class Defence:
     watch_after: int = 15
     """Batches with false labels before the first score: a network that has learned nothing yet minds no label."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether a client draws anything that the server must not be able to draw again."""
+        return bool(self.noise or self.channel_dropout or self.watch)
+
     def __post_init__(self) -> None:
         for name in ("nopeek", "adversary", "noise"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"defence: expected {name} of at least 0, got {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"defence: expected clip above 0, got {self.clip}")
-        for name in ("adversary_floor", "watch", "watch_score"):
+        for name in ("adversary_floor", "channel_dropout", "watch", "watch_score"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"defence: expected {name} from 0 to below 1, got {getattr(self, name)}")

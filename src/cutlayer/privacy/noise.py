@@ -1,4 +1,9 @@
-"""Noise at the cut: activations are clipped to a norm, Gaussian noise is added, and an accountant states what that is.
+"""Noise at the cut: channels are left out, the rest is clipped to a norm, Gaussian noise is added, and an accountant
+states what the noise is.
+
+Source of leaving out whole channels: Tompson et al., "Efficient Object Localization Using Convolutional Networks" (CVPR
+2015, arXiv 1411.4280), there against overfitting; to hide what the channels show: Singh et al., "DISCO" (CVPR 2021,
+arXiv 2012.11025), there with channels that are learned.
 
 What (epsilon, delta) say here: of one sample, sent a number of times through a *given* half in eval mode, whoever sees
 its noisy activations cannot tell well whether it was this sample or any other one (local differential privacy, the
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
+from cutlayer.privacy.defence import Defence
 
 
 @dataclass(frozen=True)
@@ -25,17 +31,36 @@ class Noise:
         std: standard deviation of the noise on each value.
         clip: the largest Euclidean norm of a sample's activations; larger ones are scaled down. None for no bound, and
             no promise.
+        channel_dropout: share of the channels (of the values, if there are no channels) that are 0 in what is sent,
+            drawn for each sample; the others are scaled up. Every look at a sample shows others, so many show all.
     """
 
     std: float
     clip: float | None = None
+    channel_dropout: float = 0.0
+
+    @staticmethod
+    def of(defence: Defence) -> Noise:
+        """What clients with this defence do to what they send."""
+        return Noise(defence.noise, defence.clip, defence.channel_dropout)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done to activations at all."""
+        return bool(self.std or self.clip or self.channel_dropout)
 
     def __post_init__(self) -> None:
         if self.std < 0 or (self.clip is not None and self.clip <= 0):
             raise ConfigError(f"noise: expected a std of at least 0 and a clip above 0, got {self.std}, {self.clip}")
+        if not 0 <= self.channel_dropout < 1:
+            raise ConfigError(f"noise: expected a channel_dropout from 0 to below 1, got {self.channel_dropout}")
 
     def __call__(self, activations: Tensor, draw: torch.Generator) -> Tensor:
         """Activations [N, *cut] as they are sent. Gradients flow through it. `draw` is a generator of the CPU."""
+        if self.channel_dropout:
+            stays = (torch.rand(activations.shape[:2], generator=draw) >= self.channel_dropout).to(activations)
+            stays = stays.reshape(*activations.shape[:2], *(1,) * (activations.ndim - 2))
+            activations = activations * (stays / (1 - self.channel_dropout))
         if self.clip is not None:
             norms = activations.flatten(1).norm(dim=1).clamp(min=1e-12)
             factors = (self.clip / norms).clamp(max=1).reshape(-1, *(1,) * (activations.ndim - 1))

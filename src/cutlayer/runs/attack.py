@@ -79,7 +79,7 @@ def attacked(
         labels,
         *_first(test, public),
         codec=config.method.activations,
-        noise=Noise(defence.noise, defence.clip),
+        noise=Noise.of(defence),
         seed=seed,
     )
     return Attacked(target, network, done)

@@ -103,7 +103,7 @@ class TakingPart:
     def _client(self, number: int) -> Client:
         data = self.member.data if self.policy.evaluation else ClientData(self.member.data.train)
         defence = self.method.defence
-        secret = client_secret(self.folder) if defence.noise or defence.watch else 0
+        secret = client_secret(self.folder) if defence.draws else 0
         job = ClientJob(number, *data.feeds(number, self.training), self.method, self.training, secret)
         return Client(job, lambda: self.trained, self.ledger, on_done=self._done)
 

@@ -32,7 +32,7 @@ class Defended:
     def __init__(self, job: ClientJob, image: tuple[int, ...], cut: tuple[int, ...], ledger: Ledger) -> None:
         defence, seed, self.number = job.method.defence, job.training.seed, job.number
         self.seed, self.ledger, self.nopeek = derive(seed, "secret", job.secret), ledger, defence.nopeek
-        self._noise = Noise(defence.noise, defence.clip) if defence.noise or defence.clip else None
+        self._noise = Noise.of(defence)
         self._adversary: Adversary | None = None
         if defence.adversary:
             weight, floor = defence.adversary, defence.adversary_floor
@@ -69,7 +69,7 @@ class Defended:
 
     def noisy(self, message: Step | Evaluate, activations: Tensor) -> Tensor:
         """The activations as they are sent; gradients flow through."""
-        if self._noise is None:
+        if not self._noise.changes:
             return activations
         kind = "evaluation" if isinstance(message, Evaluate) else "training"
         name = (kind, self.number, message.epoch, message.step, *microbatch_name(message))
