@@ -89,6 +89,12 @@ def test_sdar_reconstructs_from_what_a_server_has_after_training() -> None:
     assert error(target, SDAR_SOON(target)) < 0.6 * yardstick(target)
 
 
+def test_sdar_gets_no_more_than_the_labels_tell_if_the_cut_is_deep_and_narrow() -> None:
+    target = trained(DEEP)
+    of_labels = torch.stack([target.public[target.public_labels == label].mean(0) for label in range(10)])
+    assert error(target, SDAR_SOON(target)) > 0.95 * error(target, of_labels[target.labels])
+
+
 def test_sdar_beside_training_as_published() -> None:
     target = trained(SHALLOW, epochs=1)
     client, server = target.half.train(), target.server.train()
