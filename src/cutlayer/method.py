@@ -20,7 +20,7 @@ from cutlayer.memory.views import check_views
 from cutlayer.models.optim import Optimizer, OptimizerSpec
 from cutlayer.privacy.defence import Defence
 from cutlayer.regularize import Regularize
-from cutlayer.schedule import Always, Schedule
+from cutlayer.schedule import Always, Fixed, Schedule
 from cutlayer.stopping import Best, EarlyStopping, Ending
 
 NormInB = Literal["calibrated", "eval", "train"]
@@ -71,6 +71,12 @@ class Method:
             raise ConfigError(
                 f"defence: the watch sends false labels in A epochs, and with views_from={self.views_from} the server "
                 "would store them as true ones. Choose one"
+            )
+        if self.defence.watch and isinstance(self.schedule, Fixed) and "AC" in self.schedule.exchanges:
+            # With references of delta what an A epoch sent is stored, labels and all, and B is the first to mend it.
+            raise ConfigError(
+                "defence: the watch sends false labels in A epochs, on which a C epoch right after one would train: "
+                "have a B epoch follow each A, such as AABC"
             )
         if get_transfer(self.activations).feedback:
             raise ConfigError(
