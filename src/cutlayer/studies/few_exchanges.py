@@ -27,6 +27,11 @@ def settled(both: int, activations: int, epochs: int) -> Method:
     return Method.of(schedule, FOUR_BITS, views=VIEWS, views_from=both - 1)
 
 
+def settled_once(both: int, epochs: int) -> Method:
+    """So many A epochs, and one B: all that there is to send without augmentation, as the client half stands still."""
+    return Method.of(Settle(both=max(1, round(both * min(1.0, epochs / 60))), activations=1), FOUR_BITS)
+
+
 FEW: dict[str, tuple[str, Callable[[int], Method]]] = {
     "few100": ("settle, 15 A + 33 B, 4 bits, 6 views", partial(settled, 15, 33)),
     "few250": ("settle, 5 A + 14 B, 4 bits, 6 views", partial(settled, 5, 14)),

@@ -28,6 +28,8 @@ class Row:
         against: name of the row of plain split learning that it is compared with; its own for such a row.
         presets: those that have the row; None for all.
         client_half: as in `RunConfig`.
+        augment: whether the preset's augmentation is there. Without it a sample's activations are the same in every
+            epoch once the client half stands still, so what is stored does not get old.
     """
 
     name: str
@@ -41,11 +43,14 @@ class Row:
     against: str = "plain"
     presets: tuple[str, ...] | None = None
     client_half: ClientHalf | None = None
+    augment: bool = True
 
     def config(self, preset: Preset, seed: int, device: str = "cpu") -> RunConfig:
         """The run with this seed."""
         method = self.method(preset.training.epochs)
         training = replace(preset.training_of(self.network, seed), device=device)
+        if not self.augment:
+            training = replace(training, augment=None)
         if self.clients > 1 and isinstance(method.fleet.strategy, ParallelSplit):
             # The clients' parts of a step make one batch.
             training = replace(training, batch_size=max(2, training.batch_size // self.clients))

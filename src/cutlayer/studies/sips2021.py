@@ -13,12 +13,13 @@ from cutlayer.fleet import Fleet
 from cutlayer.method import Method
 from cutlayer.schedule import Always, Drift, Drop, Periodic, Schedule
 from cutlayer.strategies import make_strategy
-from cutlayer.studies.few_exchanges import FEW, FOUR_BITS
+from cutlayer.studies.few_exchanges import FEW, FOUR_BITS, settled_once
 from cutlayer.studies.rows import Row
 
 CLAIM = "1.64x to 106.7x; client 2.86x to 32.1x"
 CLAIMS_OF_CLIENTS = {5: "11.9x", 10: "11.3x"}
 SEVERAL = ("smoke", "cpu60", "full")
+AUGMENTED = ("cpu60", "cpu", "full")
 
 
 def plain(epochs: int) -> Method:
@@ -81,8 +82,22 @@ def of_clients(clients: int, partition: str, strategy: str) -> list[Row]:
     ]
 
 
+UNAUGMENTED = [
+    replace(
+        row,
+        name=f"noaug-{row.name}",
+        title=f"no augmentation: {row.title}",
+        against="noaug-plain",
+        augment=False,
+        presets=AUGMENTED,
+    )
+    for row in (PLAIN, PAPER, Row("few", "settle, 4 A + 1 B, 4 bits", lambda epochs: settled_once(4, epochs), seeds=3))
+]
+"""What the paper says of augmentation is not known, and stored activations bear it badly."""
+
 GROUPS: Sequence[Sequence[Row]] = [
     [PLAIN, PAPER, BEST["few250"], BEST["few500"]],
+    UNAUGMENTED,
     [ALWAYS_4, BEST["few100"], *LOSS_BASED],
     [*of_network("vgg13"), *of_network("resnet18")],
     [
