@@ -102,6 +102,14 @@ def test_leaving_out_channels_lowers_what_attacks_get() -> None:
     assert len({tuple(each) for each in channels.tolist()}) > 40  # of 48: a draw for each
 
 
+def test_a_narrow_cut_lowers_what_attacks_get() -> None:
+    (plain, _), (narrow, accuracy) = attacked(), attacked(narrow=8)
+    assert narrow.send(narrow.private[:1]).shape[1] * 8 == plain.send(plain.private[:1]).shape[1]
+    assert error(DECODER, narrow) > 1.2 * error(DECODER, plain)
+    assert error(KnownHalf(steps=100), narrow) > 10 * error(KnownHalf(steps=100), plain)
+    assert accuracy > 0.7
+
+
 def test_what_is_sent_is_clipped_and_noisy_also_in_evaluation() -> None:
     frames: list[bytes] = []
     train, test = digits()
