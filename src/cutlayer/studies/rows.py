@@ -6,11 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cutlayer.errors import ConfigError, unknown
-from cutlayer.method import Method
+from cutlayer.method import Method, Training
 from cutlayer.runs.client_half import ClientHalf
 from cutlayer.runs.config import RunConfig
 from cutlayer.strategies import ParallelSplit
 from cutlayer.studies.presets import Preset
+
+
+def as_preset(training: Training) -> Training:
+    """No other training than the preset's."""
+    return training
+
+
+def unaugmented(training: Training) -> Training:
+    """Without augmentation: once the client half stands still, stored activations are those that it would send again."""
+    return replace(training, augment=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +38,7 @@ class Row:
         against: name of the row of plain split learning that it is compared with; its own for such a row.
         presets: those that have the row; None for all.
         client_half: as in `RunConfig`.
-        augment: whether the preset's augmentation is there. Without it a sample's activations are the same in every
-            epoch once the client half stands still, so what is stored does not get old.
+        trained: how, from how the preset has it; the presets' own by default.
     """
 
     name: str
@@ -43,14 +52,12 @@ class Row:
     against: str = "plain"
     presets: tuple[str, ...] | None = None
     client_half: ClientHalf | None = None
-    augment: bool = True
+    trained: Callable[[Training], Training] = as_preset
 
     def config(self, preset: Preset, seed: int, device: str = "cpu") -> RunConfig:
         """The run with this seed."""
         method = self.method(preset.training.epochs)
-        training = replace(preset.training_of(self.network, seed), device=device)
-        if not self.augment:
-            training = replace(training, augment=None)
+        training = self.trained(replace(preset.training_of(self.network, seed), device=device))
         if self.clients > 1 and isinstance(method.fleet.strategy, ParallelSplit):
             # The clients' parts of a step make one batch.
             training = replace(training, batch_size=max(2, training.batch_size // self.clients))

@@ -14,7 +14,7 @@ from cutlayer.method import Method
 from cutlayer.schedule import Always, Drift, Drop, Periodic, Schedule
 from cutlayer.strategies import make_strategy
 from cutlayer.studies.few_exchanges import FEW, FOUR_BITS, settled_once
-from cutlayer.studies.rows import Row
+from cutlayer.studies.rows import Row, unaugmented
 
 CLAIM = "1.64x to 106.7x; client 2.86x to 32.1x"
 CLAIMS_OF_CLIENTS = {5: "11.9x", 10: "11.3x"}
@@ -88,7 +88,7 @@ UNAUGMENTED = [
         name=f"noaug-{row.name}",
         title=f"no augmentation: {row.title}",
         against="noaug-plain",
-        augment=False,
+        trained=unaugmented,
         presets=AUGMENTED,
     )
     for row in (PLAIN, PAPER, Row("few", "settle, 4 A + 1 B, 4 bits", lambda epochs: settled_once(4, epochs), seeds=3))
