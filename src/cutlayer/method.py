@@ -67,17 +67,8 @@ class Method:
             defence=(Defence, "a Defence"),
         )
         check_views(self.views, self.views_from, self.activations)
-        if self.defence.watch and self.views_from is not None:
-            raise ConfigError(
-                f"defence: the watch sends false labels in A epochs, and with views_from={self.views_from} the server "
-                "would store them as true ones. Choose one"
-            )
-        if self.defence.watch and isinstance(self.schedule, Fixed) and "AC" in self.schedule.exchanges:
-            # With references of delta what an A epoch sent is stored, labels and all, and B is the first to mend it.
-            raise ConfigError(
-                "defence: the watch sends false labels in A epochs, on which a C epoch right after one would train: "
-                "have a B epoch follow each A, such as AABC"
-            )
+        exchanges = self.schedule.exchanges if isinstance(self.schedule, Fixed) else ""
+        self.defence.check_stored(self.views_from, exchanges)
         if get_transfer(self.activations).feedback:
             raise ConfigError(
                 f"activations {self.activations!r}: 'ef>' is for gradients alone; give two specs, UP/DOWN"

@@ -19,7 +19,7 @@ def as_preset(training: Training) -> Training:
 
 
 def unaugmented(training: Training) -> Training:
-    """Without augmentation: once the client half stands still, stored activations are those that it would send again."""
+    """Without augmentation: once the client half stands still, what is stored is what it would send again."""
     return replace(training, augment=None)
 
 
