@@ -67,7 +67,7 @@ def in_process(clients: int, note: Callable[[EpochRecord], None]) -> None:
 
 
 def over_grpc(clients: int, note: Callable[[EpochRecord], None]) -> None:
-    from cutlayer.runs.serve import serve
+    from cutlayer.runs.serve import Callbacks, serve
 
     names = [f"client{number}" for number in range(clients)]
     joiners: list[subprocess.Popen] = []
@@ -86,8 +86,7 @@ def over_grpc(clients: int, note: Callable[[EpochRecord], None]) -> None:
             clients=names,
             method=method(),
             training=TRAINING,
-            on_epoch=note,
-            on_listening=listening,
+            callbacks=Callbacks(note, listening),
         )
         joiners[0].wait(60)
 

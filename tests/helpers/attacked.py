@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import msgspec
@@ -18,13 +19,14 @@ from torch.utils.data import TensorDataset
 from cutlayer import Halves, Method, Periodic, Result, fit
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.grpc.certs import make_certificates
-from cutlayer.backends.grpc.rpc import SERVICE
-from cutlayer.backends.grpc.session import Endpoint, Session, open_channel
+from cutlayer.backends.grpc.limits import ClientLimits
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
+from cutlayer.backends.grpc.session import Session, open_channel
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.join import join
-from cutlayer.runs.serve import Served, serve
+from cutlayer.runs.serve import Callbacks, Listening, Served, Waits, serve
 from cutlayer.runs.taking_part import Membership, TakingPart
 from cutlayer.wire.frames import Frame, pack, read, unpack
 from cutlayer.wire.messages import Finished, Hello, Plan, Refusal, Step
@@ -67,6 +69,8 @@ class Attacked:
 
     Args:
         patience: None waits for all clients, to the bits of all three; otherwise mallory may be left out.
+        waits: in place of what goes with this patience.
+        listening: what is chosen of a `Listening` beside the address and the certificates.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class Attacked:
         patience: float | None = PATIENCE,
         epochs: int = 4,
         names: tuple[str, ...] = NAMES,
-        **more: object,
+        waits: Waits | None = None,
+        limits: ClientLimits = ClientLimits(),
+        **listening: Any,
     ) -> None:
         self.folder, self.tls, self.epochs, self.names = folder, tls, epochs, names
         self.method, self.training = METHOD, training(epochs)
@@ -91,30 +97,23 @@ class Attacked:
         self._listener: Callable[[str], None] = lambda exchange: None
         self._hellos: dict[str, Hello] = {}
         self._threads: list[threading.Thread] = []
-        more = {
-            "patience": patience,
-            "linger": 5.0 if patience is None else 0.3,
-            "deadline": 5.0,
-            "client_half": self.half,
-            **more,
-        }
+        waits = waits or Waits(5.0, patience, linger=5.0 if patience is None else 0.3)
 
         def run() -> None:
             try:
                 self.served = serve(
                     server_half,
                     CUT,
-                    listen="127.0.0.1:0",
+                    listen=Listening("127.0.0.1:0", tls / "server", **listening),
                     run=folder / "server",
                     clients=names,
-                    tls=tls / "server",
+                    client_half=self.half,
                     method=self.method,
                     training=self.training,
-                    on_listening=self._listens,
-                    on_epoch=self._on_epoch,
-                    on_wait=self._waits.append,
+                    waits=waits,
+                    limits=limits,
+                    callbacks=Callbacks(self._on_epoch, self._listens, self._waits.append),
                     stop=self.stop,
-                    **more,
                 )
             except Stopped:
                 pass
@@ -184,11 +183,10 @@ class Attacked:
     ) -> torch.nn.Module:
         more.setdefault("stop", self._client_stop)
         return join(
-            self.address,
+            Endpoint(self.address, self.tls / name),
             half or copy.deepcopy(self.half),
             self.data[name],
             folder=folder or self.folder / name,
-            tls=self.tls / name,
             method=self.method,
             training=self.training,
             **more,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cutlayer.backends.grpc.limits import Limits
+from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import Connection, Link
 from cutlayer.backends.grpc.listener import Listener, Reception
 from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
+from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Done, Hello, Message, Welcome
 
@@ -19,8 +20,8 @@ class BadServer:
 
     def __init__(self, config: str = "{}") -> None:
         self.link = Link(1 << 24)
-        reception = Reception(self._admit, config, Refusals(), Places(["client"], Limits(), named=False))
-        self.listener = Listener("127.0.0.1:0", None, reception)
+        reception = Reception(self._admit, config, Refusals(), Places(["client"], ClientLimits(), named=False))
+        self.listener = Listener(Endpoint("127.0.0.1:0"), reception)
         self.address = f"127.0.0.1:{self.listener.port}"
 
     def _admit(self, hello: Hello) -> tuple[Welcome, Connection]:

@@ -25,8 +25,8 @@ import torch
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.grpc.link import CHUNK, Connection
-from cutlayer.backends.grpc.rpc import SERVICE
-from cutlayer.backends.grpc.session import Endpoint, Session, open_channel
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
+from cutlayer.backends.grpc.session import Session, open_channel
 from cutlayer.errors import RefusedError
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit

@@ -4,17 +4,18 @@ import copy
 import itertools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cutlayer.data.images import Images, outline
+from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.join import join
-from cutlayer.runs.serve import Served, serve
+from cutlayer.runs.serve import Callbacks, Served, serve
 
 CUT = (16, 4, 4)
 
@@ -23,7 +24,12 @@ class Together:
     """A server in a thread, without TLS, on this machine."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, clients: tuple[str, ...], on_epoch=None, **more: object
+        self,
+        config: RunConfig,
+        folder: Path,
+        clients: tuple[str, ...],
+        on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+        **more: Any,
     ) -> None:
         self.config, self.folder = config, folder
         self.served: Served | None = None
@@ -45,8 +51,7 @@ class Together:
                 clients=clients,
                 method=config.method,
                 training=config.training,
-                on_epoch=on_epoch,
-                on_listening=ready,
+                callbacks=Callbacks(on_epoch, ready),
                 **more,
             )
 

@@ -12,7 +12,7 @@ from cutlayer import Fleet, Halves, Method, Once, Training, fit
 from cutlayer.backends.ray import Ray
 from cutlayer.records.history import History
 from cutlayer.runs.join import join
-from cutlayer.runs.serve import serve
+from cutlayer.runs.serve import Callbacks, serve
 from cutlayer.strategies import STRATEGIES
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -54,7 +54,7 @@ def over_grpc(method: Method, clients: int, folder: Path) -> tuple[History, nn.M
         served.append(
             serve(
                 half, (6,), listen="127.0.0.1:0", run=folder / "run", clients=names, method=method, training=TRAINING,
-                client_half=halves().client, on_listening=on_listening,
+                client_half=halves().client, callbacks=Callbacks(on_listening=on_listening),
             )
         )  # fmt: skip
 

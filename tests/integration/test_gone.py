@@ -15,6 +15,7 @@ from cutlayer.errors import RefusedError
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.join import join
 from cutlayer.runs.recipes import digits
+from cutlayer.runs.serve import Waits
 from cutlayer.training.calibration import CALIBRATION_BATCHES
 from tests.helpers.processes import port_of, serve
 from tests.helpers.threads import Together, in_process, shares
@@ -51,7 +52,7 @@ class Turning(torch.utils.data.Dataset):
 def test_a_client_that_never_comes_back_holds_up_neither_the_epochs_nor_the_end(tmp_path: Path) -> None:
     config = with_choices(digits(), epochs=4, batch_size=32, test_samples=40, schedule="always", threads=1)
     data = shares(config, ("alice", "bob"))
-    together = Together(config, tmp_path, tuple(data), patience=1.0, linger=2.0)
+    together = Together(config, tmp_path, tuple(data), waits=Waits(patience=1.0, linger=2.0))
     halves = []
 
     def alice() -> None:

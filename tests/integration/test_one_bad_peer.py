@@ -23,14 +23,14 @@ from torch.utils.data import TensorDataset
 from cutlayer import ConfigError, Method, Periodic, RefusedError, files, fit
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.grpc.health import READINESS
-from cutlayer.backends.grpc.limits import Limits
+from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, CONFIRM, MORE
 from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.session import check_health, fetch_config
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.cli.entry import main
 from cutlayer.codecs import Encoded, encode_exactly, get_codec
-from cutlayer.runs.serve import Served, serve
+from cutlayer.runs.serve import Callbacks, Served, Waits, serve
 from cutlayer.wire.frames import MAGIC, PREFIX, VERSION, Frame, pack
 from cutlayer.wire.messages import Done, Plan
 from tests.helpers.attacked import (
@@ -47,7 +47,7 @@ from tests.helpers.attacked import (
 )
 from tests.helpers.small import data, halves, training
 
-SMALL = Limits(max_samples=100)
+SMALL = ClientLimits(max_samples=100)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_claims_are_bounded_and_refused_hellos_change_nothing(tls: Path, tmp_pat
 
 
 def test_what_is_stored_of_a_client_fits_its_share(tls: Path, tmp_path: Path) -> None:
-    limits = Limits(max_samples=1 << 40, quotas={"mallory": 1 << 38})
+    limits = ClientLimits(max_samples=1 << 40, quotas={"mallory": 1 << 38})
     with Attacked(tmp_path, tls, patience=None, limits=limits) as scene:
         reason = scene.refusal(scene.hello(samples=1 << 37, epoch_samples=8))
         assert "this client's share of 65536 MiB" in reason
@@ -183,7 +183,7 @@ def test_a_client_that_only_seems_to_live_is_late_all_the_same(what: str, tls: P
     beginning = CHUNK.pack(MORE, 0, 0) + PREFIX.pack(MAGIC, VERSION, 0, 2_000_000)
     first = {"a frame that never ends": beginning.ljust(CHUNK.size + CHUNK_BYTES, b"x"), "silence": CHUNK.pack(2, 0, 0)}
     still = itertools.repeat(CHUNK.pack(CONFIRM, 0, 0), 0 if what == "silence" else 1000)
-    with Attacked(tmp_path, tls, limits=Limits(slowest=1 << 20)) as scene:
+    with Attacked(tmp_path, tls, limits=ClientLimits(slowest=1 << 20)) as scene:
         scene.begin("alice", "bob")
         began = time.monotonic()
         stall_with(scene, itertools.chain([first.get(what, CHUNK.pack(CONFIRM, 0, 0))], still))
@@ -329,7 +329,7 @@ def test_who_was_away_at_the_end_gets_its_half_later(tls: Path, tmp_path: Path) 
             scene.join("mallory", stop=stop, on_epoch=lambda exchange, epoch: stop.request())
         served = scene.end()
     assert sorted(json.loads((tmp_path / "server/delivered.json").read_text())) == ["alice", "bob", "checksum"]
-    with Attacked(tmp_path, tls, farewell=True, linger=None) as scene:
+    with Attacked(tmp_path, tls, waits=Waits(linger=None)) as scene:
         half = scene.join("mallory")
         scene.thread.join(30)
         assert not scene.thread.is_alive()
@@ -338,14 +338,9 @@ def test_who_was_away_at_the_end_gets_its_half_later(tls: Path, tmp_path: Path) 
     assert served.history.epochs[-1].absent == [2]
 
 
-def test_farewell_is_for_runs_that_are_at_their_end(tls: Path, tmp_path: Path) -> None:
-    with Attacked(tmp_path, tls, patience=None) as scene:
-        scene.stop_after(1)
-        scene.begin(*NAMES)
-        scene.thread.join(30)
-    scene = Attacked(tmp_path, tls, farewell=True)
-    scene.thread.join(30)
-    assert "is not at its end, 1 epochs are done" in str(scene.error)
+def test_farewell_is_for_runs_that_are_at_their_end(tmp_path: Path, capsys) -> None:
+    assert main(["serve", "digits", "--run-dir", str(tmp_path), "--farewell"]) == 2
+    assert "is not at its end, 0 epochs are done" in capsys.readouterr().err
 
 
 def test_readiness_says_who_is_waited_for_and_liveness_does_not(tls: Path, tmp_path: Path, monkeypatch) -> None:
@@ -394,6 +389,22 @@ def test_each_client_is_named_once(tls: Path, tmp_path: Path) -> None:
 
 
 # --- operations ---
+
+
+def test_a_second_server_in_the_folder_is_refused_before_anyone_can_connect(tmp_path: Path, tls, monkeypatch) -> None:
+    monkeypatch.setattr("cutlayer.files.LOCK_PATIENCE", 0.2)
+
+    def content() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    with Attacked(tmp_path, tls, patience=None) as scene:
+        before, ports = content(), []
+        callbacks = Callbacks(on_listening=ports.append)
+        with pytest.raises(ConfigError, match="another process is at work on this run"):
+            serve(halves().server, CUT, listen="127.0.0.1:0", run=tmp_path / "server", callbacks=callbacks)
+        assert (ports, content()) == ([], before)
+        scene.begin(*NAMES)
+        scene.finish(*NAMES)
 
 
 def test_a_revoked_client_is_out_from_that_moment_and_the_others_finish(tls: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cutlayer import ConfigError, RefusedError
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.grpc.certs import common_name, make_certificates
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, LAST, Connection
-from cutlayer.backends.grpc.rpc import SERVICE
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.backends.grpc.session import check_health, fetch_config, open_channel
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import outline
@@ -27,7 +27,7 @@ from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join
 from cutlayer.runs.recipes import digits
-from cutlayer.runs.serve import serve
+from cutlayer.runs.serve import Callbacks, Listening, serve
 from cutlayer.runs.taking_part import Membership, TakingPart
 from cutlayer.wire.frames import Frame, pack, unpack
 from cutlayer.wire.messages import Hello, Refusal, Welcome
@@ -60,14 +60,13 @@ def server(tls: Path, tmp_path: Path) -> Iterator[SimpleNamespace]:
             state.served = serve(
                 halves.server,
                 CUT,
-                listen="127.0.0.1:0",
+                listen=Listening("127.0.0.1:0", tls / "server"),
                 run=tmp_path / "server",
-                tls=tls / "server",
                 client_half=halves.client,
                 method=CONFIG.method,
                 training=CONFIG.training,
                 config=CONFIG.as_dict(),
-                on_listening=ready,
+                callbacks=Callbacks(on_listening=ready),
                 stop=stop,
             )
 
@@ -84,12 +83,11 @@ def take_part(port: int, tls: Path, folder: Path, config: RunConfig = CONFIG, **
     train, test = CONFIG.datasets()
     half = config.halves(train).client
     return join(
-        f"127.0.0.1:{port}",
+        Endpoint(f"127.0.0.1:{port}", tls / "client"),
         half,
         train,
         test,
         folder=folder,
-        tls=tls / "client",
         method=config.method,
         training=config.training,
         **more,

@@ -15,6 +15,7 @@ from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
+from cutlayer.runs.serve import Waits
 from tests.helpers.threads import Together, in_process, part, shares
 
 
@@ -100,7 +101,7 @@ def test_with_patience_the_others_go_on_and_the_lost_one_comes_back(tmp_path: Pa
             again.set()
             time.sleep(2.0)  # for bob to be there in the next epoch
 
-    together = Together(config, tmp_path, tuple(data), on_epoch=note, patience=1.0)
+    together = Together(config, tmp_path, tuple(data), on_epoch=note, waits=Waits(patience=1.0))
 
     class Cut(Exception):  # noqa: N818
         pass

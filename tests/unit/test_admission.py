@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from cutlayer import Method, Training
-from cutlayer.backends.grpc.admission import Admission, Waits
+from cutlayer.backends.grpc.admission import Admission
 from cutlayer.backends.grpc.claims import Claims, Outline
-from cutlayer.backends.grpc.clients import Control, GrpcClients
-from cutlayer.backends.grpc.limits import Limits
+from cutlayer.backends.grpc.clients import GrpcClients
+from cutlayer.backends.grpc.limits import ClientLimits
+from cutlayer.backends.grpc.operation import Listening, Operation
 from cutlayer.backends.grpc.revocations import Revocations
-from cutlayer.backends.grpc.rpc import check_address
-from cutlayer.backends.grpc.stop import Stop
+from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.records.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ OUTLINE = Outline(("alice", "bob"), None, (4,), Method(), Training(epochs=1))
 
 
 def hello(name: str, half: str) -> Hello:
-    terms = {**Claims(OUTLINE, Limits()).terms, "client half": half}
+    terms = {**Claims(OUTLINE, ClientLimits()).terms, "client half": half}
     return Hello(
         name=name, run="", checkpoints=(0,), samples=8, test_samples=0, batch_size=4, drop_last=False,
         test_batch_size=0, frozen=False, epoch_samples=8, epoch_steps=2, epoch_flops=1, epoch_forward=1, epoch_bytes=1,
@@ -59,7 +59,8 @@ def held(admission: Admission, *messages: Hello) -> list[Asking]:
 
 @pytest.fixture
 def admission(tmp_path: Path) -> Admission:
-    return Admission(Claims(OUTLINE, Limits()), WayBack("run", Checkpoints(tmp_path), Limits().goings_back), Waits())
+    limits = ClientLimits()
+    return Admission(Claims(OUTLINE, limits), WayBack("run", Checkpoints(tmp_path), limits.goings_back))
 
 
 def test_who_is_barred_while_it_waits_is_not_let_in(admission: Admission) -> None:
@@ -86,8 +87,8 @@ def test_who_is_left_out_stays_out_when_it_is_revoked_no_more(tmp_path: Path) ->
     noted.add("alice", "training diverged")
     file.write_text("alice\nbob\n")
     revoked = Revocations(file)
-    control = Control(Limits(), Waits(), Stop(), revoked=revoked)
-    clients = GrpcClients(OUTLINE, control, Checkpoints(tmp_path), lambda: Saved(0), noted)
+    operation = Operation(Listening("127.0.0.1:0", revoked=revoked))
+    clients = GrpcClients(OUTLINE, operation, Checkpoints(tmp_path), lambda: Saved(0), noted)
     file.write_text("")
     revoked.reread()
     assert clients.admission.barred == {"alice": "training diverged"}
@@ -96,6 +97,6 @@ def test_who_is_left_out_stays_out_when_it_is_revoked_no_more(tmp_path: Path) ->
 def test_a_port_is_one() -> None:
     for address in ("127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:", ":7070", "127.0.0.1"):
         with pytest.raises(ConfigError, match="expected HOST:PORT"):
-            check_address(address, None, False)
+            Endpoint(address)
         with pytest.raises(ConfigError, match="metrics: expected HOST:PORT"), shown(None, address):  # type: ignore[arg-type]
             pass

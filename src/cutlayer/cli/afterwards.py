@@ -65,7 +65,7 @@ def export(arguments: Sequence[str], console: Console) -> None:
     found = export_run(run, folder, formats=chosen.formats, best=chosen.best, client=chosen.client)
     for file in found.files:
         checked = f" (onnxruntime within {found.differences[file.stem]:.1e})" if file.suffix == ".onnx" else ""
-        console.print(f"wrote {file}, {human_bytes(file.stat().st_size)}{checked}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {file}, {human_bytes(file.stat().st_size)}{checked}", soft_wrap=True)
 
 
 def predict_command(arguments: Sequence[str], console: Console) -> None:
@@ -78,11 +78,11 @@ def predict_command(arguments: Sequence[str], console: Console) -> None:
     if chosen.output is not None:
         with Path(chosen.output).open("wb") as file:
             np.save(file, outputs.numpy())
-        console.print(f"wrote {chosen.output}: {list(outputs.shape)}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {chosen.output}: {list(outputs.shape)}", soft_wrap=True)
     if samples.labels is None:
         if chosen.output is None:
             classes = outputs.argmax(1).tolist()
-            console.print(" ".join(map(str, classes)), highlight=False, soft_wrap=True)
+            console.print(" ".join(map(str, classes)), soft_wrap=True)
         return
     table = Table("activations sent in", "bytes a sample", f"accuracy of {len(samples.labels)}")
     table.add_row("not sent: one piece", "", f"{float(accuracy(outputs, samples.labels)):.4f}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
+from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.models.flops import FlopTable
 from cutlayer.runs.answer import Answers
 from cutlayer.runs.config import RunConfig
@@ -44,9 +45,10 @@ def answer(arguments: Sequence[str], console: Console) -> None:
     codec = chosen.codec or config.method.activations
     inputs = config.data.outline().inputs
     cut_shape = FlopTable(halves.client, inputs.shape[1:], inputs.dtype).output_shape
-    answers = Answers(halves.server, cut_shape, codec, chosen.listen, chosen.tls, chosen.insecure_plaintext)
+    endpoint = Endpoint(chosen.listen, chosen.tls, chosen.insecure_plaintext)
+    answers = Answers(halves.server, cut_shape, codec, endpoint)
     how = "mutual TLS" if chosen.tls else "plain text"
-    console.print(f"answering on port {answers.port} ({how}), activations in {answers.codec.name}", highlight=False)
+    console.print(f"answering on port {answers.port} ({how}), activations in {answers.codec.name}")
     try:
         answers.wait()
     except KeyboardInterrupt:

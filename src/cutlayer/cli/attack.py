@@ -85,10 +85,10 @@ def _attack(run: Run, found: Attacked, names: Sequence[str], chosen: AttackArgum
         console.print(attack_table(assessments, f"{run.folder.name} after {found.epochs} epochs"))
         file = run.folder / "attacks.png"
         save_gallery(found.target.private, rows, file)
-        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {file}", soft_wrap=True)
     for name, values in leaks.items():
         console.print(leak_table("gradients at the cut" if name == "labels" else "frames alone", values))
-    console.print(f"results: {lines.file}", highlight=False, soft_wrap=True)
+    console.print(f"results: {lines.file}", soft_wrap=True)
 
 
 def _advise(run: Run, found: Attacked, name: str, chosen: AttackArguments, console: Console) -> None:
@@ -96,12 +96,12 @@ def _advise(run: Run, found: Attacked, name: str, chosen: AttackArguments, conso
     for each in advise(found.network, found.target, get_attack(name, chosen.effort), name):
         lines.append({**each.as_dict(), **_about(found, chosen)})
         rows.append(each)
-        console.print(f"{each.cut}: SSIM {each.assessment.scores['ssim']}", highlight=False)
+        console.print(f"{each.cut}: SSIM {each.assessment.scores['ssim']}")
     console.print(advice_table(rows))
     figure: Path = run.folder / "advice.png"
     save_advice_figure(rows, figure)
     for file in (lines.file, figure):
-        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {file}", soft_wrap=True)
 
 
 def _about(found: Attacked, chosen: AttackArguments) -> dict[str, object]:

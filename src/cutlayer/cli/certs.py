@@ -101,13 +101,13 @@ def certs(arguments: Sequence[str], console: Console) -> None:
         for folder in tyro.cli(ShowArguments, prog=prog, args=rest).folders:
             if not (Path(folder) / "own.crt").is_file():
                 raise ConfigError(f"{folder}: expected a folder of certificates, with own.crt")
-            console.print(f"{folder}: {days_left(folder):.0f} days", highlight=False, soft_wrap=True)
+            console.print(f"{folder}: {days_left(folder):.0f} days", soft_wrap=True)
         return
     else:
         chosen = tyro.cli(CertsArguments, prog=prog, args=rest)
         written = make_certificates(chosen.folder, chosen.client, _positive(chosen.days))
         if not written:
             text = f"all there already in {chosen.folder}; to renew one, remove its folder"
-            console.print(text, highlight=False)
+            console.print(text)
     for file in written:
-        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {file}", soft_wrap=True)

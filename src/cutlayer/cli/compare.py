@@ -12,6 +12,7 @@ from rich.console import Console
 from cutlayer.errors import ConfigError
 from cutlayer.records.history import History
 from cutlayer.report import comparisons, figures, write_figures
+from cutlayer.report.plain import warn
 from cutlayer.runs.run import Run
 
 
@@ -40,7 +41,7 @@ def compare(arguments: Sequence[str], console: Console) -> None:
         except ConfigError as error:  # one of many, such as a folder whose run was refused before it began
             if len(chosen.runs) == 1:
                 raise
-            Console(stderr=True).print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
+            warn(f"left out: {error}")
     if not histories:
         raise ConfigError("none of the folders holds a run")
     for written, suffix in ((chosen.csv, ".csv"), (chosen.json, ".json")):

@@ -44,7 +44,7 @@ def completion(arguments: Sequence[str], console: Console, commands: Mapping[str
         cases.append(f'            {name}) choices="{" ".join(words)}" ;;')
     script = BASH.replace("COMMANDS", " ".join([*commands, "completion"])).replace("CASES", "\n".join(cases))
     zsh = "autoload -U +X bashcompinit && bashcompinit\n" if arguments[0] == "zsh" else ""
-    console.print(zsh + script, highlight=False, soft_wrap=True)
+    console.print(zsh + script, soft_wrap=True)
 
 
 def _options(command: Command, arguments: Sequence[str]) -> list[str]:

@@ -7,17 +7,22 @@ import datetime
 import json
 import logging
 import os
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from cutlayer.backends.grpc.rpc import KEEPALIVE
+from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import Images
 from cutlayer.errors import ConfigError
 from cutlayer.models.cut import copied
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +39,8 @@ class ConnectionArguments:
     log: Literal["text", "json"] = "text"
     """How log lines are written; what is logged says the environment variable CUTLAYER_LOG (WARNING by default)."""
 
-    def values(self) -> dict[str, Any]:
-        """As `serve` and `join` take them."""
+    def secured(self) -> dict[str, Any]:
+        """What an `Endpoint` has of it beside the address."""
         return {name: getattr(self, name) for name in ("tls", "insecure_plaintext", "keepalive")}
 
 
@@ -49,6 +54,17 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
         return json.dumps(said)
+
+
+def until_stopped(work: Callable[[Stop], T], folder: str | Path, console: Console) -> T | None:
+    """Do the work until it is done, or SIGINT or SIGTERM ask for its end: then say how to go on in the folder."""
+    stop = Stop()
+    with stop.on_signals():
+        try:
+            return work(stop)
+        except Stopped as stopped:
+            console.print(f"{stopped}; the same command goes on with {folder}", soft_wrap=True)
+            return None
 
 
 def cut_shape_of(half: nn.Module, data: Images) -> tuple[int, ...]:

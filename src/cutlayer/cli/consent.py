@@ -84,7 +84,7 @@ def ask(
     policy.check_method(method)
     policy.check_cut(method, cut_shape, input_shape)
     text = f"Cut after {harmless(cut, 80)}. " + revealed(method, module, cut_shape, input_shape, policy)
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
     if cut in arguments.accept_cut or ANY in arguments.accept_cut:
         return
     if not sys.stdin.isatty():

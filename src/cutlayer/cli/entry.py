@@ -23,6 +23,7 @@ from cutlayer.cli.report import report
 from cutlayer.cli.study import frontier_command, reproduce
 from cutlayer.cli.train import train
 from cutlayer.errors import ConfigError, CutlayerError, unknown
+from cutlayer.report.plain import plain_console, warn
 
 
 def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
@@ -70,15 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = [argument for argument in given if argument not in ("--quiet", "--debug")]
-    console = Console(quiet="--quiet" in given, markup=False)  # names may hold brackets
+    console = plain_console(quiet="--quiet" in given)
     if not arguments or arguments[0] in ("-h", "--help"):
-        console.print("usage: cutlayer COMMAND ...   (cutlayer COMMAND --help explains it)\n", highlight=False)
+        console.print("usage: cutlayer COMMAND ...   (cutlayer COMMAND --help explains it)\n")
         for name, command in {**COMMANDS, "completion": completion}.items():
-            console.print(f"  {name:10} {(command.__doc__ or '').partition(': eval')[0]}", highlight=False)
-        console.print("\n  with each: --quiet shows errors alone, --debug shows where they come from", highlight=False)
+            console.print(f"  {name:10} {(command.__doc__ or '').partition(': eval')[0]}")
+        console.print("\n  with each: --quiet shows errors alone, --debug shows where they come from")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        console.print(version("cutlayer"), highlight=False)
+        console.print(version("cutlayer"))
         return 0
     try:
         return _carry_out(arguments, console)
@@ -112,7 +113,7 @@ def _say(error: BaseException) -> int:
     elif not isinstance(error, (CutlayerError, OSError)):
         what = " ".join(str(error).split())
         line = f"error: {type(error).__name__}: {what}; run it again with --debug to see where it comes from"
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    warn(line)
     return status
 
 

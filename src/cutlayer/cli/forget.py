@@ -44,7 +44,5 @@ def forget(arguments: Sequence[str], console: Console) -> None:
     console.print(
         f"{chosen.client} takes part in {run.folder} no more. `cutlayer serve` goes on without it and its samples; "
         "checkpoints from before hold them until newer ones take their place",
-        highlight=False,
-        markup=False,
         soft_wrap=True,
     )

@@ -12,17 +12,18 @@ from rich.console import Console
 
 from cutlayer.backends.grpc.corelog import log_refusals
 from cutlayer.backends.grpc.health import LIVENESS, READINESS
-from cutlayer.backends.grpc.limits import Limits, read_quotas
+from cutlayer.backends.grpc.limits import ClientLimits, read_quotas
+from cutlayer.backends.grpc.operation import Callbacks, Listening, Waits
 from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.session import check_health
-from cutlayer.backends.grpc.stop import Stop, Stopped
+from cutlayer.backends.grpc.stop import Stop
 from cutlayer.cli.answer import answer
 from cutlayer.cli.arguments import parse_recipe
 from cutlayer.cli.certs import certs
-from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare
+from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
 from cutlayer.cli.joining import join_command
 from cutlayer.cli.shown import schedule_of
-from cutlayer.errors import RefusedError
+from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.report import ProgressView
 from cutlayer.runs.choices import Choices
 from cutlayer.runs.config import RunConfig
@@ -45,7 +46,7 @@ class ServeArguments(ConnectionArguments):
     """Do not train the client half, so that clients without PyTorch can take part (cutlayer-device): no A epochs."""
     run_dir: str | None = None
     """Folder of the run, to begin or to go on with; by default runs/RECIPE's data set-served."""
-    deadline: float = 300.0
+    deadline: float = Waits.deadline
     """Seconds after which a client that is connected and sends nothing is disconnected."""
     patience: float | None = None
     """Seconds after which an epoch goes on without a client of which nothing comes; by default all are waited for."""
@@ -53,24 +54,24 @@ class ServeArguments(ConnectionArguments):
     """Seconds that the end of the run waits for clients to hear of it and get their half."""
     farewell: bool = False
     """Only hand out what a run that is at its end has for its clients, for as long as it takes."""
-    max_samples: int = Limits.max_samples
+    max_samples: int = ClientLimits.max_samples
     """Training samples, and test samples, that a client may say it has."""
     quotas: str | None = None
     """JSON file with the same for single clients, such as {"alice": 50000}."""
     max_batch: int | None = None
     """Samples in a client's largest batch; by default four times the run's own."""
-    client_memory: int = Limits.memory >> 20
+    client_memory: int = ClientLimits.memory >> 20
     """MiB of a client's frames that may be in memory."""
     revoked: str | None = None
     """File with the names, one a line, of clients whose certificates do not count any more; read again on SIGHUP."""
     metrics: str | None = None
     """HOST:PORT to show metrics at, in Prometheus' format, such as 127.0.0.1:9100."""
-    slowest_link: int = Limits.slowest >> 10
+    slowest_link: int = ClientLimits.slowest >> 10
     """KiB a second. A client whose frames come more slowly counts as silent."""
 
-    def limits(self) -> Limits:
+    def limits(self) -> ClientLimits:
         """Bounds of what a client may claim, hold and cost."""
-        return Limits(
+        return ClientLimits(
             max_samples=self.max_samples,
             quotas=read_quotas(self.quotas) if self.quotas is not None else {},
             max_batch=self.max_batch,
@@ -111,27 +112,23 @@ def serve_command(arguments: Sequence[str], console: Console) -> None:
     done = folder.records() if folder.exists() else []
     if config.training.ending.reached(done):
         at_its_end = f"{folder.folder} is at its end, after {len(done)} epochs: clients are told so, nothing is trained"
-        console.print(f"{at_its_end}. To go on, give more --epochs", highlight=False, soft_wrap=True)
-    stop = Stop()
-    with stop.on_signals(), ProgressView(schedule_of(config), config.training.epochs, console, done) as view:
-        try:
-            served = _served(chosen, config, folder, console, view, stop)
-        except Stopped as stopped:
-            console.print(
-                f"{stopped}; the same command goes on with {folder.folder}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            return
+        console.print(f"{at_its_end}. To go on, give more --epochs", soft_wrap=True)
+    elif chosen.farewell:
+        raise ConfigError(f"farewell: {folder.folder} is not at its end, {len(done)} epochs are done")
+    with ProgressView(schedule_of(config), config.training.epochs, console, done) as view:
+        served = until_stopped(
+            lambda stop: _served(chosen, config, folder, console, view, stop), folder.folder, console
+        )
+    if served is None:
+        return
     if served.refusals:
-        console.print(f"refused: {served.refusals}", highlight=False)
+        console.print(f"refused: {served.refusals}")
     if len(chosen.client) > 1:
         folder.save_model(folder.model())
     else:
         console.print(
             f"the client half is with the client; for the uncut network, where both folders are: "
             f"cutlayer merge {folder.folder} --client CLIENT_RUN",
-            highlight=False,
             soft_wrap=True,
         )
     console.print(f"run folder: {folder.folder}")
@@ -145,37 +142,29 @@ def _served(
     if chosen.frozen:
         halves.client.requires_grad_(False)
 
-    def listening(port: int) -> None:
+    def on_listening(port: int) -> None:
         how = "mutual TLS" if chosen.tls else "plain text"
         line = f"listening on port {port} ({how}) for {', '.join(chosen.client)}"
         if chosen.listen.startswith(("127.", "localhost:", "[::1]:")):
             line += f"; from this machine alone: for others say --listen 0.0.0.0:{port}"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     revoked = Revocations(chosen.revoked) if chosen.revoked is not None else None
     with revoked.on_signal() if revoked is not None else nullcontext():
         return serve(
             halves.server,
             cut_shape_of(halves.client, outline),
-            listen=chosen.listen,
+            listen=Listening(chosen.listen, **chosen.secured(), revoked=revoked, metrics=chosen.metrics),
             run=folder.folder,
             clients=chosen.client,
             client_half=halves.client,
             method=config.method,
             training=config.training,
             config=config.as_dict(),
-            on_epoch=view,
-            on_listening=listening,
-            on_wait=view.note,
-            deadline=chosen.deadline,
-            patience=chosen.patience,
-            linger=None if chosen.farewell else chosen.linger,
-            farewell=chosen.farewell,
-            revoked=revoked,
-            metrics=chosen.metrics,
+            waits=Waits(chosen.deadline, chosen.patience, None if chosen.farewell else chosen.linger),
             limits=chosen.limits(),
+            callbacks=Callbacks(view, on_listening, view.note),
             stop=stop,
-            **chosen.values(),
         )
 
 

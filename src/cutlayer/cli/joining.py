@@ -9,11 +9,12 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
+from torch import nn
 
-from cutlayer.backends.grpc.rpc import check_address
+from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.session import own_name, wait_for_config
-from cutlayer.backends.grpc.stop import Stop, Stopped
-from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare
+from cutlayer.backends.grpc.stop import Stop
+from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
 from cutlayer.cli.consent import PolicyArguments, ask, check_sizes
 from cutlayer.data.partition import Partition
 from cutlayer.errors import ConfigError, harmless
@@ -48,23 +49,14 @@ class JoinArguments(PolicyArguments, ConnectionArguments):
 def join_command(arguments: Sequence[str], console: Console) -> None:
     """Take part in a run that another machine serves."""
     chosen = tyro.cli(JoinArguments, prog="cutlayer join", args=arguments)
-    check_address(chosen.address, chosen.tls, chosen.insecure_plaintext)
+    server = Endpoint(chosen.address, **chosen.secured())
     prepare(None, chosen.log)
-    stop = Stop()
-    with stop.on_signals():
-        try:
-            _join(chosen, console, stop)
-        except Stopped as stopped:
-            console.print(
-                f"{stopped}; the same command goes on with {chosen.run_dir}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            return
-    console.print(f"finished: {chosen.run_dir}/client.safetensors", highlight=False, soft_wrap=True)
+    if until_stopped(lambda stop: _join(chosen, server, console, stop), chosen.run_dir, console) is not None:
+        console.print(f"finished: {chosen.run_dir}/client.safetensors", soft_wrap=True)
 
 
-def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
+def _join(chosen: JoinArguments, server: Endpoint, console: Console, stop: Stop) -> nn.Module:
+    """The trained client half."""
     name = own_name(chosen.tls) if chosen.tls else chosen.name
     config = _config(chosen, stop)
     if chosen.data not in (None, config.data.name):
@@ -73,7 +65,7 @@ def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
         torch.set_num_threads(config.threads)
     policy = chosen.policy(config.clients)
     cut = f"{config.model.name} on {config.data.name}, cut after {config.model.cut}"
-    console.print(f"{name or 'client'}: {harmless(cut)}", highlight=False)
+    console.print(f"{name or 'client'}: {harmless(cut)}")
     train, test = config.datasets()
     half, share = config.halves(train).client, train
     shapes = cut_shape_of(half, train), tuple(train.inputs.shape[1:])
@@ -82,8 +74,8 @@ def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
         partition = Partition.load(chosen.partition)
         partition.check(train.labels, config.data.name)
         share = partition.subset(train, chosen.part)
-    join(
-        chosen.address,
+    return join(
+        server,
         half,
         share,
         test if chosen.part == 0 else None,
@@ -92,10 +84,9 @@ def _join(chosen: JoinArguments, console: Console, stop: Stop) -> None:
         method=config.method,
         training=config.training,
         policy=policy,
-        on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}", highlight=False),
+        on_epoch=lambda exchange, epoch: console.print(f"epoch {epoch + 1}: {exchange}"),
         give_up_after=chosen.give_up_after,
         stop=stop,
-        **chosen.values(),
     )
 
 

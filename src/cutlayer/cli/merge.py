@@ -34,4 +34,4 @@ def merge(arguments: Sequence[str], console: Console) -> None:
     model = run.model(best=chosen.best, client=chosen.client)
     file = Path(chosen.output) if chosen.output else run.folder / "merged.safetensors"
     save_sealed(model.state_dict(), file)
-    console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {file}", soft_wrap=True)

@@ -52,13 +52,13 @@ def partition(arguments: Sequence[str], console: Console) -> None:
     if chosen.out is not None and Path(chosen.out).exists():
         raise ConfigError(f"{chosen.out} exists already; remove it, or choose another name")
     made = _partition(chosen)
-    console.print(table(made, chosen.rows), highlight=False)
+    console.print(table(made, chosen.rows))
     if chosen.out is not None:
         made.save(chosen.out)
-        console.print(f"wrote {chosen.out}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {chosen.out}", soft_wrap=True)
     if chosen.plot is not None:
         save_figure(made, chosen.plot)
-        console.print(f"wrote {chosen.plot}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {chosen.plot}", soft_wrap=True)
 
 
 def _partition(chosen: PartitionArguments) -> Partition:

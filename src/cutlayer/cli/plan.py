@@ -21,6 +21,7 @@ from cutlayer.planning.leaks import leaks_of
 from cutlayer.planning.plan import CutPlan, Energy, Limits
 from cutlayer.planning.recipe import load_of
 from cutlayer.planning.timing import Link
+from cutlayer.report.plain import plain_console
 from cutlayer.report.units import human_bytes, human_seconds
 from cutlayer.runs.choices import Choices
 from cutlayer.runs.experiment import threads
@@ -65,7 +66,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     link = Link.parse(chosen.link) if chosen.link is not None else None
     leaks = leaks_of(chosen.advice) if chosen.advice is not None else None
     config = chosen.choices.applied_to(RECIPES[chosen.recipe]())
-    told = Console(stderr=True, markup=False)
+    told = plain_console(stderr=True)
     with threads(config.threads), told.status("") as status:
         load, read = load_of(config)
         found = plan_of(
@@ -88,7 +89,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     for table in tables(found):
         console.print(table)
     for line in lines(found, read):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def tables(plan: Plan) -> Iterator[Table]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from cutlayer.errors import ConfigError
 from cutlayer.files import replace
 from cutlayer.report.page import epochs_csv, html, markdown
+from cutlayer.report.plain import warn
 from cutlayer.runs.findings import view_of
 
 
@@ -40,7 +41,7 @@ def report(arguments: Sequence[str], console: Console) -> None:
         except ConfigError as error:
             if len(chosen.runs) == 1:
                 raise
-            Console(stderr=True).print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
+            warn(f"left out: {error}")
     if not views:
         raise ConfigError("none of the folders holds a run")
     names = ", ".join(view.name for view in views)
@@ -56,7 +57,7 @@ def report(arguments: Sequence[str], console: Console) -> None:
         (page.with_suffix(".csv"), epochs_csv(views)),
     ):
         replace(file, content)
-        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {file}", soft_wrap=True)
     for view in views:
         for line in view.missing:
-            Console(stderr=True).print(f"{view.name}: missing: {line}", highlight=False, markup=False, soft_wrap=True)
+            warn(f"{view.name}: missing: {line}")

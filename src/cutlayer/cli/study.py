@@ -68,7 +68,7 @@ def frontier_command(arguments: Sequence[str], console: Console) -> None:
     folder = _results(chosen, "frontier")
     study = Study(folder / f"{chosen.preset}.jsonl", [], others=[shared])
     for file in plots(study, plan, folder):
-        console.print(f"plot: {file}", soft_wrap=True, highlight=False)
+        console.print(f"plot: {file}", soft_wrap=True)
 
 
 def _results(chosen: StudyArguments, name: str) -> Path:
@@ -90,13 +90,13 @@ def _carry_out(
     )
     write = partial(_write_table, study, plan, folder / f"{preset.name}.md", command)
     left = len(study.todo())
-    console.print(f"{study.file}: {len(runs) - left} of {len(runs)} runs are there", soft_wrap=True, highlight=False)
+    console.print(f"{study.file}: {len(runs) - left} of {len(runs)} runs are there", soft_wrap=True)
     if not chosen.table:
         jobs = preset.jobs if chosen.jobs is None else chosen.jobs
         study.run(jobs, _teller(plan, write, console), chosen.minutes)
         left = len(study.todo())
         console.print(f"{left} runs are left" + ("; the same command goes on with them" if left else ""))
-    console.print(write() or "nothing is there yet", soft_wrap=True, highlight=False)
+    console.print(write() or "nothing is there yet", soft_wrap=True)
 
 
 def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[[Outcome], None]:
@@ -106,7 +106,6 @@ def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[
             f"{row.name}, seed {outcome['seed']}: {100 * outcome['accuracy']:.2f} %, "
             f"{outcome['exchanged_bytes'] / 1e6:.1f} MB, {outcome['seconds']:.0f} s",
             soft_wrap=True,
-            highlight=False,
         )
         write()
 

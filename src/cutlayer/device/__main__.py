@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.device.ask import ask
 from cutlayer.device.half import Data, DeviceHalf
 from cutlayer.device.join import join
@@ -53,18 +54,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _server(chosen: argparse.Namespace) -> Endpoint:
+    return Endpoint(chosen.address, chosen.tls, chosen.insecure_plaintext)
+
+
 def _join(chosen: argparse.Namespace) -> None:
     half = DeviceHalf(chosen.half, chosen.threads)
     test = Data.load(chosen.test) if chosen.test is not None else None
     join(
-        chosen.address,
+        _server(chosen),
         half,
         Data.load(chosen.data),
         test,
         folder=chosen.run_dir,
-        tls=chosen.tls,
         name=chosen.name,
-        insecure_plaintext=chosen.insecure_plaintext,
         give_up_after=chosen.give_up_after,
         on_epoch=lambda epoch: print(f"epoch {epoch + 1}: B", flush=True),
     )
@@ -73,14 +76,7 @@ def _join(chosen: argparse.Namespace) -> None:
 
 def _predict(chosen: argparse.Namespace) -> None:
     data = Data.load(chosen.data, labelled=False)
-    outputs = ask(
-        chosen.address,
-        DeviceHalf(chosen.half, chosen.threads),
-        data,
-        tls=chosen.tls,
-        codec=chosen.codec,
-        insecure_plaintext=chosen.insecure_plaintext,
-    )
+    outputs = ask(_server(chosen), DeviceHalf(chosen.half, chosen.threads), data, codec=chosen.codec)
     if chosen.output is not None:
         np.save(chosen.output, outputs)
         print(f"wrote {chosen.output}")

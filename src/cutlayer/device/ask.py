@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from cutlayer.backends.grpc.rpc import KEEPALIVE, SERVICE, check_address, describe, options
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint, describe, options
 from cutlayer.backends.grpc.session import open_channel
 from cutlayer.device.encode import DeviceCodec
 from cutlayer.device.half import Data, DeviceHalf, frame
@@ -21,27 +21,27 @@ SECONDS = 60.0
 
 
 def ask(
-    address: str,
+    server: str | Endpoint,
     half: DeviceHalf,
     data: Data,
     *,
-    tls: str | None = None,
     codec: str | None = None,
-    insecure_plaintext: bool = False,
     batch_size: int = 64,
 ) -> NDArray[np.float32]:
     """The outputs [N, ...] of the whole network, whose other half a server holds (`cutlayer answer`).
 
     Args:
+        server: HOST:PORT on this machine, or an `Endpoint`, with certificates for one elsewhere.
         codec: of the activations; by default that of the export. The server must have been started with the same.
 
     Raises:
         RefusedError: the server does not take what is sent, or cannot be reached.
     """
-    check_address(address, tls, insecure_plaintext)
+    endpoint = Endpoint.of(server)
     half.check(data)
     chosen, found = DeviceCodec(codec or half.facts["evaluation_codec"]), []
-    with open_channel(address, tls, options(KEEPALIVE, receive=ANSWER_BYTES, send=-1)) as channel:
+    limits = options(endpoint.keepalive, receive=ANSWER_BYTES, send=-1)
+    with open_channel(endpoint.address, endpoint.tls, limits) as channel:
         call = channel.unary_unary(f"/{SERVICE}/Predict")
         for number, start in enumerate(range(0, len(data), batch_size)):
             activations = half(data.inputs[start : start + batch_size])
@@ -49,7 +49,7 @@ def ask(
             try:
                 found.append(_outputs(call(request, timeout=SECONDS), number, len(activations)))
             except grpc.RpcError as error:
-                raise RefusedError(f"{address}: {describe(error)}") from None
+                raise RefusedError(f"{endpoint.address}: {describe(error)}") from None
     return np.concatenate(found)
 
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from cutlayer.backends.grpc.link import LinkClosed
-from cutlayer.backends.grpc.rpc import check_address
-from cutlayer.backends.grpc.session import Endpoint, Session, own_name, wait_for_config
+from cutlayer.backends.grpc.rpc import Endpoint
+from cutlayer.backends.grpc.session import Session, own_name, wait_for_config
 from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
 from cutlayer.device.encode import DeviceCodec, integers
 from cutlayer.device.half import Data, DeviceHalf, batches, frame
@@ -71,14 +71,14 @@ class Joining:
         self.number, self._flops = 0, 0
         self._patience: float | None = None  # seconds without a server, after which to give up
 
-    def take_part(self, address: str, tls: str | None, give_up_after: float | None = None) -> None:
+    def take_part(self, server: Endpoint, give_up_after: float | None = None) -> None:
         """Take part to the run's end. Raises ConfigError, RefusedError, TimeoutError."""
         self._patience = give_up_after
-        config = wait_for_config(address, tls, give_up_after)
+        config = wait_for_config(server.address, server.tls, give_up_after)
         self.choices, self.terms = Choices.checked(config, self.half), config["terms"]
         known = False
         while True:
-            session = Session(Endpoint(address, tls), self._hello(), FROM_SERVER, known=known)
+            session = Session(server, self._hello(), FROM_SERVER, known=known)
             try:
                 welcome = self._welcome(session)
                 known = True
@@ -251,25 +251,22 @@ class Joining:
 
 
 def join(
-    address: str,
+    server: str | Endpoint,
     half: DeviceHalf,
     train: Data,
     test: Data | None = None,
     *,
     folder: str | Path,
-    tls: str | None = None,
     name: str = "client",
-    insecure_plaintext: bool = False,
     give_up_after: float | None = None,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Take part in a run whose client half stands still, from a device without PyTorch.
 
     Args:
-        address: HOST:PORT of the server.
+        server: HOST:PORT on this machine, or an `Endpoint`, with certificates for one elsewhere.
         train, test: this device's data; inputs never leave it.
         folder: remembers in which run it took part, to go on after an interruption.
-        tls, insecure_plaintext: as in `cutlayer join`.
         name: without TLS, this device's name.
         give_up_after: seconds without a server after which this raises TimeoutError.
 
@@ -277,6 +274,6 @@ def join(
         ConfigError: the server's run is for another half, codec or cut than this device's export.
         RefusedError: an A epoch was asked for, or the server does not take this device.
     """
-    check_address(address, tls, insecure_plaintext)
-    name = own_name(tls) if tls is not None else name
-    Joining(half, train, test, Path(folder), name, on_epoch).take_part(address, tls, give_up_after)
+    endpoint = Endpoint.of(server)
+    name = own_name(endpoint.tls) if endpoint.tls is not None else name
+    Joining(half, train, test, Path(folder), name, on_epoch).take_part(endpoint, give_up_after)

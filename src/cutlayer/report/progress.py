@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cutlayer.records.history import EpochRecord
+from cutlayer.report.plain import plain_console
 from cutlayer.report.units import human_bytes
 
 MOST_STRETCHES = 4
@@ -75,7 +76,7 @@ class ProgressView:
 
     def note(self, line: str) -> None:
         """Show a line beside the progress."""
-        self.console.print(f"{self.title}: {line}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{self.title}: {line}", soft_wrap=True)
 
     def __call__(self, record: EpochRecord) -> None:
         """Show this epoch."""
@@ -95,7 +96,7 @@ class ProgressView:
             if self.begun is not None and done > self.begun[1]:  # it is not if epochs are trained again
                 seconds = (now - self.begun[0]) / (done - self.begun[1]) * (self.epochs - done)
                 left = f", {seconds:.0f} s left"
-            self.console.print(f"{self.title}: {line}{left}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self.title}: {line}{left}", soft_wrap=True)
         self.begun = self.begun or (now, done)
 
 
@@ -109,7 +110,7 @@ def shown(
     title: str, epochs: int, done: Sequence[EpochRecord], progress: bool | None
 ) -> AbstractContextManager[ProgressView | None]:
     """A view on stderr; nothing for False, and by default neither without a terminal or a notebook."""
-    console = Console(stderr=True, markup=False)
+    console = plain_console(stderr=True)
     wanted = console.is_terminal or console.is_jupyter if progress is None else progress
     return ProgressView(title, epochs, console, done) if wanted else nullcontext()
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
 from cutlayer.files import replace
 from cutlayer.records.history import History, flat
+from cutlayer.report.plain import plain_console
 from cutlayer.report.spreadsheet import csv_text
 from cutlayer.report.units import human_bytes
 from cutlayer.schedule import Exchange
@@ -83,7 +83,7 @@ def comparisons(
     histories: Mapping[str, History], configs: Mapping[str, Mapping[str, Any]], width: int
 ) -> Iterator[Table]:
     """Tables as `comparison` makes them, each of as many runs beside each other as the width takes."""
-    wide, names = Console(width=1 << 16, markup=False), list(histories)
+    wide, names = plain_console(width=1 << 16), list(histories)
 
     def table(count: int) -> Table:
         return comparison({name: histories[name] for name in names[:count]}, configs)

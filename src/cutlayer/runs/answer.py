@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +13,7 @@ from torch import nn
 
 from cutlayer.backends.grpc.certs import read_certificates
 from cutlayer.backends.grpc.places import Deadlines
-from cutlayer.backends.grpc.rpc import KEEPALIVE, SERVICE, check_address, options
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint, options
 from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
@@ -33,8 +32,8 @@ class Answers:
         half: the trained server half, in eval mode.
         cut_shape: of one sample's activations.
         codec: spec of what the activations come in; others are refused.
-        listen: HOST:PORT; port 0 takes a free one.
-        tls: the server's folder of certificates.
+        listen: HOST:PORT on this machine, or an `Endpoint`, with certificates for what comes from others; port 0 takes
+            a free one.
 
     Attributes:
         request_seconds: how long a request may be on its way; whoever sends nothing is cut off.
@@ -51,11 +50,9 @@ class Answers:
         half: nn.Module,
         cut_shape: tuple[int, ...],
         codec: str,
-        listen: str,
-        tls: str | Path | None = None,
-        insecure_plaintext: bool = False,
+        listen: str | Endpoint,
     ) -> None:
-        check_address(listen, tls, insecure_plaintext)
+        endpoint = Endpoint.of(listen)
         self.half, self.cut_shape = half.eval(), cut_shape
         self.codec = evaluation_codec(get_transfer(codec))
         self._alone = threading.Lock()  # one batch at a time: more would only share the processor
@@ -64,21 +61,21 @@ class Answers:
         self._deadlines = Deadlines()
         self._server = grpc.server(
             ThreadPoolExecutor(REQUESTS, "cutlayer-answer"),
-            options=options(KEEPALIVE, receive=largest, send=-1),
+            options=options(endpoint.keepalive, receive=largest, send=-1),
             maximum_concurrent_rpcs=4 * REQUESTS,
         )
         # A stream of one request, as only the wait for a stream's request can be ended.
         handlers = {"Predict": grpc.stream_unary_rpc_method_handler(self._predict)}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         try:
-            if tls is None:
-                self.port = self._server.add_insecure_port(listen)
+            if endpoint.tls is None:
+                self.port = self._server.add_insecure_port(endpoint.address)
             else:
-                authority, certificate, key = read_certificates(tls)
+                authority, certificate, key = read_certificates(endpoint.tls)
                 credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
-                self.port = self._server.add_secure_port(listen, credentials)
+                self.port = self._server.add_secure_port(endpoint.address, credentials)
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {listen}: {error}") from None
+            raise ConfigError(f"cannot listen on {endpoint.address}: {error}") from None
         self._server.start()
 
     def wait(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from cutlayer.backends.grpc.claims import Claims
 from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
+from cutlayer.backends.grpc.rpc import KEEPALIVE
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.backends.grpc.way_back import WayBack
@@ -31,23 +32,6 @@ READY_SECONDS = 60.0
 
 class SessionUnknown(RefusedError):  # noqa: N818
     """A client wants what this server has not got at the moment; it may begin a new session."""
-
-
-@dataclass(frozen=True)
-class Waits:
-    """How long the server waits for clients, in seconds.
-
-    Attributes:
-        deadline: after which a client that is connected and sends nothing is disconnected.
-        patience: after which an epoch goes on without a client that is not there, or of which nothing comes; None waits
-            for all, and a client that begins anew takes the run back to its last checkpoint.
-        keepalive: within which a connection whose other end has vanished is given up. So long a second process with a
-            client's certificate is held, in case the first one has vanished.
-    """
-
-    deadline: float = 300.0
-    patience: float | None = None
-    keepalive: float = 15.0
 
 
 @dataclass
@@ -69,15 +53,25 @@ class Admission:
     Args:
         claims: what they may say of themselves.
         way_back: which checkpoints go with the server's.
+        patience: see `Waits`.
+        keepalive: see `Endpoint`. So long a second process with a client's certificate is held, in case the first one
+            has vanished.
         known: their Hellos from earlier, where the run is not new.
 
     Attributes:
         barred: clients that are let in no more, by name, and why.
     """
 
-    def __init__(self, claims: Claims, way_back: WayBack, waits: Waits, known: Sequence[Hello] = ()) -> None:
-        self.claims, self.way_back, self.run, self.waits = claims, way_back, way_back.run, waits
-        self.names, self.patience = list(claims.run.names), waits.patience
+    def __init__(
+        self,
+        claims: Claims,
+        way_back: WayBack,
+        patience: float | None = None,
+        keepalive: float = KEEPALIVE,
+        known: Sequence[Hello] = (),
+    ) -> None:
+        self.claims, self.way_back, self.run = claims, way_back, way_back.run
+        self.names, self.patience, self.keepalive = list(claims.run.names), patience, keepalive
         self.hellos: dict[int, Hello] = dict(enumerate(known))
         self.barred: dict[str, str] = {}
         self._sessions: dict[int, Session] = {}
@@ -257,7 +251,7 @@ class Admission:
             raise SessionUnknown(f"another process of client {name} asks to come in already")
         self._held.add(number)
         try:
-            deadline = time.monotonic() + 1.2 * self.waits.keepalive + 0.5
+            deadline = time.monotonic() + 1.2 * self.keepalive + 0.5
             while number in self._sessions and self._sessions[number].up and not self._closed:
                 if time.monotonic() > deadline:
                     raise RefusedError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 from torch import nn
 
-from cutlayer.backends.grpc.limits import Limits
+from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.terms import check_terms, largest_frame, terms_of
 from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.errors import ConfigError, RefusedError
@@ -64,7 +64,7 @@ class Outline:
 class Claims:
     """The bounds of what a client of this run may say of itself."""
 
-    def __init__(self, run: Outline, limits: Limits) -> None:
+    def __init__(self, run: Outline, limits: ClientLimits) -> None:
         self.run, self.limits = run, limits
         self.terms = terms_of(run.method, run.training, run.cut_shape, run.half)
         self.half_bytes = largest_weights(run.half) if run.half is not None else limits.max_half

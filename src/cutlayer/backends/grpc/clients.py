@@ -9,19 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cutlayer.backends.base import Attendance, Clients
-from cutlayer.backends.grpc.admission import Admission, Waits
+from cutlayer.backends.grpc.admission import Admission
 from cutlayer.backends.grpc.claims import Claims, Outline, as_json, from_json
-from cutlayer.backends.grpc.limits import Limits
 from cutlayer.backends.grpc.listener import Reception
+from cutlayer.backends.grpc.operation import Operation
 from cutlayer.backends.grpc.peer import Desk, LinkPeer
 from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
-from cutlayer.backends.grpc.revocations import REASON, Revocations
-from cutlayer.backends.grpc.stop import Stop
+from cutlayer.backends.grpc.revocations import REASON
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
@@ -41,27 +39,12 @@ from cutlayer.wire.messages import Finished, Saved, Weights
 log = logging.getLogger("cutlayer.server")
 
 
-@dataclass(frozen=True, eq=False)
-class Control:
-    """What a server's operator says of its connections, and hears of them.
-
-    Attributes:
-        say: called with lines that say whom the server waits for.
-        revoked: names whose certificates do not count any more.
-    """
-
-    limits: Limits
-    waits: Waits
-    stop: Stop
-    say: Callable[[str], None] = lambda line: None
-    revoked: Revocations | None = None
-
-
 class GrpcClients(Clients):
     """The clients of one run, behind links.
 
     Args:
         run: what is known of it before anyone has come.
+        operation: what the server's operator chooses.
         checkpoints: the run's.
         left_out: the record of clients that the run goes on without.
         oldest: called for the epochs of the oldest checkpoint that the server may go back to, and for those beside it.
@@ -73,32 +56,33 @@ class GrpcClients(Clients):
     def __init__(
         self,
         run: Outline,
-        control: Control,
+        operation: Operation,
         checkpoints: Checkpoints,
         oldest: Callable[[], Saved],
         left_out: Noted,
     ) -> None:
-        self.names, self.half, self.waits, self.stop = list(run.names), run.half, control.waits, control.stop
-        self.epochs, self._oldest, self._say = run.training.epochs, oldest, control.say
+        self.names, self.half, self.waits, self.stop = list(run.names), run.half, operation.waits, operation.stop
+        self.epochs, self._oldest, self._say = run.training.epochs, oldest, operation.callbacks.on_wait
         saved = checkpoints.state() or {}
         self.run = saved.get("run") or secrets.token_hex(8)
         self.refusals, self.waiting, self._epoch = Refusals(), Waiting(self._tell), 0
         self.traffic: Counter[tuple[str, str]] = Counter()
         """Bytes of frames by client and direction, since this process began."""
-        desk = control.waits, self.waiting, self.refusals, control.stop, control.limits.slowest, self.traffic
-        self._desk = Desk(*desk)
-        self._limits = control.limits
+        listening, limits = operation.listening, operation.limits
+        self._desk = Desk(self.waits, self.waiting, self.refusals, self.stop, limits.slowest, self.traffic)
+        self._limits, self._named = limits, listening.tls is not None
         hellos = [from_json(values) for values in saved.get("hellos", [])]
-        self._way_back = WayBack(self.run, checkpoints, control.limits.goings_back)
-        self.admission = Admission(Claims(run, control.limits), self._way_back, control.waits, hellos)
+        self._way_back = WayBack(self.run, checkpoints, limits.goings_back)
+        self.claims = Claims(run, limits)
+        self.admission = Admission(self.claims, self._way_back, self.waits.patience, listening.keepalive, hellos)
         self.stores: dict[str, Store] = {}
         self._took_part = [0] * len(run.names)
         """After how many epochs each client did something last."""
         self._left_out, self._forgotten, self._revoked = left_out, set(), set()
         self._server: Server | None = None
         self._leave_out()
-        if control.revoked is not None:
-            control.revoked.listen(self._revoke)
+        if listening.revoked is not None:
+            listening.revoked.listen(self._revoke)
         self._strikes = [0] * len(run.names)
         """Epochs in a row that each client began and did not complete."""
         self._failed: tuple[int, set[int]] = (-1, set())
@@ -109,14 +93,9 @@ class GrpcClients(Clients):
         log.info(line)
         self._say(line)
 
-    def reception(self, config: str, *, named: bool) -> Reception:
-        """Who is let in, for a listener.
-
-        Args:
-            config: the run's, as JSON, for clients that ask.
-            named: whether connections show whose they are, by TLS.
-        """
-        places = Places(self.names, self._limits, named=named)
+    def reception(self, config: str) -> Reception:
+        """Who is let in, for a listener; clients that ask get the run's config, as JSON."""
+        places = Places(self.names, self._limits, named=self._named)
         known = self.admission.barred
         return Reception(self.admission.admit, config, self.refusals, places, self.waiting.awaited, known.get)
 

@@ -14,7 +14,7 @@ MiB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class ClientLimits:
     """Bounds of what a client may claim, hold and cost. Whoever goes past them is refused, at its own expense.
 
     Attributes:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +17,7 @@ from cutlayer.backends.grpc.link import Connection
 from cutlayer.backends.grpc.places import Busy, Deadlines, Places, descriptors_for_strangers
 from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.renewal import server_credentials
-from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
+from cutlayer.backends.grpc.rpc import HELLO_SECONDS, SERVICE, Endpoint, options
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
@@ -49,21 +48,17 @@ class Listener:
     """The server's end: takes connections on one port.
 
     Args:
-        address: HOST:PORT; port 0 takes a free one, see `port`.
-        tls: the server's folder of certificates, or None for plain text.
-        keepalive: seconds within which a connection that has gone silent is given up.
+        endpoint: where; port 0 takes a free one, see `port`.
     """
 
-    def __init__(
-        self, address: str, tls: str | Path | None, reception: Reception, keepalive: float = KEEPALIVE
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, reception: Reception) -> None:
         self.reception, self._deadlines = reception, Deadlines()
         self._offer = pack(Frame(Offer(reception.config)))
         places = reception.places
         most = ("grpc.max_allowed_incoming_connections", descriptors_for_strangers(len(places.members)))
         streams = ("grpc.max_concurrent_streams", 2 * places.limits.streams + 4)  # of a connection
         self._server = grpc.server(
-            ThreadPoolExecutor(places.threads, "cutlayer-stream"), options=[*options(keepalive), most, streams]
+            ThreadPoolExecutor(places.threads, "cutlayer-stream"), options=[*options(endpoint.keepalive), most, streams]
         )
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
@@ -73,13 +68,13 @@ class Listener:
         self._health = Health(reception.missing)
         self._server.add_generic_rpc_handlers([self._health.handler()])
         try:
-            if tls is None:
-                self.port = self._server.add_insecure_port(address)
+            if endpoint.tls is None:
+                self.port = self._server.add_insecure_port(endpoint.address)
             else:
-                self.port = self._server.add_secure_port(address, server_credentials(tls))
+                self.port = self._server.add_secure_port(endpoint.address, server_credentials(endpoint.tls))
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}: {error}") from None
-        self._tls = tls is not None
+            raise ConfigError(f"cannot listen on {endpoint.address}: {error}") from None
+        self._tls = endpoint.tls is not None
         self._server.start()
 
     def close(self) -> None:

@@ -8,8 +8,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cutlayer.backends.grpc.admission import Waits
 from cutlayer.backends.grpc.link import Link, LinkClosed
+from cutlayer.backends.grpc.operation import Waits
 from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import LONG, Waiting

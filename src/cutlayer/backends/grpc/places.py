@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from cutlayer.backends.grpc.limits import Limits
+from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.errors import ConfigError, RefusedError
 
 SPARE = 8
@@ -36,7 +36,7 @@ class Places:
         named: whether connections show whose they are, by TLS. If not, all of them share all places.
     """
 
-    def __init__(self, members: Collection[str], limits: Limits, *, named: bool) -> None:
+    def __init__(self, members: Collection[str], limits: ClientLimits, *, named: bool) -> None:
         self.members, self.limits = frozenset(members), limits
         self._strangers = limits.strangers + (0 if named else len(self.members) * limits.streams)
         self._taken: Counter[str] = Counter()

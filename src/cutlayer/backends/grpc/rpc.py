@@ -7,7 +7,9 @@ and the server's Welcome or Refusal; what follows are the messages of a `link.Li
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import grpc
 
@@ -32,8 +34,6 @@ def options(keepalive: float, receive: int = MESSAGE_BYTES, send: int = MESSAGE_
     Args:
         receive, send: bytes of the largest message; -1 for any.
     """
-    if not keepalive >= 0.1:
-        raise ConfigError(f"keepalive: expected at least 0.1 seconds, got {keepalive}")
     third = round(1000 * keepalive / 3)
     return [
         ("grpc.max_receive_message_length", receive),
@@ -67,17 +67,42 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def check_address(address: str, tls: str | Path | None, insecure_plaintext: bool) -> None:
-    """Raise ConfigError for an address that is none, and for one beyond this machine without TLS."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"expected HOST:PORT, got {address!r}")
-    if tls is None and not insecure_plaintext and not is_loopback(address):
-        raise ConfigError(
-            f"{address} is not on this machine, and there is no TLS: activations and labels would be readable on the "
-            "way, and anyone could join. Give the folder with certificates (tls, --tls; see `cutlayer certs`), or say "
-            "insecure_plaintext (--insecure-plaintext)"
-        )
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server is, and how a connection with it is secured.
+
+    Attributes:
+        address: HOST:PORT.
+        tls: this machine's folder of certificates (`cutlayer certs`), or None for plain text.
+        insecure_plaintext: allow an address beyond this machine without TLS.
+        keepalive: seconds within which a connection whose other end has vanished without a word is given up.
+
+    Raises:
+        ConfigError: the address is none, or is beyond this machine and there is no TLS.
+    """
+
+    address: str
+    tls: str | Path | None = None
+    insecure_plaintext: bool = False
+    keepalive: float = KEEPALIVE
+
+    def __post_init__(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError(f"expected HOST:PORT, got {self.address!r}")
+        if self.tls is None and not self.insecure_plaintext and not is_loopback(self.address):
+            raise ConfigError(
+                f"{self.address} is not on this machine, and there is no TLS: activations and labels would be readable "
+                "on the way, and anyone could join. Give the folder with certificates (tls, --tls; see `cutlayer "
+                "certs`), or say insecure_plaintext (--insecure-plaintext)"
+            )
+        if not self.keepalive >= 0.1:
+            raise ConfigError(f"keepalive: expected at least 0.1 seconds, got {self.keepalive}")
+
+    @classmethod
+    def of(cls, place: str | Self) -> Self:
+        """The endpoint at HOST:PORT, which is on this machine; an endpoint is returned as it is."""
+        return cls(place) if isinstance(place, str) else place
 
 
 def describe(error: Exception) -> str:

@@ -11,7 +11,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cutlayer.backends.grpc.certs import SERVER_NAME, common_name, read_certificates
 from cutlayer.backends.grpc.health import LIVENESS, WAITING
 from cutlayer.backends.grpc.link import Connection, Link
-from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, options
+from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, Endpoint, options
 from cutlayer.backends.grpc.trouble import Attempts, explain
 from cutlayer.errors import ConfigError, CutlayerError, RefusedError, harmless
 from cutlayer.wire.envelope import header_of, seal
@@ -107,21 +106,6 @@ def check_health(address: str, tls: str | Path | None, service: str = LIVENESS) 
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
         missing = [harmless(value) for key, value in call.trailing_metadata() or () if key == WAITING]
         return f"{status}, waiting for {', '.join(missing)}" if missing else status
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server is, and how to connect to it.
-
-    Attributes:
-        address: HOST:PORT.
-        tls: this machine's folder of certificates, or None for plain text.
-        keepalive: seconds within which a connection that has gone silent is given up.
-    """
-
-    address: str
-    tls: str | Path | None
-    keepalive: float = KEEPALIVE
 
 
 class Session:
