@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 from cutlayer.errors import ConfigError
 from cutlayer.models.cut import copied
@@ -113,7 +114,22 @@ class FlopTable:
             inputs = inputs.requires_grad_(input_gradient)
             # A clone costs no FLOPs, and lets a half begin with an operation that works in place.
             outputs = half(inputs.clone() if input_gradient else inputs)
-        with FlopCounterMode(display=False) as backward:
+        with FlopCounterMode(display=False, custom_mapping=COUNTED_HERE) as backward:
             if outputs.requires_grad:
                 outputs.backward(torch.ones_like(outputs))
         return forward.get_total_flops(), backward.get_total_flops()
+
+
+def _convolution_backward(*arguments: Any, out_shape: Any = None, **more: Any) -> int:
+    """As PyTorch counts it, but that it takes the gradient of a grouped convolution's weights for that of a full one.
+
+    Source: pull request 183405 of pytorch/pytorch.
+    """
+    count: Any = conv_backward_flop
+    groups, (to_inputs, to_weights, *_) = arguments[9:11]
+    inputs = count(*arguments[:10], (to_inputs, False, False), out_val=out_shape, **more)
+    weights = count(*arguments[:10], (False, to_weights, False), out_val=out_shape, **more)
+    return inputs + weights // groups
+
+
+COUNTED_HERE = {torch.ops.aten.convolution_backward: _convolution_backward}

@@ -1,4 +1,4 @@
-"""The networks: VGG11, VGG13 and ResNet18 for 32x32 input, and a small CNN for digits.
+"""The networks: VGG11, VGG13, ResNet18 and EfficientNet-Lite0 for 32x32 input, and a small CNN for digits.
 
 All take raw uint8 images and normalize them in their first layer. VGG layers are named `layer1`, `layer2`, ... counting
 convolutions and max-pools alike, as publications on split learning count cut layers.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError, unknown
+from cutlayer.models.efficientnet_lite import efficientnet_lite0
 
 
 class Normalize(nn.Module):
@@ -126,6 +127,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": partial(vgg, "vgg11"),
     "vgg13": partial(vgg, "vgg13"),
     "resnet18": resnet18,
+    "efficientnet_lite0": efficientnet_lite0,
 }
 
 

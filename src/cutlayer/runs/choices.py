@@ -34,6 +34,7 @@ PLACES = {
     "cut": "model.cut",
     "narrow": "model.narrow",
     "padding": "model.padding",
+    "pretrained": "model.pretrained",
     "norm_in_b": "method.norm_in_b",
     "store": "method.store",
     "views": "method.views",
@@ -79,7 +80,7 @@ class Choices:
     test_samples: int | None
     """Evaluate on the first so many samples only."""
 
-    model: Literal["cnn", "vgg11", "vgg13", "resnet18"]
+    model: Literal["cnn", "vgg11", "vgg13", "resnet18", "efficientnet_lite0"]
     """Network."""
     width: float
     """What the network's channels are multiplied with."""
@@ -90,6 +91,8 @@ class Choices:
     """By how much fewer channels cross the cut than the network has there: 1x1 convolutions on both sides of it."""
     padding: int
     """Pixels that the client pads its images with, for the server to crop their features; with --augment for flips."""
+    pretrained: bool
+    """Whether the network begins with weights from ImageNet; efficientnet_lite0 alone has some."""
 
     schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once", "fixed", "settle", "budget"]
     """When to communicate: "always" is plain split learning; see docs/schedules.md."""

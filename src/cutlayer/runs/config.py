@@ -14,6 +14,7 @@ from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
 from cutlayer.models.cut import Halves, split
+from cutlayer.models.efficientnet_lite import load_pretrained
 from cutlayer.models.narrow import narrowed
 from cutlayer.models.networks import MODELS, make_model
 from cutlayer.models.padded import padded
@@ -61,6 +62,8 @@ class ModelConfig:
         cut: name of the layer to cut after; a wrong name lists the possible ones.
         narrow: by how much fewer channels cross the cut than the network has there; see `models.narrow`.
         padding: pixels that the client pads its images with, for the server to crop; see `models.padded`.
+        pretrained: whether the network begins with weights from ImageNet, all but the head; efficientnet_lite0 alone
+            has some.
     """
 
     name: str = "cnn"
@@ -68,10 +71,13 @@ class ModelConfig:
     cut: str = "layer3"
     narrow: int = 1
     padding: int = 0
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
             raise ConfigError(unknown("model", self.name, MODELS))
+        if self.pretrained and self.name != "efficientnet_lite0":
+            raise ConfigError(f"pretrained: expected the model efficientnet_lite0, got {self.name}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,10 @@ class RunConfig:
         """The uncut network with its initial weights, which follow from the seed."""
         shape, model = train.inputs.shape[1:], self.model
         with seeded(self.training.seed, "model"):
-            return make_model(model.name, shape, train.mean, train.std, train.classes, model.width)
+            network = make_model(model.name, shape, train.mean, train.std, train.classes, model.width)
+        if model.pretrained:
+            load_pretrained(network)
+        return network
 
     def halves(self, train: Images) -> Halves:
         """The network in two."""

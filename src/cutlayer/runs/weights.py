@@ -36,7 +36,8 @@ def network_of(config: Mapping[str, Any], run: Path) -> Halves:
         )
     # What else the config says, such as a device, need not be possible here.
     chosen = RunConfig.from_dict({name: config[name] for name in ("data", "model")})
-    chosen = replace(chosen, training=Training(seed=config["training"]["seed"]))
+    model = replace(chosen.model, pretrained=False)  # the run's weights follow
+    chosen = replace(chosen, model=model, training=Training(seed=config["training"]["seed"]))
     return chosen.halves(chosen.data.outline())
 
 
