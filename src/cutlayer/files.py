@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and whose damage is noticed when they are read (SHA-256)."""
+"""Files whose damage is noticed when they are read (SHA-256), and a lock on a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +18,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cutlayer.errors import ConfigError, DamagedError, DiskError
+from cutlayer.durable import make_folder, replace
+from cutlayer.errors import ConfigError, DamagedError
 
 # Workers of a data loader hold the lock of a killed run for up to 5 seconds, until they miss their parent.
 LOCK_PATIENCE = 6.0
 
 
-def replace(file: Path, content: str | bytes, *, flush: bool = True) -> None:
-    """Write a file as a whole or not at all, whatever happens meanwhile; text in UTF-8.
-
-    Args:
-        flush: whether it is to be on the disk when this returns, so that a loss of power leaves it whole.
-
-    Raises:
-        DiskError: the disk does not take it. The file is as it was before.
-    """
-    temporary = file.with_name(f"{file.name}.tmp")
-    with writing(file):
-        try:
-            with temporary.open("wb") as out:
-                out.write(content.encode() if isinstance(content, str) else content)
-                out.flush()
-                if flush:
-                    os.fsync(out.fileno())
-            temporary.replace(file)
-            if flush:
-                flush_to_disk(file.parent)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-
-
-def flush_to_disk(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk, so that a loss of power leaves it whole."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """What the system says of a file that it does not take, as a DiskError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(f"{file} cannot be written: {error.strerror or error}") from error
-
-
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Inside the block no other process is at work in this folder. Raises ConfigError if one is, with `what` it is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / "lock").open("w") as file:
         deadline = time.monotonic() + LOCK_PATIENCE
         while True:

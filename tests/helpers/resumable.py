@@ -4,6 +4,7 @@ python -m tests.helpers.resumable RUN_FOLDER EPOCHS
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import Fleet, Halves, Method, Optimizer, Periodic, Training, fit
 from cutlayer.errors import DiskError
+from cutlayer.records.history import EpochRecord
+from cutlayer.runs.run import Run
 
 ADAM = Optimizer("adam", lr=0.01, schedule="constant")
 ONE_CLIENT = Method(Periodic(period=3))
@@ -28,11 +31,27 @@ def data(seed: int = 0, count: int = 20) -> TensorDataset:
     return TensorDataset(torch.randn(count, 3, generator=draw), torch.arange(count) % 2)
 
 
-def train(folder: Path, method: Method = ONE_CLIENT, epochs: int = 5) -> None:
+def train(
+    folder: Path,
+    method: Method = ONE_CLIENT,
+    epochs: int = 5,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> None:
     """Begin, or go on."""
     parts = data() if method is ONE_CLIENT else [data(), data(1), data(2)]
     training = Training(epochs=epochs, batch_size=8, client=ADAM, server=ADAM)
-    fit(halves(), parts, data(9), method=method, training=training, run=folder, resume=True)
+    fit(halves(), parts, data(9), method=method, training=training, run=folder, resume=True, on_epoch=on_epoch)
+
+
+def outcome(folder: Path) -> tuple[dict, list[dict], Mapping[str, float]]:
+    """Weights, metrics and the merged model's scores, without what differs from run to run."""
+    weights = Run(folder).load_weights(halves().whole).state_dict()
+    records = [record.as_dict() for record in Run(folder).records()]
+    return (
+        {k: v.numpy().tobytes() for k, v in weights.items()},
+        [{k: v for k, v in record.items() if k != "seconds"} for record in records],
+        Run(folder).history().merged,
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,18 +18,7 @@ from cutlayer import ConfigError, Method
 from cutlayer.files import sealed
 from cutlayer.runs.run import Run
 from tests.helpers.processes import join, port_of, records, serve, weights
-from tests.helpers.resumable import ONE_CLIENT, SEVERAL, halves, train
-
-
-def outcome(folder: Path) -> tuple[dict, list[dict], Mapping[str, float]]:
-    """Weights, metrics and the merged model's scores, without what differs from run to run."""
-    weights = Run(folder).load_weights(halves().whole).state_dict()
-    records = [record.as_dict() for record in Run(folder).records()]
-    return (
-        {k: v.numpy().tobytes() for k, v in weights.items()},
-        [{k: v for k, v in record.items() if k != "seconds"} for record in records],
-        Run(folder).history().merged,
-    )
+from tests.helpers.resumable import ONE_CLIENT, SEVERAL, halves, outcome, train
 
 
 def flip(file: Path, bit: int) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cutlayer.cli.arguments import parse_recipe
-from cutlayer.files import replace
+from cutlayer.durable import replace
 from cutlayer.method import Task
 from cutlayer.planning.choice import Plan, Speeds, plan_of
 from cutlayer.planning.leaks import leaks_of

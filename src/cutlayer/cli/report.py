@@ -9,8 +9,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from cutlayer.durable import replace
 from cutlayer.errors import ConfigError
-from cutlayer.files import replace
 from cutlayer.report.page import epochs_csv, html, markdown
 from cutlayer.report.plain import warn
 from cutlayer.runs.findings import view_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
 from cutlayer.device.encode import DeviceCodec, integers
 from cutlayer.device.half import Data, DeviceHalf, batches, frame
 from cutlayer.device.order import epoch_order
+from cutlayer.durable import make_folder, replace
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.envelope import Field, frame_length, header_of, seal
 from cutlayer.wire.messages import (
@@ -64,7 +64,7 @@ class Joining:
         for data in (train, test):
             if data is not None:
                 half.check(data)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._file = folder / "device-run.json"
         self.run, self.epochs = self._remembered()
         self.codec, self.test_codec = DeviceCodec(half.facts["codec"]), DeviceCodec(half.facts["evaluation_codec"])
@@ -222,17 +222,8 @@ class Joining:
             ) from None
 
     def _remember(self) -> None:
-        temporary = self._file.with_suffix(".tmp")
-        with temporary.open("w") as out:
-            out.write(json.dumps({"run": self.run, "epochs": sorted(self.epochs)}))
-            out.flush()
-            os.fsync(out.fileno())  # before the server hears that the epoch is done
-        temporary.replace(self._file)
-        handle = os.open(self._file.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        # On the disk before the server hears that the epoch is done.
+        replace(self._file, json.dumps({"run": self.run, "epochs": sorted(self.epochs)}))
 
     def _until(self, session: Session, call: Callable[[], T]) -> T:
         """What a call returns, made again until it takes no more than its time; ends if there is no server."""

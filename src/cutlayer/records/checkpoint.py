@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cutlayer.durable import flush_to_disk, make_folder, replace
 from cutlayer.errors import ConfigError, CutlayerError, DamagedError, DiskError
-from cutlayer.files import flush_to_disk, link, replace, sealed
+from cutlayer.files import link, sealed
 from cutlayer.records import manifest, state_dicts
 from cutlayer.records.state_dicts import Stateful
 
@@ -51,6 +52,7 @@ class Checkpoints:
         removed = self.folder / f"deleting-{epoch:06d}"  # out of sight at once: a kill may leave half of it
         shutil.rmtree(removed, ignore_errors=True)
         self.place(epoch).rename(removed)
+        flush_to_disk(self.folder)  # before anything of it goes
         shutil.rmtree(removed)
 
     # --- writing ---
@@ -95,7 +97,8 @@ class Checkpoints:
         previous, before = self._previous()
         known = before["facts"]
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+        make_folder(self.folder)
+        new.mkdir()
         facts, unchanged = {}, set()
         for name, part in parts.items():
             version = getattr(part, "version", None)  # which a `Store` has
@@ -113,13 +116,13 @@ class Checkpoints:
             "files": manifest.digests(new, previous, before["files"], unchanged),
         }
         try:
-            replace(new / "state.json", json.dumps(sealed(content)))
+            replace(new / "state.json", json.dumps(sealed(content)), flush=False)
         except TypeError as error:
             raise ConfigError(
                 f"an optimizer's state cannot be written as tensors and JSON values ({error}); "
                 "use one with a plain state"
             ) from error
-        for file in [*new.rglob("*"), new]:
+        for file in [*new.rglob("*"), new]:  # before it gets its name
             flush_to_disk(file)
         if self.place(epoch).exists():  # one that was gone back behind
             self._delete(epoch)

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from cutlayer.describe import differences, misfits
+from cutlayer.durable import flush_to_disk, make_folder, replace
 from cutlayer.errors import ConfigError, DamagedError
-from cutlayer.files import load_tensors, locked, replace, save_sealed, sealed, unsealed
+from cutlayer.files import load_tensors, locked, save_sealed, sealed, unsealed
 from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.environment import environment
@@ -117,7 +118,7 @@ class RunFolder:
                 f"{self.folder} holds a run already; resume it, or choose another folder "
                 f"(cutlayer train --resume {self.folder}; in Python: resume=True)"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         content = {"config": config, "facts": facts or {}, "baseline": vars(baseline), "environment": environment()}
         if self.initial is not None:
             save_sealed(self.initial.weights, self.initial_file)
@@ -170,6 +171,7 @@ class RunFolder:
             halves = self.folder / "server.safetensors", self.folder / "client.safetensors"
             for file in (self.model_file, *halves, delivered(self.folder).file):
                 file.unlink(missing_ok=True)
+            flush_to_disk(self.folder)
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json: what ENTRIES names, "init" and "changes" if there are any."""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cutlayer.durable import flush_to_disk, replace, writing
 from cutlayer.errors import DamagedError
-from cutlayer.files import flush_to_disk, replace, sealed, unsealed, writing
+from cutlayer.files import sealed, unsealed
 
 
 class Lines:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cutlayer.durable import replace
 from cutlayer.errors import DamagedError
-from cutlayer.files import replace, sealed, unsealed
+from cutlayer.files import sealed, unsealed
 
 
 class Noted:

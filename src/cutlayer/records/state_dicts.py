@@ -68,11 +68,11 @@ def plain_arrays(state: Mapping[str, Any]) -> dict[str, Any]:
 def write(state: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """Write what is no fact into the file or the folder of the part, whose path without an ending is `place`.
 
-    Returns the facts.
+    Nothing is flushed to the disk. Returns the facts.
     """
     tensors, rest = split(state)
     if tensors:
-        save_tensors(tensors, _file(place))
+        save_tensors(tensors, _file(place), flush=False)
         return rest
     place.mkdir(parents=True, exist_ok=True)
     facts = {}
@@ -82,7 +82,7 @@ def write(state: Mapping[str, Any], place: Path) -> dict[str, Any]:
         elif isinstance(value, TensorFile):
             value.link(place / f"{name}.safetensors")
         elif isinstance(value, Mapping) and all(isinstance(each, Tensor) for each in value.values()):
-            save_tensors(value, place / f"{name}.safetensors")
+            save_tensors(value, place / f"{name}.safetensors", flush=False)
         else:
             facts[name] = value
     return facts

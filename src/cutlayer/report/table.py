@@ -11,7 +11,7 @@ from typing import Any
 from rich.measure import Measurement
 from rich.table import Table
 
-from cutlayer.files import replace
+from cutlayer.durable import replace
 from cutlayer.records.history import History, flat
 from cutlayer.report.plain import plain_console
 from cutlayer.report.spreadsheet import csv_text

@@ -11,6 +11,7 @@ import torch
 
 from cutlayer.backends.base import Backend
 from cutlayer.backends.local import LOCAL
+from cutlayer.durable import make_folder
 from cutlayer.errors import ConfigError
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.beforehand import prepared
@@ -48,7 +49,7 @@ def run_experiment(
         parts, partition = config.divided(train)
         run = Run(folder, config.as_dict()) if folder is not None else None
         if run is not None and partition is not None:
-            run.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(run.folder)
             partition.save(run.folder / "partition.json")
         halves, flops = config.halves(train), 0
         if config.client_half is not None:

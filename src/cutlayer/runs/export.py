@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from cutlayer.backends.grpc.terms import terms_of
 from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.data.images import Images
+from cutlayer.durable import replace
 from cutlayer.errors import ConfigError
-from cutlayer.files import replace, save_sealed
+from cutlayer.files import save_sealed
 from cutlayer.models.cut import Halves
 from cutlayer.models.flops import FlopTable
 from cutlayer.runs.config import RunConfig

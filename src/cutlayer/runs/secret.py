@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
+from cutlayer.durable import make_folder, replace
 from cutlayer.errors import DamagedError
-from cutlayer.files import writing
 
 
 def client_secret(folder: Path) -> int:
@@ -18,11 +17,8 @@ def client_secret(folder: Path) -> int:
     """
     file = folder / "secret"
     if not file.exists():
-        with writing(file):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as handle:
-                handle.write(f"{1 + secrets.randbits(62)}\n")
+        make_folder(folder)
+        replace(file, f"{1 + secrets.randbits(62)}\n", private=True)
     try:
         return int(file.read_text())
     except ValueError:

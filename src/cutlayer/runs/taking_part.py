@@ -21,8 +21,9 @@ from cutlayer.backends.grpc.sending import Sender
 from cutlayer.backends.grpc.session import Endpoint, Session
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.terms import largest_frame, terms_of
+from cutlayer.durable import replace
 from cutlayer.errors import DamagedError, RefusedError, harmless
-from cutlayer.files import replace, save_sealed
+from cutlayer.files import save_sealed
 from cutlayer.method import Method, Training
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger

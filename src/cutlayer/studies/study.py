@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cutlayer.durable import flush_to_disk, make_folder, writing
 from cutlayer.errors import ConfigError, CutlayerError, DamagedError
-from cutlayer.files import writing
 from cutlayer.method import Method, Training
 from cutlayer.records.environment import environment
 from cutlayer.records.history import EpochRecord
@@ -169,8 +169,9 @@ class Study:
     def _locked(self) -> Iterator[None]:
         """The file for this process alone, without a last line that was cut short."""
         with writing(self.file):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             file = self.file.open("ab", buffering=0)
+            flush_to_disk(self.file.parent)
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

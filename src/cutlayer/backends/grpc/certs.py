@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cutlayer.durable import replace
 from cutlayer.errors import ConfigError
 
 SERVER_NAME = "cutlayer-server"
@@ -192,13 +192,5 @@ def key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def write(file: Path, content: bytes) -> Path:
     """Write a file as a whole. A key is readable for its owner alone, whatever the one before it was."""
-    new = file.with_name(f"{file.name}.new")
-    new.unlink(missing_ok=True)
-    # Nobody else may read a key, not even between its creation and a chmod.
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if file.suffix == ".key" else 0o644)
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(file)
+    replace(file, content, private=file.suffix == ".key")
     return file
