@@ -28,7 +28,7 @@ import torch
 from cutlayer import Fleet, Method, Periodic
 from cutlayer.runs.join import join
 from cutlayer.runs.run import Run
-from cutlayer.runs.serve import serve
+from cutlayer.runs.serve import Callbacks, serve
 from tests.helpers import small
 from tests.helpers.disk import Disk
 from tests.helpers.recorded_writes import Event, Recorder
@@ -94,8 +94,7 @@ class Served:
                 client_half=small.halves().client,
                 method=SERVED,
                 training=small.training(EPOCHS),
-                on_listening=listening,
-                on_epoch=lambda record: say("server", record.epoch + 1),
+                callbacks=Callbacks(lambda record: say("server", record.epoch + 1), listening),
             )
             say("server", "the end")
 

@@ -9,6 +9,8 @@ from cutlayer.errors import CutlayerError
 from tests.helpers.disk import Disk
 from tests.helpers.power_loss import KINDS, goes_on, record, trials
 
+pytestmark = pytest.mark.xdist_group("power loss")  # two recordings are enough
+
 
 @pytest.fixture(scope="module", params=["extended", "served"])
 def recorded(request, tmp_path_factory) -> tuple[str, list, object]:
