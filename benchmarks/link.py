@@ -141,19 +141,19 @@ class Command:
 
 
 class EpochEnds:
-    """When each epoch ended at the server, by the lines of its metrics, with the interface's counters then."""
+    """When each epoch ended at the server, as its checkpoint is there, with the interface's counters then."""
 
-    def __init__(self, metrics: Path) -> None:
-        self.metrics, self.ends = metrics, []
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints, self.ends = checkpoints, []
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
         while not self.stopped.wait(0.01):
-            lines = self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
-            if lines > len(self.ends):
-                self.ends += [(time.monotonic(), counters())] * (lines - len(self.ends))
+            done = max((int(each.name[6:]) for each in self.checkpoints.glob("epoch-*")), default=0)
+            if done > len(self.ends):
+                self.ends += [(time.monotonic(), counters())] * (done - len(self.ends))
 
 
 def train(
@@ -170,7 +170,7 @@ def train(
             commands.append(server)
             server.wait_for("listening")
             before, started = counters(), time.monotonic()
-            epochs = EpochEnds(folder / "server" / "metrics.jsonl")
+            epochs = EpochEnds(folder / "server" / "checkpoints")
             tls = ("--tls", folder / "tls/client", "--run-dir", folder / "client")
             client = Command(
                 CLIENT, "-m", "cutlayer", "join", f"10.77.0.2:{DELAYED}", "--accept-cut", "any", "--accept-exact", *tls

@@ -22,8 +22,8 @@ import torch
 
 from cutlayer.method import Task
 from cutlayer.planning.choice import plan_of
+from cutlayer.planning.clock import Link
 from cutlayer.planning.recipe import load_of
-from cutlayer.planning.timing import Link
 from cutlayer.records.environment import environment
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.recipes import RECIPES
@@ -89,9 +89,9 @@ def main() -> None:
         f"{about['processor']}, {about['cores']} cores for both sides, proxy and link; load average before {load:.1f},",
         f"after {os.getloadavg()[0]:.1f}.",
         "",
-        "Seconds of an epoch are the median of so many, from the end of the one before to its own at the server; B",
-        "epochs that a C epoch follows end with an evaluation over the link. *Bytes* compares the predicted bytes of",
-        "training with the ledger's.",
+        "Seconds of an epoch are the median of so many, from the end of the one before to its own at the server, when",
+        "its checkpoint is on the disk; B epochs that a C epoch follows end with test activations that are sent.",
+        "*Bytes* compares the predicted bytes of training with the ledger's.",
         "",
         "| Mbit/s | codec | cut | epochs | n | measured, s | predicted, s | error | bytes |",
         "|---|---|---|---|---|---|---|---|---|",

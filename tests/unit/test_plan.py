@@ -13,10 +13,11 @@ from cutlayer import ConfigError, Drop, Energy, Limits, Method, Once, Periodic, 
 from cutlayer.backends.client_data import client_data_of
 from cutlayer.cli import main
 from cutlayer.models.networks import make_model
+from cutlayer.planning.clock import Clock, Link
 from cutlayer.planning.leaks import leaks_of
 from cutlayer.planning.load import Load, Outline, stated
 from cutlayer.planning.memory import client_memory
-from cutlayer.planning.timing import Clock, Link, Step
+from cutlayer.planning.timing import Pace, Saving, Step, measured
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.lines import Lines
 from cutlayer.schedule import Exchange
@@ -149,11 +150,52 @@ def test_an_epoch_takes_what_the_slowest_part_of_it_takes() -> None:
     inputs, labels = sample()
     load = Load(client_data_of(Outline(inputs, labels, 160), None), Method(), Training(batch_size=16))
     steps = {each: Step(0.1, 0.0, 0.1, 0.1) for each in Exchange}
-    slow = Clock(load, steps, Link(8e3, 8e3, 0.5))
+    slow = Clock(load, Pace(steps, Saving(1.0, 2.0, 1e-3)), Link(8e3, 8e3, 0.5))
     # Ten batches of 1,000 bytes at 1,000 bytes a second, 4.8 % of headers: in A both ways and a round trip each.
     assert slow.epoch(Exchange.BOTH, 10_000, 10_000) == pytest.approx(10 * (2 * 1.048 + 0.3 + 0.5) + 0.5)
     assert slow.epoch(Exchange.ACTIVATIONS, 10_000, 0) == pytest.approx(10 * 1.048 + 0.2 + 0.5)
     assert slow.epoch(Exchange.NONE, 0, 0) == pytest.approx(1.0)
+    # Batch norm's statistics, measured before, take the client's forward pass; checkpoints come one after the other.
+    assert slow.epoch(Exchange.ACTIVATIONS, 10_000, 0, 4) == pytest.approx(10 * 1.048 + 0.2 + 0.5 + 4 * 0.1)
+    saved = [slow.saved(*each) for each in ((Exchange.BOTH, 0), (Exchange.ACTIVATIONS, 500), (Exchange.NONE, 0))]
+    assert saved == [3.0, 3.5, 2.0]
+
+
+def test_an_epochs_time_has_all_that_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {each: Step(0.1, 0.0, 0.1, 0.1, 0.1) for each in Exchange}
+    monkeypatch.setattr("cutlayer.planning.plan.measured", lambda *given: Pace(steps, Saving(1.0, 2.0, 1e-3)))
+
+    def seconds(**more: object) -> tuple[float, ...]:
+        more = {"checkpoint_every": 1, "evaluate_every": 5, "test_samples": 32, **more}
+        training = Training(epochs=5, batch_size=16, **{n: more.pop(n) for n in ("checkpoint_every", "evaluate_every")})
+        drop = Method.of(Drop(), "fp8")
+        planned = plan(method=drop, training=training, exchanges="ABCBC", cuts=["layer3"], link="1Gbit/0ms", **more)
+        return planned["layer3"].epoch_seconds
+
+    usual, store = seconds(), 320 * (16 * 4 * 4 + 9 + 1)
+    assert usual[1] - usual[3] == pytest.approx(16 * 0.1, abs=0.01)  # batch norm's statistics, after an A epoch
+    assert usual[2] == pytest.approx(20 * 0.1 + 2.0)
+    assert usual[4] - usual[2] == pytest.approx(2 * 0.1)  # the last epoch's evaluation of two batches
+    rarely = [more - less for more, less in zip(usual, seconds(checkpoint_every=5), strict=True)]
+    assert rarely == pytest.approx([3.0, 3.0 + 1e-3 * store, 2.0, 3.0 + 1e-3 * store, 0.0], abs=1.0)
+    untested = [more - less for more, less in zip(usual, seconds(test_samples=0), strict=True)]
+    assert [round(each, 1) > 0 for each in untested] == [False, True, False, True, True]
+
+
+def test_both_halves_are_timed_here() -> None:
+    load = Load(client_data_of(Outline(*sample(), 64), None), Method.of(Drop(), "fp8"), Training(batch_size=16))
+    pace = measured(cutlayer.split(network(), "layer3"), load, cutlayer.Task(), budget=0.01)
+    both, activations, none = (pace.steps[each] for each in Exchange)
+    assert min(both.client, both.encode, both.rest, both.server, activations.client, none.server) > 0
+    assert (activations.rest, none.client, none.rest) == (0, 0, 0)
+    assert pace.saving.server > 0
+
+
+def test_cuts_after_a_mere_change_of_shape_are_not_proposed() -> None:
+    flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 4), nn.ReLU(), nn.Linear(4, 4))
+    inputs = torch.randn(8, 1, 8, 8), torch.randint(0, 4, (8,))
+    assert [each.cut for each in cutlayer.plan(flat, inputs, samples=32).cuts] == ["0", "2", "3"]
+    assert cutlayer.plan(flat, inputs, samples=32, cuts=["1"])["1"].shape == (72,)
 
 
 def test_codecs_whose_sizes_depend_on_the_values_are_estimates() -> None:

@@ -7,11 +7,26 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cutlayer import Fleet, Halves, Method, Optimizer, Periodic, Training, fit, split
+from cutlayer import (
+    Fleet,
+    Halves,
+    Method,
+    Optimizer,
+    Periodic,
+    Task,
+    Training,
+    fit,
+    run_experiment,
+    split,
+    with_choices,
+)
 from cutlayer.backends.client_data import client_data_of
 from cutlayer.models.flops import FlopTable
+from cutlayer.planning.choice import plan_of
 from cutlayer.planning.load import Load
+from cutlayer.planning.recipe import load_of
 from cutlayer.planning.traffic import Traffic
+from cutlayer.runs.recipes import digits
 from cutlayer.schedule import Always, Once, Outlook, Schedule, Settle
 from cutlayer.strategies import ParallelSplit, Sequential, SplitFedV1, SplitFedV2
 
@@ -87,6 +102,23 @@ def test_counters_and_numbers_that_take_more_bytes_as_they_grow() -> None:
     method = Method.of(Periodic(period=26), "fp8")
     agree(split(network(), "2"), method, Training(epochs=2, batch_size=1), 1, None)
     agree(split(network(), "2"), method, Training(epochs=131, batch_size=12, evaluate_every=50), (24, 24))
+
+
+@pytest.mark.parametrize("change", [{"narrow": 4}, {"padding": 2}, {"narrow": 2, "padding": 2}], ids=str)
+def test_what_a_recipe_has_at_its_cut(change: dict[str, int]) -> None:
+    config = with_choices(
+        digits(), schedule="periodic", period=3, epochs=4, train_samples=80, test_samples=20, **change
+    )
+    load, network = load_of(config)[0], config.network(config.data.outline())
+    at_cut = lambda halves: config.at_cut(halves, config.data.outline())  # noqa: E731
+    planned = plan_of(network, load, Task(), ["layer3"], None, None, at_cut=at_cut)["layer3"]
+    history = run_experiment(config, progress=False).history
+    assert planned.run_bytes["up"] + planned.run_bytes["down"] == history.bytes()
+    assert planned.run_bytes["evaluation"] == history.bytes(kinds=("evaluation",))
+    assert planned.client_flops == sum(sum(record.flops["client"].values()) for record in history.epochs)
+    others = plan_of(network, load, Task(), None, None, None, at_cut=at_cut)
+    assert {"layer1", "layer4"} <= {each.cut for each in others.cuts}
+    assert ("pool" in others.left_out) == ("padding" in change)  # one value of a map, of which there is no window
 
 
 def test_microbatches_and_a_frozen_half() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +18,12 @@ from rich.table import Table
 from cutlayer.cli.arguments import parse_recipe
 from cutlayer.durable import replace
 from cutlayer.method import Task
-from cutlayer.planning.choice import Plan, Speeds, plan_of
+from cutlayer.planning.choice import Plan, plan_of
+from cutlayer.planning.clock import Link
 from cutlayer.planning.leaks import leaks_of
 from cutlayer.planning.plan import CutPlan, Energy, Limits
 from cutlayer.planning.recipe import load_of
-from cutlayer.planning.timing import Link
+from cutlayer.planning.timing import Speeds
 from cutlayer.report.plain import plain_console
 from cutlayer.report.units import human_bytes, human_seconds
 from cutlayer.runs.choices import Choices
@@ -66,11 +69,11 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     link = Link.parse(chosen.link) if chosen.link is not None else None
     leaks = leaks_of(chosen.advice) if chosen.advice is not None else None
     config = chosen.choices.applied_to(RECIPES[chosen.recipe]())
-    told = plain_console(stderr=True)
-    with threads(config.threads), told.status("") as status:
+    outline = config.data.outline()
+    with threads(config.threads), told(console.quiet) as tell:
         load, read = load_of(config)
         found = plan_of(
-            config.network(config.data.outline()),
+            config.network(outline),
             load,
             Task(),
             chosen.cuts,
@@ -79,7 +82,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
             Speeds(chosen.device_gflops, chosen.server_gflops),
             chosen.energy if chosen.energy != Energy() else None,
             chosen.max,
-            on_cut=lambda cut: status.update(f"planning a cut after {cut}"),
+            on_cut=tell,
+            at_cut=lambda halves: config.at_cut(halves, outline),
         )
     if leaks is not None:
         found = found.with_leaks(leaks)
@@ -90,6 +94,28 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         console.print(table)
     for line in lines(found, read):
         console.print(line, soft_wrap=True)
+
+
+SILENT = 2.0
+"""Seconds after which a line says how far the plan is, if nobody sees a status."""
+
+
+@contextmanager
+def told(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """What says how far a plan is: on a terminal in one line that changes, elsewhere in a line now and then."""
+    console, said = plain_console(stderr=True, quiet=quiet), time.monotonic()
+    with console.status("") if console.is_terminal else nullcontext() as status:
+
+        def tell(cut: str, number: int, of: int) -> None:
+            nonlocal said
+            line = f"planning a cut after {cut} ({number} of {of})"
+            if status is not None:
+                status.update(line)
+            elif time.monotonic() - said > SILENT:
+                said = time.monotonic()
+                console.print(line, soft_wrap=True)
+
+        yield tell
 
 
 def tables(plan: Plan) -> Iterator[Table]:
@@ -163,6 +189,8 @@ def lines(plan: Plan, read: bool = True) -> Iterator[str]:
         yield "the data are not here: planned with as many samples as they have, of zeros"
     if not all(each.exact for each in plan.cuts):
         yield "~: what this codec sends depends on the values; estimated with the weights that the network begins with"
+    for cut, why in plan.left_out.items():
+        yield f"left out: a cut after {cut}: {why}"
     if any(each.leak for each in plan.cuts):
         yield "SSIM: what the attack got back of the images, 1 is a copy; the mean image takes no attack"
     best = plan.recommended

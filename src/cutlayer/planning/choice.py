@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,26 +11,17 @@ from torch import Tensor, nn
 from cutlayer.codecs import get_pair
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Task, Training
+from cutlayer.models.cut import Halves, split
+from cutlayer.planning.clock import Link
 from cutlayer.planning.leaks import Leak
 from cutlayer.planning.load import Load, known_exchanges
 from cutlayer.planning.plan import CutPlan, Energy, Limits, Planner, data_like, exchanges_of, planned_cuts
-from cutlayer.planning.timing import Link
+from cutlayer.planning.timing import TIMED_HERE, Speeds
 from cutlayer.schedule import Once, Periodic, Schedule
 
 # From the mildest on. Their sizes are known beforehand; docs/formats.md has what accuracy they were measured at.
 CODECS = ("fp32", "fp8", "mxfp4")
 NO_LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Stated GFLOP/s; None for a timing here."""
-
-    device: float | None = None
-    server: float | None = None
-
-
-TIMED_HERE = Speeds()
 
 
 @dataclass(frozen=True)
@@ -59,6 +50,7 @@ class Plan:
         exchanges: of the run, such as "AABCC".
         assumed: whether these are the most it can cost, as the schedule decides by the loss.
         recommended: what to choose.
+        left_out: cuts that the run's other choices do not go with, and why not.
     """
 
     cuts: tuple[CutPlan, ...]
@@ -67,6 +59,7 @@ class Plan:
     method: Method
     training: Training
     recommended: Recommendation
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Short: cuts and recommendation."""
@@ -178,25 +171,35 @@ def plan_of(
     speeds: Speeds = TIMED_HERE,
     energy: Energy | None = None,
     limits: Limits = NO_LIMITS,
-    on_cut: Callable[[str], None] = lambda cut: None,
+    on_cut: Callable[[str, int, int], None] = lambda cut, number, of: None,
+    at_cut: Callable[[Halves], Halves] = lambda halves: halves,
 ) -> Plan:
     """As `plan`, for data that are at hand.
 
     Args:
-        on_cut: called with the name of each cut before it is planned.
+        on_cut: called before each cut is planned: with its name, its number from 1, and how many there are.
+        at_cut: what the run changes in its halves, such as to make the cut narrow; raises ConfigError if it cannot.
     """
     method, training = load.method, load.training
     if limits.hours is not None and link is None:
         raise ConfigError("a limit of hours needs a link, such as 20Mbit/40ms")
     expected = exchanges_of(method, training, exchanges)
     names = planned_cuts(network, load.first[0], cuts)
-    planner = Planner(network, load, expected, task, link, energy, speeds.device, speeds.server)
-    plans = []
-    for name in names:
-        on_cut(name)
+    halves = lambda cut: at_cut(split(network, cut, load.first[0]))  # noqa: E731
+    planner = Planner(halves, load, expected, task, link, energy, speeds)
+    plans, left_out = [], {}
+    for number, name in enumerate(names, start=1):
+        on_cut(name, number, len(names))
+        try:
+            planner.halves(name)
+        except ConfigError as error:
+            if cuts is not None or (number == len(names) and not plans):
+                raise
+            left_out[name] = str(error)
+            continue
         plans.append(planner.plan(name))
     assumed = exchanges is None and known_exchanges(method.schedule, training) is None
-    return Plan(tuple(plans), expected, assumed, method, training, recommend(planner, plans, limits))
+    return Plan(tuple(plans), expected, assumed, method, training, recommend(planner, plans, limits), left_out)
 
 
 def recommend(planner: Planner, plans: Sequence[CutPlan], limits: Limits) -> Recommendation:

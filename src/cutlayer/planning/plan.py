@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ from cutlayer.codecs.base import numel
 from cutlayer.errors import ConfigError
 from cutlayer.memory.delta import REFERENCE
 from cutlayer.method import Method, Task, Training
-from cutlayer.models.cut import Halves, cut_points, split
+from cutlayer.models.cut import Halves, cut_points
 from cutlayer.models.flops import FlopTable
+from cutlayer.planning.clock import Clock, Link
 from cutlayer.planning.leaks import Leak
 from cutlayer.planning.load import Load, Outline, Stated, known_exchanges, stated
 from cutlayer.planning.memory import client_memory
-from cutlayer.planning.timing import Clock, Link, Step, Steps, measured, of_device
+from cutlayer.planning.timing import TIMED_HERE, Pace, Speeds, measured, of_device, of_server
 from cutlayer.planning.traffic import EpochTraffic, Rates, Traffic, depends_on_values, totals
 from cutlayer.schedule import Exchange
+
+RESHAPING = nn.Flatten, nn.Unflatten, nn.Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,33 +104,25 @@ class Planner:
     """Plans cuts of one network.
 
     Args:
+        halves: the network in two, by the layer to cut after.
         exchanges: of the run, epoch by epoch.
-        server_gflops: what the server does, in place of a timing here.
+        speeds: stated ones, in place of a timing here.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        halves: Callable[[str], Halves],
         load: Load,
         exchanges: str,
         task: Task = Task(),
         link: Link | None = None,
         energy: Energy | None = None,
-        device_gflops: float | None = None,  # stated speeds, in place of a timing here
-        server_gflops: float | None = None,
+        speeds: Speeds = TIMED_HERE,  # what there is to know of costs, beside what is planned
     ) -> None:
-        self.network, self.load, self.task, self.link, self.energy = network, load, task, link, energy
-        self.schedule, self.exchanges = Stated(exchanges=exchanges), exchanges
-        self.device_gflops, self.server_gflops = device_gflops, server_gflops
-        self._halves: dict[str, Halves] = {}
-        self._steps: dict[str, Steps] = {}
+        self.halves, self.load, self.task, self.link, self.energy = cache(halves), load, task, link, energy
+        self.schedule, self.exchanges, self.speeds = Stated(exchanges=exchanges), exchanges, speeds
+        self._pace: dict[str, Pace] = {}
         self._memory: dict[str, tuple[int, int]] = {}
-
-    def halves(self, cut: str) -> Halves:
-        """The network, cut there."""
-        if cut not in self._halves:
-            self._halves[cut] = split(self.network, cut, self.load.first[0])
-        return self._halves[cut]
 
     def plan(self, cut: str, method: Method | None = None, exchanges: str | None = None) -> CutPlan:
         """The costs of a cut; with another method or other exchanges than the run's."""
@@ -169,40 +165,35 @@ class Planner:
     def _timed(
         self, plan: CutPlan, load: Load, table: FlopTable, epochs: Sequence[EpochTraffic], link: Link
     ) -> CutPlan:
-        clock = Clock(load, self._speeds(plan.cut, table, plan.shape), link)
+        clock = Clock(load, self._pace_of(plan.cut, table, plan.shape), link)
+        fills = "AB" if get_transfer(load.method.activations).delta is not None or load.method.views_from else "B"
         every, each, evaluations = [], {}, 0.0
         for number, epoch in enumerate(epochs):
             up, down, tests = (totals([epoch])[kind] for kind in ("up", "down", "evaluation"))
-            seconds = clock.epoch(Exchange(epoch.exchange), up, down)
+            exchange = Exchange(epoch.exchange)
+            seconds = clock.epoch(exchange, up, down, epoch.measured)
+            if load.training.saves(number):
+                seconds += clock.saved(exchange, plan.store_bytes if epoch.exchange in fills else 0)
             each[epoch.exchange] = seconds  # of the last of its kind, in which weights are handed on
-            due = load.training.evaluates(number) or tests
-            evaluations = max(evaluations, spent := clock.evaluated(tests, 0.0) if due else 0.0)
+            spent = clock.evaluated(tests, 0.0, load.training.evaluates(number))
+            evaluations = max(evaluations, spent)
             every.append(seconds + spent)
         kinds = {**dict(sorted(each.items())), "evaluation": evaluations}
         return replace(plan, seconds=kinds, run_seconds=sum(every), epoch_seconds=tuple(every))
 
-    def _speeds(self, cut: str, table: FlopTable, shape: tuple[int, ...]) -> Steps:
-        """Seconds of a batch, timed here once, or by what is stated."""
-        if cut in self._steps:
-            return self._steps[cut]
+    def _pace_of(self, cut: str, table: FlopTable, shape: tuple[int, ...]) -> Pace:
+        """How fast both halves are, timed here once, or by what is stated."""
+        if cut in self._pace:
+            return self._pace[cut]
         halves, batch = self.halves(cut), len(self.load.first[0])
-        if self.server_gflops is None:
-            steps = measured(halves, self.load, self.task)
+        if self.speeds.server is None:
+            pace = measured(halves, self.load, self.task)
         else:
-            server = FlopTable(halves.server, shape, torch.float32)
-            steps = _of_server(server, batch, self.server_gflops)
-        if self.device_gflops is not None:
-            steps = of_device(steps, table, batch, numel(shape), self.device_gflops)
-        self._steps[cut] = steps
-        return steps
-
-
-def _of_server(table: FlopTable, batch: int, gflops: float) -> Steps:
-    from_client = sum(table(batch, input_gradient=True)) / gflops / 1e9
-    alone = sum(table(batch)) / gflops / 1e9
-    return {
-        exchange: Step(server=seconds) for exchange, seconds in zip(Exchange, (from_client, alone, alone), strict=True)
-    }
+            pace = of_server(FlopTable(halves.server, shape, torch.float32), batch, self.speeds.server)
+        if self.speeds.device is not None:
+            pace = of_device(pace, table, batch, numel(shape), self.speeds.device)
+        self._pace[cut] = pace
+        return pace
 
 
 def _rates(halves: Halves, load: Load) -> Rates:
@@ -248,9 +239,13 @@ def _store_bytes(load: Load, shape: tuple[int, ...], exchanges: str) -> int:
     )
 
 
-def outermost(cuts: Sequence[str]) -> list[str]:
-    """The cuts that are not inside a layer after which the network can be cut, too."""
-    return [cut for cut in cuts if not any(cut.startswith(f"{other}.") for other in cuts)]
+def outermost(network: nn.Module, cuts: Sequence[str]) -> list[str]:
+    """The cuts that are not inside a layer after which the network can be cut, too.
+
+    Nor after a mere change of shape: there crosses what crosses before it.
+    """
+    outer = [cut for cut in cuts if not any(cut.startswith(f"{other}.") for other in cuts)]
+    return [cut for cut in outer if not isinstance(network.get_submodule(cut), RESHAPING)] or outer
 
 
 def exchanges_of(method: Method, training: Training, given: str | None) -> str:
@@ -271,7 +266,7 @@ def planned_cuts(network: nn.Module, inputs: Tensor, cuts: Sequence[str] | None)
     """The cuts to plan: those that are named, or the possible ones that are not inside another."""
     possible = cut_points(network, inputs)
     if cuts is None:
-        return outermost(possible)
+        return outermost(network, possible)
     if strange := [cut for cut in cuts if cut not in possible]:
         raise ConfigError(f"cuts: {', '.join(strange)}: not possible; possible cuts: {', '.join(possible)}")
     return list(cuts)

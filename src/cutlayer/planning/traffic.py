@@ -66,11 +66,13 @@ class EpochTraffic:
         exchange: as `EpochRecord.exchange`.
         bytes: as `EpochRecord.bytes`.
         passes: of client halves, by kind, samples, and whether in training mode.
+        measured: batches on which each of its clients measures batch norm's statistics, at most.
     """
 
     exchange: str
     bytes: Bytes
     passes: Counter[Pass]
+    measured: int
 
     def client_flops(self, table: FlopTable) -> dict[str, int]:
         """As `EpochRecord.flops["client"]`."""
@@ -108,6 +110,7 @@ class Traffic:
         self.stored: set[int] = set()  # clients of whom activations are stored
         self._bytes: dict[str, Counter[str]] = {}
         self._passes: Counter[Pass] = Counter()
+        self._measured = 0
         labels = load.first[1]
         self._label = encode_exactly(labels).codec, tuple(labels.shape[1:])
         # Frames of equal length come again and again.
@@ -116,11 +119,11 @@ class Traffic:
     def epochs(self) -> Iterator[EpochTraffic]:
         """Epoch by epoch, to the end of the run."""
         for epoch in range(self.load.training.epochs):
-            self._bytes, self._passes = {way: Counter() for way in ("up", "down")}, Counter()
+            self._bytes, self._passes, self._measured = {way: Counter() for way in ("up", "down")}, Counter(), 0
             exchange = self.states.exchange
             self._epoch(epoch)
             sizes = {way: dict(sorted(sizes.items())) for way, sizes in self._bytes.items()}
-            yield EpochTraffic(exchange.value, sizes, self._passes)
+            yield EpochTraffic(exchange.value, sizes, self._passes, self._measured)
 
     def _send(self, way: str, message: Message, fields: tuple[Field, ...] = (), times: int = 1) -> None:
         for kind, size in kinds(message, fields, frame_length(message, fields)):
@@ -180,6 +183,7 @@ class Traffic:
         if self.sizes.statistics:
             sizes = self.load.feeds[client][0].batch_sizes()[:CALIBRATION_BATCHES]
             self._passes.update((what, size, True) for size in sizes)
+            self._measured = max(self._measured, len(sizes))
 
     def _give(self, client: int, message: Weights) -> None:
         """Send a client the shared half."""

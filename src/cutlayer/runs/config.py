@@ -137,7 +137,11 @@ class RunConfig:
 
     def halves(self, train: Images) -> Halves:
         """The network in two."""
-        halves, model = split(self.network(train), self.model.cut), self.model
+        return self.at_cut(split(self.network(train), self.model.cut), train)
+
+    def at_cut(self, halves: Halves, train: Images) -> Halves:
+        """Halves of the network with what the model has at its cut. Raises ConfigError if that cut does not take it."""
+        model = self.model
         sample = torch.zeros((2, *train.inputs.shape[1:]), dtype=train.inputs.dtype)
         if model.narrow != 1:
             with seeded(self.training.seed, "narrow"):
