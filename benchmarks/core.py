@@ -156,7 +156,7 @@ def memory(placement: str) -> str:
 
 
 def fill_store(placement: str) -> None:
-    """512 MiB of 8-bit activations in a store; prints the growth of anonymous memory, and of all resident memory."""
+    """Put 512 MiB of 8-bit activations into a store; print how anonymous and resident memory grow."""
 
     def status(field: str) -> float:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))

@@ -70,7 +70,7 @@ def curves(file: Path) -> None:
 
 
 def epochs_to(target: float, accuracies: list[float]) -> int | None:
-    """How many epochs it takes to the target, where it is held to the end; None where it is not."""
+    """How many epochs it takes to the target, if it is held to the end; None if it is not."""
     below = [epoch for epoch, accuracy in enumerate(accuracies) if accuracy < target]
     needed = below[-1] + 2 if below else 1
     return needed if needed <= len(accuracies) else None

@@ -149,7 +149,7 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def link(source: str | Path, target: str | Path) -> None:
-    """Give a file a second name; copy it where the file system has no hard links, or it is another one."""
+    """Give a file a second name; copy it if the file system has no hard links, or it is another one."""
     try:
         os.link(source, target)
     except OSError:

@@ -119,9 +119,9 @@ class Training:
         early_stopping: when the run ends before `epochs`, to which learning rates go on to refer.
         keep_checkpoints: how many checkpoints stay, the newest; older ones are the way back from a damaged one.
         regularize: what the server half does against learning stored activations by heart; see docs/few-exchanges.md.
-        microbatches: parts that an A epoch's batches are sent in, so that both halves and both directions of the link
+        microbatches: how many an A epoch's batches are sent in, so that both halves and both directions of the link
             work at once. 1 is the plain order. More give the same updates up to the order of float additions, but
-            batch norm, in both halves, then normalizes each part by its own statistics.
+            batch norm, in both halves, then normalizes each by its own statistics.
         seed: of everything random; on the CPU, the same seed gives the same bits on the same machine and threads.
         device: of both halves, such as "cpu" or "cuda".
         precision: "fp32", or "bf16" to run both halves under autocast (Micikevicius et al., arXiv 1710.03740): matrix

@@ -33,6 +33,6 @@ def test_ten_clients_learn_the_digits(strategy: str, partition: str, least: floa
 
 
 def test_a_client_with_few_samples_learns_the_digits() -> None:
-    """0.967; with norm_in_b="train" it was 0.958."""
+    """It was 0.967; with norm_in_b="train" 0.958."""
     config = with_choices(digits(), train_samples=200, epochs=40, evaluate_every=40, threads=1)
     assert accuracy(config) > 0.95

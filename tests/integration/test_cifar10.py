@@ -1,4 +1,4 @@
-"""The method on real CIFAR-10, small enough for a test; skipped, and said so, where the data are not there."""
+"""The method on real CIFAR-10, small enough for a test; skipped, and said so, if the data are not there."""
 
 from pathlib import Path
 

@@ -215,7 +215,7 @@ def test_a_file_that_the_system_does_not_take_is_one_line(tmp_path: Path) -> Non
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A file system of this size; skips the test where none can be mounted."""
+    """A file system of this size; skips the test if none can be mounted."""
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
     if mounted.returncode:

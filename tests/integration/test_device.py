@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_not_answered(trained: Path) -> None:
 
 
 def test_a_batch_may_be_larger_than_a_chunk(trained: Path) -> None:
-    """1 MiB of activations in a request, and 1 MiB of outputs."""
+    """A MiB of activations in a request, and as much of outputs."""
     run = trained / "run"
     answers = Answers(torch.nn.Flatten(), (16, 4, 4), "fp32", "127.0.0.1:0")
     try:

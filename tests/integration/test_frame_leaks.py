@@ -84,7 +84,7 @@ def test_delta_tells_which_samples_have_settled() -> None:
 
 
 class _Epochs(torch.utils.data.Dataset):
-    """Data of which some samples are others in the last epoch, as where a person's file was changed."""
+    """Data of which some samples are others in the last epoch, as if a person's file was changed."""
 
     def __init__(self, data: TensorDataset, changed: list[int]) -> None:
         self.data, self.changed, self.fetched = data, changed, [0] * len(data)

@@ -55,7 +55,7 @@ def tls(tmp_path_factory) -> Path:
     return certificates(tmp_path_factory.mktemp("tls"))
 
 
-# --- 1, 2: what is claimed, and what a refused Hello changes ---
+# --- what is claimed, and what a refused Hello changes ---
 
 CLAIMS = {
     "samples": 1 << 28,
@@ -111,7 +111,7 @@ def test_a_copy_of_a_device_without_its_folder_breaks_no_epoch_off(tls: Path, tm
         assert scene.finish(*NAMES).refusals["mallory"] >= 1
 
 
-# --- 3, 9: frames that are far more than they seem ---
+# --- frames that are far more than they seem ---
 
 
 def bomb(name: str, codec: str, shape: tuple[int, ...], batch: int = 8) -> bytes:
@@ -157,7 +157,7 @@ def test_frames_in_crumbs_are_refused_and_cost_no_memory(tls: Path, tmp_path: Pa
         scene.finish("alice", "bob")
 
 
-# --- 4, 5: who stalls ---
+# --- who stalls ---
 
 
 def stall_with(scene: Attacked, messages: Iterator[bytes]) -> None:
@@ -202,7 +202,7 @@ def test_done_after_no_step_neither_ends_the_run_nor_sends_it_back(tls: Path, tm
         scene.finish("alice", "bob")
 
 
-# --- 6: poison ---
+# --- poison ---
 
 
 def check_left_out(served: Served, folder: Path, log: str) -> None:
@@ -262,7 +262,7 @@ def test_forget_takes_a_client_out_of_a_run(tls: Path, tmp_path: Path, capsys) -
     assert not np.load(tmp_path / "server/checkpoints/epoch-000004/store/present.npy")[40:].any()
 
 
-# --- 7, 8: strangers, and two that are one ---
+# --- strangers, and two that are one ---
 
 
 def test_strangers_take_up_their_own_places_alone(tls: Path, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_the_second_of_two_processes_with_one_certificate_is_refused(tls: Path, 
         assert scene.finish(*NAMES).history.given_up == {}
 
 
-# --- 11 to 13: the end, certificates, readiness ---
+# --- the end, certificates, readiness ---
 
 
 def test_who_was_away_at_the_end_gets_its_half_later(tls: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Clients on a Ray cluster: the bits of one process, also where actors die. Real processes, SIGKILL."""
+"""Clients on a Ray cluster: the bits of one process, also if actors die. Real processes, SIGKILL."""
 
 import os
 import signal

@@ -117,7 +117,7 @@ def test_a_client_that_lost_its_references_sends_all_anew(damage: Callable[[Path
 
 
 def test_each_of_several_clients_has_its_references(tmp_path: Path) -> None:
-    """Also where clients are lost in the midst of epochs."""
+    """Also if clients are lost in the midst of epochs."""
     config = with_choices(digits(), **{**SMALL, "epochs": 8})
     train, test = config.datasets()
     parts = [train.first(150), train.first(60)]

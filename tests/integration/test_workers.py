@@ -1,4 +1,4 @@
-"""The server half trained by several workers: what one does, up to float addition; also where one of them dies."""
+"""The server half trained by several workers: what one does, up to float addition; also if one of them dies."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the server refuses, keeps and replays where clients send changes."""
+"""What the server refuses, keeps and replays if clients send changes."""
 
 import pytest
 import torch

@@ -129,7 +129,7 @@ def test_the_ledger_equals_the_closed_form(codec: str, exact: bool) -> None:
 
 
 def test_the_papers_106_7() -> None:
-    """200 epochs with 5 A and 5 B at 8 bits, in the code path of every run."""
+    """A run of 200 epochs with 5 A and 5 B at 8 bits, in the code path of every run."""
     method = Method.of(Periodic(period=40), "hfp8", norm_in_b="eval")
     history = fit(halves(), Reads(), method=method, training=training(200)).history
     assert (history.exchanges.count("A"), history.exchanges.count("B")) == (5, 5)

@@ -127,7 +127,7 @@ def test_clients_with_states_of_their_own() -> None:
     assert all(len(state) == 3 for state in states)
     assert [record.exchange for record in history.epochs] == [min(state) for state in states]
     assert states[:4] == ["AAA", "AAA", "ABA", "ACA"]
-    # Everyone's samples are trained on in every epoch, from the store where the client rests.
+    # Everyone's samples are trained on in every epoch, from the store if the client rests.
     assert all(record.samples == 192 for record in history.epochs)
 
 
@@ -328,8 +328,8 @@ def test_in_parallel_split_learning_one_clients_labels_do_not_end_the_others() -
     task = Task(lambda outputs, labels: nn.functional.nll_loss(outputs.log_softmax(1), labels), {})
     server = Server(Job(nn.Linear(8, 3), (8,), chosen, Training(), task), infos, Ledger())
     server.begin()
-    with pytest.raises(RefusedError, match="parts: expected 1"):
-        server.take(read(step(0, 0, parts=2, samples=8)))
+    with pytest.raises(RefusedError, match="microbatches: expected 1"):
+        server.take(read(step(0, 0, microbatches=2, samples=8)))
     activations = get_codec("fp32").encode(torch.ones(8, 8))
     ids = torch.arange(8)
     frames = []

@@ -1,4 +1,4 @@
-"""The lossless stage: near the entropy where it pays, one byte where it does not, and no bombs."""
+"""The lossless stage: near the entropy if it pays, one byte if it does not, and no bombs."""
 
 import struct
 

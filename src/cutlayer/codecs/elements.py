@@ -101,7 +101,7 @@ def dequantize(codes: Tensor, element: Element, gain: float = 1.0, out: Tensor |
 
 
 def powers_of_two(codes: Tensor) -> Tensor:
-    """2^(code - 127) as float32, of codes 0 to 255 in any integer type; 255 is NaN. E8M0 of the MX specification."""
+    """The scales 2^(code - 127) as float32, of codes 0 to 255 in any integer type; 255 is NaN (E8M0 of MX)."""
     bits = codes.to(torch.int32)
     powers = (bits << 23).masked_fill_(bits == 0, 1 << 22).view(torch.float32)  # 2^-127 is subnormal
     return powers.masked_fill_(bits == 0xFF, torch.nan)

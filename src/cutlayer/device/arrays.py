@@ -46,7 +46,7 @@ def quantize(values: Floats, element: Element) -> Bytes:
 
 
 def powers_of_two(codes: Bytes) -> Floats:
-    """2^(code - 127), of codes up to 254."""
+    """The scales 2^(code - 127), of codes up to 254."""
     return np.ldexp(np.float32(1), codes.astype(np.int32) - 127).astype(np.float32)
 
 

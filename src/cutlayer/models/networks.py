@@ -34,7 +34,7 @@ class Normalize(nn.Module):
 
 
 def conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
+    """A convolution of 3x3, batch norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )

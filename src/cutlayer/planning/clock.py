@@ -85,9 +85,9 @@ class Clock:
 
     def _both(self, step: Step, count: float, sent: tuple[float, float]) -> float:
         """Batches that wait for their gradients, in microbatches that overlap."""
-        parts = self.load.training.microbatches
+        microbatches = self.load.training.microbatches
         stages = (step.client, step.encode, sent[0] / count, step.server, sent[1] / count, step.rest)
-        cycle = self.link.round_trip + (sum(stages) + (parts - 1) * max(stages)) / parts
+        cycle = self.link.round_trip + (sum(stages) + (microbatches - 1) * max(stages)) / microbatches
         return count * cycle + self.link.round_trip
 
     def _up(self, step: Step, count: float, sent: tuple[float, float]) -> float:

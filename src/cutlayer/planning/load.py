@@ -88,14 +88,14 @@ class Steps:
         number: of one of them; those of the others take as many bytes in a header.
         samples: in each frame.
         ids: name of the codec of the sample ids.
-        part, parts, whole: as in `messages.Step`, which has samples in place of `whole`.
+        microbatch, microbatches, whole: as in `messages.Step`, which has samples in place of `whole`.
     """
 
     number: int
     samples: int
     ids: str
-    part: int = 0
-    parts: int = 1
+    microbatch: int = 0
+    microbatches: int = 1
     whole: int = 0
 
 
@@ -136,12 +136,12 @@ class Load:
         """Training samples of all clients."""
         return sum(len(train) for train, _ in self.feeds)
 
-    def steps(self, client: int, epoch: int, parts: int = 1) -> Counter[Steps]:
+    def steps(self, client: int, epoch: int, microbatches: int = 1) -> Counter[Steps]:
         """The steps of an epoch, each in so many microbatches, as far as they differ in length."""
-        key = client, epoch, parts
+        key = client, epoch, microbatches
         if key not in self._steps:
             train = self.feeds[client][0]
-            self._steps[key] = _grouped(train.order(epoch), len(train), parts)
+            self._steps[key] = _grouped(train.order(epoch), len(train), microbatches)
         return self._steps[key]
 
     @cached_property
@@ -150,15 +150,15 @@ class Load:
         return [_grouped(test.order(0), len(test)) if test is not None else Counter() for _, test in self.feeds]
 
 
-def _grouped(batches: Sequence[Sequence[int]], samples: int, parts: int = 1) -> Counter[Steps]:
+def _grouped(batches: Sequence[Sequence[int]], samples: int, microbatches: int = 1) -> Counter[Steps]:
     found: Counter[Steps] = Counter()
     for number, ids in enumerate(batches):
-        size = -(-len(ids) // parts)
+        size = -(-len(ids) // microbatches)
         pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
-        for part, piece in enumerate(pieces):
+        for microbatch, piece in enumerate(pieces):
             codec = narrowest(torch.tensor([0 if samples <= 256 else max(piece)])).name
             whole = len(ids) if len(pieces) > 1 else 0
-            found[Steps(same_width(number), len(piece), codec, part, len(pieces), whole)] += 1
+            found[Steps(same_width(number), len(piece), codec, microbatch, len(pieces), whole)] += 1
     return found
 
 

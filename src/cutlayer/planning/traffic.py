@@ -206,39 +206,39 @@ class Traffic:
         both = exchange is Exchange.BOTH
         for group, times in self.load.steps(client, epoch, self.load.training.microbatches if both else 1).items():
             fields = self._activations_of(group.samples, group.ids, False)
-            step = Step(client, epoch, group.number, group.part, group.parts, group.whole)
+            step = Step(client, epoch, group.number, group.microbatch, group.microbatches, group.whole)
             self._send("up", step, fields, times)
             self._passes["forward", group.samples, True] += times
             if both:
                 self._passes["backward", group.samples, True] += times
-                update = Update(client, epoch, group.number, group.part)
+                update = Update(client, epoch, group.number, group.microbatch)
                 self._send("down", update, self._gradients(group.samples), times)
-        parts = self._parts(client) if both else [1] * sum(self.load.sizes[client].values())
+        microbatches = self._microbatches(client) if both else [1] * sum(self.load.sizes[client].values())
         if (both and not self.several) or (not both and self.load.method.norm_in_b == "train"):
-            self.clients[client].counter += sum(parts)
-        self._send("up", Done(client, epoch, len(parts), {}))
+            self.clients[client].counter += sum(microbatches)
+        self._send("up", Done(client, epoch, len(microbatches), {}))
 
-    def _parts(self, client: int) -> list[int]:
+    def _microbatches(self, client: int) -> list[int]:
         """Into how many microbatches each batch of an A epoch is sent."""
-        parts = self.load.training.microbatches
-        return [-(-size // -(-size // parts)) for size in self.load.feeds[client][0].batch_sizes()]
+        microbatches = self.load.training.microbatches
+        return [-(-size // -(-size // microbatches)) for size in self.load.feeds[client][0].batch_sizes()]
 
     def _share(self, epoch: int, clients: list[int]) -> None:
         """The weights that clients send in an A epoch, round by round, and those that they wait for."""
-        left = {client: self._parts(client) for client in clients}
+        left = {client: self._microbatches(client) for client in clients}
         done = 0
         while left:
             done += 1
             boundary = self.every > 0 and done % self.every == 0
-            for client, parts in left.items():
+            for client, microbatches in left.items():
                 own = self.clients[client]
-                own.counter += parts[done - 1]
-                if (last := done == len(parts)) or boundary:
+                own.counter += microbatches[done - 1]
+                if (last := done == len(microbatches)) or boundary:
                     self._send("up", Weights(client, epoch, done, last), self.sizes.weights(own.counter))
                     self.shared.uploads.append(own.counter)
             if boundary:
                 self.shared.average()
-            left = {client: parts for client, parts in left.items() if done < len(parts)}
+            left = {client: microbatches for client, microbatches in left.items() if done < len(microbatches)}
             for client in left if boundary else ():
                 self._give(client, Weights(client, epoch, done))
 

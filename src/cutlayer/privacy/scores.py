@@ -133,7 +133,7 @@ def _window(side: int) -> Tensor:
 
 def _centred_distances(values: Tensor) -> Tensor:
     flat = values.flatten(1).float()
-    # By differences and not by products, which are not exact where two samples are alike.
+    # By differences and not by products, which are not exact if two samples are alike.
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
     return distances - distances.mean(0, keepdim=True) - distances.mean(1, keepdim=True) + distances.mean()
 

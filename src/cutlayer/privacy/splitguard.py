@@ -65,7 +65,7 @@ class SplitGuard:
         """Whether this step's labels are to be false."""
         return self._chance("watch", epoch, step) < self.share
 
-    def false_labels(self, labels: Tensor, epoch: int, step: int, part: int = 0) -> Tensor:
+    def false_labels(self, labels: Tensor, epoch: int, step: int, microbatch: int = 0) -> Tensor:
         """Labels [B] that are another one for every sample, of those that the batch has."""
         if labels.is_floating_point() or labels.ndim != 1:
             raise ConfigError(
@@ -74,7 +74,7 @@ class SplitGuard:
         classes, places = labels.unique(return_inverse=True)
         if len(classes) == 1:
             return labels
-        draw = generator(self.seed, "watch", "labels", self.client, epoch, step, part)
+        draw = generator(self.seed, "watch", "labels", self.client, epoch, step, microbatch)
         return classes[(places + torch.randint(1, len(classes), places.shape, generator=draw)) % len(classes)]
 
     def add(self, gradient: Tensor, epoch: int, step: int) -> None:
@@ -88,7 +88,7 @@ class SplitGuard:
             self.scores.append(self.score())
 
     def score(self) -> float:
-        """From 0 to 1: high for a server that trains on the labels, a quarter where labels make no difference."""
+        """From 0 to 1: high for a server that trains on the labels, a quarter if labels make no difference."""
         regular = (self.first.mean + self.second.mean) / 2
         apart = abs(self.false.norm - (self.first.norm + self.second.norm) / 2)
         usual = abs(self.first.norm - self.second.norm)

@@ -42,17 +42,17 @@ class StepBatch:
     @property
     def step_samples(self) -> int:
         """Samples of its client's whole step."""
-        return self.message.samples if self.message is not None and self.message.parts > 1 else len(self)
+        return self.message.samples if self.message is not None and self.message.microbatches > 1 else len(self)
 
     @property
     def starts_step(self) -> bool:
         """Whether it is the only or first microbatch of its client's step."""
-        return self.message is None or self.message.part == 0
+        return self.message is None or self.message.starts
 
     @property
     def ends_step(self) -> bool:
         """Whether it is the only or last microbatch of its client's step."""
-        return self.message is None or self.message.part + 1 == self.message.parts
+        return self.message is None or self.message.ends
 
 
 class Participant(Protocol):

@@ -128,14 +128,14 @@ class FrameChecks:
 
     def check_order(self, last: Step | None, message: Step, exchange: Exchange) -> None:
         """A step follows its predecessor's last microbatch, a microbatch the one before; `last` is of this epoch."""
-        if last is not None and last.part + 1 < last.parts:
-            expected = msgspec.structs.replace(last, part=last.part + 1)
+        if last is not None and not last.ends:
+            expected = msgspec.structs.replace(last, microbatch=last.microbatch + 1)
             if message != expected:
                 raise RefusedError(f"client {message.client}: step: expected {expected}, got {message}")
             return
         step = 0 if last is None else last.step + 1
-        if (message.step, message.part) != (step, 0):
-            got = f"{message.step}, part {message.part}"
+        if message.step != step or not message.starts:
+            got = f"{message.step}, microbatch {message.microbatch}"
             raise RefusedError(f"client {message.client}: step: expected {step}, got {got}")
         if message.anew and not (self.delta and step == 0):
             raise RefusedError(
@@ -143,10 +143,10 @@ class FrameChecks:
             )
         most = self.clients[message.client].batch_size
         both = exchange is Exchange.BOTH
-        if message.parts != 1 and not (both and 1 < message.parts <= message.samples <= most):
+        if message.microbatches != 1 and not (both and 1 < message.microbatches <= message.samples <= most):
             raise RefusedError(
-                f"client {message.client}: parts: expected 1, or in an A epoch up to the step's samples, at most "
-                f"{most}; got {message}"
+                f"client {message.client}: microbatches: expected 1, or in an A epoch up to the step's samples, at "
+                f"most {most}; got {message}"
             )
 
     def batch(

@@ -238,8 +238,8 @@ class Client:
             yield self._forward(Step(self.number, self.plan.epoch, step, anew=anew), batch)
             return
         pieces = list(zip(*(tensor.split(size) for tensor in (batch.ids, batch.inputs, batch.labels)), strict=True))
-        for part, piece in enumerate(pieces):
-            message = Step(self.number, self.plan.epoch, step, part, len(pieces), len(batch.ids), anew)
+        for number, piece in enumerate(pieces):
+            message = Step(self.number, self.plan.epoch, step, number, len(pieces), len(batch.ids), anew)
             yield self._forward(message, Batch(*piece))
 
     def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
@@ -273,15 +273,15 @@ class Client:
         gradients = self.frames.gradients(received, message, len(activations))
         trained = self._trained()
         with self.ledger.phase("client backward"):
-            if message.part == 0:
+            if message.starts:
                 trained.optimizer.zero_grad()
             gradients = self.training.laid_out(gradients.to(activations.dtype))
             torch.autograd.backward([activations, *penalties], [gradients, *(None for _ in penalties)])
-            if message.part + 1 == message.parts and self.defence.accepts(message, trained.half):
+            if message.ends and self.defence.accepts(message, trained.half):
                 trained.optimizer.step(fallen(self.plan.settling, message.step / self._updates))
         self.ledger.flops("client", "backward", self.flops(len(gradients))[1])
         self.pending.popleft()
-        trained.pinned = message.part + 1 < message.parts
+        trained.pinned = not message.ends
         return not trained.pinned
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:

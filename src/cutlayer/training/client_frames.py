@@ -18,7 +18,7 @@ from cutlayer.wire.messages import Evaluate, Step, Update
 
 def microbatch_name(message: Step | Evaluate) -> tuple[int, ...]:
     """What a microbatch adds to the name of a random draw; nothing if a batch is whole."""
-    return (message.part,) if isinstance(message, Step) and message.parts > 1 else ()
+    return (message.microbatch,) if isinstance(message, Step) and message.microbatches > 1 else ()
 
 
 class ClientFrames:
@@ -60,11 +60,11 @@ class ClientFrames:
 
     def gradients(self, received: Received, message: Step, count: int) -> Tensor:
         """The gradients [count, *cut] in the answer to a step. Raises RefusedError if it is none."""
-        expected = Update(self.number, message.epoch, message.step, message.part)
+        expected = Update(self.number, message.epoch, message.step, message.microbatch)
         if received.message != expected or [field.name for field in received.fields] != ["gradients"]:
             raise RefusedError(
                 f"client {self.number}: expected the gradients of epoch {message.epoch}, step {message.step}, "
-                f"part {message.part}, got {received.message}"
+                f"microbatch {message.microbatch}, got {received.message}"
             )
         (field,), codec = received.fields, self.gradient_codec
         if (field.codec, field.batch, field.shape) != (codec.name, count, self.cut_shape):

@@ -56,7 +56,7 @@ class Defended:
         return 0 if self._adversary is None else self._adversary.flops(batch)
 
     def penalties(self, message: Step, batch: Batch, activations: Tensor) -> list[Tensor]:
-        """What is added to the loss of a step, or of its part, beside the gradients that the server sends."""
+        """What is added to the loss of a step, or of its microbatch, beside the gradients that the server sends."""
         found, inputs = [], batch.inputs.to(activations.device)
         if self.nopeek and len(inputs) > 1:
             found.append(self.nopeek * distance_correlation(inputs, activations))
@@ -64,7 +64,7 @@ class Defended:
             with self.ledger.phase("client defence"):
                 found.append(self._adversary.penalty(inputs, activations))
             self.ledger.flops("client", "backward", self.flops(len(inputs)))
-        share = len(inputs) / message.samples if message.parts > 1 else 1.0
+        share = len(inputs) / message.samples if message.microbatches > 1 else 1.0
         return [penalty * share for penalty in found]
 
     def noisy(self, message: Step | Evaluate, activations: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Defended:
         """The batch as it is sent: now and then with false labels, to see whether the server minds."""
         if self._watch is None or not gradients_come or not self._watch.is_false(message.epoch, message.step):
             return batch
-        labels = self._watch.false_labels(batch.labels, message.epoch, message.step, message.part)
+        labels = self._watch.false_labels(batch.labels, message.epoch, message.step, message.microbatch)
         return dataclasses.replace(batch, labels=labels)
 
     def accepts(self, message: Step, half: nn.Module) -> bool:

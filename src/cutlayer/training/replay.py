@@ -151,7 +151,7 @@ class Replay:
         Raises:
             RefusedError: a sample has neither a change nor a reference.
         """
-        client, anew = message.client, message.anew and message.part == 0
+        client, anew = message.client, message.anew and message.starts
         known = self.store.present(ids) & (not anew)
         if not bool((sent | known).all()):
             lacking = (ids - self.offsets[client])[~(sent | known)].tolist()

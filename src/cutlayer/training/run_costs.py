@@ -43,15 +43,17 @@ class RunCosts:
         """What is known of the run before it begins. Each epoch of a client is taken to be as long as its first."""
         rates = training.server_rates
         up, down = (get_transfer(spec).codec for spec in (method.activations, method.gradients))
-        parts, several = training.microbatches, len(self.plain) > 1
+        microbatches, several = training.microbatches, len(self.plain) > 1
         calibrated = method.norm_in_b == "calibrated"
-        size = sum(self._tensors(up, client, parts) + self._around(client, parts) for client in self.plain)
+        size = sum(
+            self._tensors(up, client, microbatches) + self._around(client, microbatches) for client in self.plain
+        )
         statistics = 3 * self.weights_bytes * len(self.plain) if several else 0
         flops = sum(self.flops(client, Exchange.ACTIVATIONS, calibrated) for client in range(len(self.plain)))
         activations = Cost(size + statistics, flops)
         if self.frozen:
             return Outlook(training.epochs, rates, (activations, activations))
-        size += sum(self._tensors(down, client, parts) for client in self.plain) + self._averages()
+        size += sum(self._tensors(down, client, microbatches) for client in self.plain) + self._averages()
         flops = sum(self.flops(client, Exchange.BOTH) for client in range(len(self.plain)))
         return Outlook(training.epochs, rates, (Cost(size, flops), activations))
 
@@ -67,14 +69,14 @@ class RunCosts:
         """What an epoch cost that moved so many bytes, with these clients."""
         return Cost(size, sum(self.flops(client, exchange, calibrated) for client, exchange in took_part))
 
-    def _tensors(self, codec: Codec, client: PlainEpoch, parts: int) -> int:
+    def _tensors(self, codec: Codec, client: PlainEpoch, microbatches: int) -> int:
         layout = codec.layout(self.shape)
-        return client.samples * layout.row_bytes + client.steps * parts * (layout.shared_bytes + FRAME_BYTES)
+        return client.samples * layout.row_bytes + client.steps * microbatches * (layout.shared_bytes + FRAME_BYTES)
 
-    def _around(self, client: PlainEpoch, parts: int) -> int:
+    def _around(self, client: PlainEpoch, microbatches: int) -> int:
         """Labels, ids, headers."""
         tensors = client.samples * numel(self.shape) * 4 * (1 if self.frozen else 2)
-        return (client.bytes - tensors) * parts + client.samples * LABEL_BYTES + CLIENT_BYTES
+        return (client.bytes - tensors) * microbatches + client.samples * LABEL_BYTES + CLIENT_BYTES
 
     def _averages(self) -> int:
         """Weights up and down, in an A epoch of several clients."""

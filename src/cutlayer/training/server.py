@@ -169,9 +169,9 @@ class Server:
         self.checks.check_client(message.client)
         if client not in (None, message.client):
             raise RefusedError(f"client: expected {client}, got {message.client}")
-        if self.joint and message.parts != 1:
+        if self.joint and message.microbatches != 1:
             raise RefusedError(
-                f"client {message.client}: parts: expected 1, as clients' batches make one, got {message}"
+                f"client {message.client}: microbatches: expected 1, as clients' batches make one, got {message}"
             )
         exchange = self.states.of(message.client)
         if exchange is Exchange.NONE or message.epoch != epoch:
@@ -254,13 +254,13 @@ class Server:
                 raise DivergedError(f"{message}: gradients at the cut are not finite; lower the learning rate")
             if samples != len(batch):
                 gradients = gradients * (samples / len(batch))
-            microbatch = (message.part,) if message.parts > 1 else ()
+            microbatch = (message.microbatch,) if message.microbatches > 1 else ()
             seed = derive(self.seed, "encode", "down", message.client, message.epoch, message.step, *microbatch)
             if self.feedback is not None:
                 encoded = self.feedback.encode(batch.ids, gradients, seed)
             else:
                 encoded = self.gradient_codec.encode(gradients, seed)
-            update = Update(message.client, message.epoch, message.step, message.part)
+            update = Update(message.client, message.epoch, message.step, message.microbatch)
             return packed(Frame(update, {"gradients": encoded}))
 
     # --- checkpoints --------------------------------------------------------------------------------------------

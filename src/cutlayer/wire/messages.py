@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+# The wire's names of what the field calls microbatches.
+SHORT = {"microbatch": "part", "microbatches": "parts"}
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -60,28 +62,42 @@ class Calibrate(msgspec.Struct, frozen=True, tag="calibrate", forbid_unknown_fie
     evaluation: bool = False
 
 
-class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True):
-    """Client to server: ids, labels and activations of one batch, or of one microbatch of a batch of `samples`.
+class Step(msgspec.Struct, frozen=True, tag="step", forbid_unknown_fields=True, omit_defaults=True, rename=SHORT):
+    """Client to server: ids, labels and activations of one batch, or of one microbatch of it.
 
-    `anew`, in the first step of an epoch: the client has let go of its references, and so must the server.
+    Attributes:
+        microbatch: its number, from 0.
+        microbatches: how many the batch has.
+        samples: of the whole batch; 0 if it has one microbatch.
+        anew: in the first step of an epoch, that the client has let go of its references, and so must the server.
     """
 
     client: int
     epoch: int
     step: int
-    part: int = 0
-    parts: int = 1
+    microbatch: int = 0
+    microbatches: int = 1
     samples: int = 0
     anew: bool = False
 
+    @property
+    def starts(self) -> bool:
+        """Whether this is the only or first microbatch of the batch."""
+        return self.microbatch == 0
 
-class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True):
+    @property
+    def ends(self) -> bool:
+        """Whether this is the only or last microbatch of the batch."""
+        return self.microbatch + 1 == self.microbatches
+
+
+class Update(msgspec.Struct, frozen=True, tag="update", forbid_unknown_fields=True, omit_defaults=True, rename=SHORT):
     """Server to client: gradients of the loss with respect to the activations of a step, or of a microbatch of it."""
 
     client: int
     epoch: int
     step: int
-    part: int = 0
+    microbatch: int = 0
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate", forbid_unknown_fields=True):

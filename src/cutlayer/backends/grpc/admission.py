@@ -56,7 +56,7 @@ class Admission:
         patience: see `Waits`.
         keepalive: see `Endpoint`. So long a second process with a client's certificate is held, in case the first one
             has vanished.
-        known: their Hellos from earlier, where the run is not new.
+        known: their Hellos from earlier, if the run is not new.
 
     Attributes:
         barred: clients that are let in no more, by name, and why.
@@ -138,7 +138,7 @@ class Admission:
             self._condition.notify_all()
 
     def wait_for_all(self, stop: Stop, waiting: Waiting) -> None:
-        """Wait until all clients have come. Raises Stopped where the run is to stop before."""
+        """Wait until all clients have come. Raises Stopped if the run is to stop before."""
         while True:
             with self._condition:
                 if self._condition.wait_for(lambda: len(self.hellos) == len(self.names), 0.5):

@@ -205,7 +205,7 @@ class Connection:
             self._next += 1
 
     def take(self, message: bytes) -> None:
-        """Take a message that came in; waits while the inbox is full. Raises RefusedError where it breaks the rules."""
+        """Take a message that came in; waits while the inbox is full. Raises RefusedError if it breaks the rules."""
         if not CHUNK.size <= len(message) <= CHUNK.size + CHUNK_BYTES:
             raise RefusedError(
                 f"message: expected {CHUNK.size} to {CHUNK.size + CHUNK_BYTES} bytes, got {len(message)}"

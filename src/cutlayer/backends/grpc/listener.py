@@ -142,7 +142,7 @@ class Listener:
                 connection.take(message)
         except RefusedError as error:
             refused.append(error)
-        except Exception as error:  # grpc raises a bare Exception where the stream ended early
+        except Exception as error:  # grpc raises a bare Exception if the stream ended early
             log.debug("stream ended: %s", error)
         finally:
             connection.close()

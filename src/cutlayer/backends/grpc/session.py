@@ -1,6 +1,6 @@
 """The client's end of the wire between machines: opens the only connection, and keeps a link connected.
 
-The client may sit behind a router. Where the connection is lost, it is made again.
+The client may sit behind a router. If the connection is lost, it is made again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def own_name(tls: str | Path) -> str:
 
 
 def fetch_config(address: str, tls: str | Path | None) -> str:
-    """The config of the run that a server holds, as JSON. Raises grpc.RpcError where it cannot be reached."""
+    """The config of the run that a server holds, as JSON. Raises grpc.RpcError if it cannot be reached."""
     with open_channel(address, tls) as channel:
         offer = header_of(channel.unary_unary(f"/{SERVICE}/Config")(b"", timeout=HELLO_SECONDS))[0].message
         if not isinstance(offer, Offer):
