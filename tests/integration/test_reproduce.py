@@ -87,6 +87,17 @@ def test_rivals_are_rows_beside_runs_of_the_other_study_in_a_table_and_in_plots(
         assert plot.lstrip().startswith("<?xml")
 
 
+def test_tables_and_plots_of_another_studys_runs_alone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    carried_out(tmp_path, "--rows", "plain")
+    apart = [sys.executable, "-m", "cutlayer", "frontier", "--preset", "smoke", "--table"]
+    (tmp_path / "experiments/sips2021").mkdir(parents=True)
+    (tmp_path / "results").rename(tmp_path / "experiments/sips2021/results")
+    subprocess.run(apart, cwd=tmp_path, check=True, capture_output=True, text=True)
+    written = {file.name for file in (tmp_path / "experiments/frontier/results").iterdir()}
+    assert written == {"smoke.md", "smoke-bytes.svg", "smoke-flops.svg"}
+
+
 def test_a_run_killed_in_its_midst_goes_on_and_loses_at_most_the_epoch_under_way(tmp_path: Path) -> None:
     rows = ("--rows", "few500")
     process = subprocess.Popen(command(tmp_path, *rows), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)

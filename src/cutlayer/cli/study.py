@@ -115,5 +115,6 @@ def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[
 def _write_table(study: Study, plan: Plan, file: Path, command: str) -> str:
     text = markdown(study, plan, command, frontier.NOTES if command == "frontier" else ())
     if text:
-        file.write_text(text)
+        file.parent.mkdir(parents=True, exist_ok=True)  # the results may all be another study's
+        file.write_text(text, encoding="utf-8")
     return text
