@@ -221,10 +221,11 @@ def main() -> None:
     asked = parser.parse_args()
     preset, folder = PRESETS[asked.preset], Path(asked.runs)
     stem = asked.preset if asked.part == "method" else f"{asked.preset}-defences"
+    found = [(name, with_choices(config, device=asked.device)) for name, config in configs(preset, asked.part)]
+    every = [config for _, config in found]
     names: dict[str, list[RunConfig]] = {}
-    for name, config in configs(preset, asked.part):
-        names.setdefault(name, []).append(with_choices(config, device=asked.device))
-    every = [config for group in names.values() for config in group]
+    for name, config in found:
+        names.setdefault(name, []).append(config)
     measured = partial(measure, preset=preset, folder=folder)
     study = Study(RESULTS / f"{stem}.jsonl", every, measured, folder)
     carry_out(study, asked, lambda: table(study.outcomes(every), names, RESULTS / f"{stem}.md"))
