@@ -40,7 +40,7 @@ CHOICES: dict[str, dict[str, object]] = {
 
 
 FEW = {
-    **{"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6},
+    **{"schedule": "settle", "both_epochs": 2, "activation_epochs": 2, "last_exchange": 0.6, "averaged_updates": 0.7},
     **{"views": 2, "views_from": 1, "narrow": 2, "padding": 2},
     "regularize": Regularize(mixup=0.3, cutmix=1.0, label_smoothing=0.1, dropout=0.1, channel_dropout=0.1),
 }

@@ -198,9 +198,11 @@ class Traffic:
             self._send("down", Weights(client, epoch, statistics=True), self.sizes.statistics)
         share = self.share if exchange is Exchange.BOTH else None
         references = DIGEST if self.codec.delta is not None else None
-        settles = exchange is Exchange.BOTH and isinstance(self.load.method.schedule, Settle | Budget)
+        schedule = self.load.method.schedule
+        settles = exchange is Exchange.BOTH and isinstance(schedule, Settle | Budget)
         settling = (0.0, 1.0) if settles else None  # any numbers are as long
-        self._send("down", Plan(client, epoch, exchange.value, share, references, settling))
+        averaging = 0.0 if settles and isinstance(schedule, Settle) and schedule.averaged else None
+        self._send("down", Plan(client, epoch, exchange.value, share, references, settling, averaging))
 
     def _train(self, epoch: int, client: int, exchange: Exchange) -> None:
         both = exchange is Exchange.BOTH

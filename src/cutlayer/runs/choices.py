@@ -112,6 +112,8 @@ class Choices:
     """For settle and budget: the last B epoch, as a fraction of the run."""
     spread: Spread | None
     """For settle: B epochs at even distances, or the denser the higher the server's learning rate is."""
+    averaged_updates: float | None
+    """For settle: the part of the A epochs' updates, the last ones, whose mean of weights is the client half then."""
     megabytes: float | None
     """For budget: 10^6 bytes that may cross in training, in both directions."""
     client_gflops: float | None

@@ -22,6 +22,7 @@ SCHEDULE_VALUES = {
     "activation_epochs": "activations",
     "last_exchange": "last",
     "spread": "spread",
+    "averaged_updates": "averaged",
     "megabytes": "megabytes",
     "client_gflops": "client_gflops",
     "both_share": "share",

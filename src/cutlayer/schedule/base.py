@@ -59,6 +59,7 @@ class State:
         reference: the loss that the rule compares with; infinite until there is one.
         settling: in an A epoch, how far the client's learning rate has fallen when it begins and when it ends, from 0
             (not yet) to 1 (to zero); None if the rate follows the epochs, as the client's optimizer says.
+        averaging: with `settling`, from where in that fall on the client half's weights are averaged; None if not.
         exchanged: the last epoch before it that exchanged anything.
         spent: what A epochs and what B epochs cost before it, if the schedule counts that.
     """
@@ -67,6 +68,7 @@ class State:
     epoch: int = 0
     reference: float = math.inf
     settling: tuple[float, float] | None = None
+    averaging: float | None = None
     exchanged: int = 0
     spent: tuple[Cost, Cost] = (NOTHING, NOTHING)
 

@@ -105,10 +105,10 @@ class Spending(Schedule):
         if state.exchange is Exchange.BOTH:
             settling = self._settling(epoch, state.settling[1] if state.settling else 0.0, so_far)
         if settling is not None:
-            return State(Exchange.BOTH, epoch, loss, settling, exchanged, so_far)
+            return State(Exchange.BOTH, epoch, loss, settling, exchanged=exchanged, spent=so_far)
         stalled = state.reference - loss < self.budget.threshold
         exchange = Exchange.ACTIVATIONS if self._renews(epoch, exchanged, stalled, so_far) else Exchange.NONE
-        return State(exchange, epoch, loss, None, exchanged, so_far)
+        return State(exchange, epoch, loss, exchanged=exchanged, spent=so_far)
 
     def rule(self, state: State, loss: float) -> Exchange:
         """As `next` says."""

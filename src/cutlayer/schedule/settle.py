@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
@@ -20,10 +21,12 @@ class Fixed(Schedule):
         exchanges: a letter for each epoch, such as "AAABCCB"; the first is A.
         settles: A epochs at the start during which the client's learning rate falls to zero; with 0 it follows the
             epochs.
+        averaged: as in `Settle`, of those A epochs.
     """
 
     exchanges: str = "AB"
     settles: int = 0
+    averaged: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,16 +35,16 @@ class Fixed(Schedule):
                 f"exchanges: expected the letters A, B and C, such as AAABCC, of which the first is A, got "
                 f"{self.exchanges!r}"
             )
+        check_averaged(self.averaged)
 
     def start(self) -> State:
         """The state of the first epoch."""
-        return State(settling=self._settling(0))
+        return self._state(Exchange.BOTH, 0, math.inf)
 
     def next(self, state: State, loss: float, spent: Cost = NOTHING) -> State:
         """As in `Schedule`."""
         check_loss(state, loss)
-        epoch = state.epoch + 1
-        return State(self.rule(state, loss), epoch, loss, self._settling(epoch))
+        return self._state(self.rule(state, loss), state.epoch + 1, loss)
 
     def rule(self, state: State, loss: float) -> Exchange:
         """The next letter."""
@@ -50,8 +53,11 @@ class Fixed(Schedule):
             return Exchange.BOTH
         return Exchange(self.exchanges[epoch]) if epoch < len(self.exchanges) else Exchange.NONE
 
-    def _settling(self, epoch: int) -> tuple[float, float] | None:
-        return (epoch / self.settles, (epoch + 1) / self.settles) if epoch < self.settles else None
+    def _state(self, exchange: Exchange, epoch: int, loss: float) -> State:
+        if epoch >= self.settles:
+            return State(exchange, epoch, loss)
+        fallen = epoch / self.settles, (epoch + 1) / self.settles
+        return State(exchange, epoch, loss, fallen, 1 - self.averaged if self.averaged else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +76,15 @@ class Settle(Schedule):
         activations: B epochs after them, at least 1.
         last: the last B epoch, as a fraction of the run; at 0.8 the usual stepped learning rate falls a last time.
         spread: "even", or "rate" for B epochs that are the denser the higher the server's learning rate is.
+        averaged: the part of the A epochs' updates, the last ones, whose weights are averaged: their mean is the half
+            that stands still; see `training.weight_average`. 0 for none.
     """
 
     both: int = 5
     activations: int = 5
     last: float = 0.8
     spread: Spread = "even"
+    averaged: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +92,7 @@ class Settle(Schedule):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
         check_last(self.last)
+        check_averaged(self.averaged)
         if self.spread not in get_args(Spread):
             raise ConfigError(unknown("spread", self.spread, get_args(Spread)))
 
@@ -97,7 +107,7 @@ class Settle(Schedule):
         letters = ["A"] * both + ["C"] * (outlook.epochs - both)
         for epoch in self._places(both, outlook):
             letters[epoch] = "B"
-        return Fixed(exchanges="".join(letters), settles=both)
+        return Fixed(exchanges="".join(letters), settles=both, averaged=self.averaged)
 
     def _places(self, first: int, outlook: Outlook) -> list[int]:
         """The epochs that are B, the first of which is given."""
@@ -124,3 +134,9 @@ def check_last(last: float) -> None:
     """Raise ConfigError for a last exchange beyond the run."""
     if not isinstance(last, (int, float)) or not 0 < last <= 1:
         raise ConfigError(f"last: expected the fraction of the run at which the last B epoch is, up to 1, got {last!r}")
+
+
+def check_averaged(averaged: float) -> None:
+    """Raise ConfigError for what is no part of the A epochs' updates."""
+    if not isinstance(averaged, (int, float)) or not 0 <= averaged <= 1:
+        raise ConfigError(f"averaged: expected a part of the A epochs' updates, from 0 to 1, got {averaged!r}")

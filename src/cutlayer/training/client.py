@@ -14,7 +14,6 @@ from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
-from cutlayer.models.optim import fallen
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Store
 from cutlayer.schedule import Exchange
@@ -199,6 +198,8 @@ class Client:
 
     def _after_update(self) -> Iterator[Callable[[], bytes]]:
         share, last = self.plan.share, self._ahead is None
+        if last:
+            self._trained().end(self.plan)
         if share is not None and (last or (share > 0 and self._steps % share == 0)):
             self._shares = not last
             message = Weights(self.number, self.plan.epoch, self._steps, last)
@@ -278,7 +279,7 @@ class Client:
             gradients = self.training.laid_out(gradients.to(activations.dtype))
             torch.autograd.backward([activations, *penalties], [gradients, *(None for _ in penalties)])
             if message.ends and self.defence.accepts(message, trained.half):
-                trained.optimizer.step(fallen(self.plan.settling, message.step / self._updates))
+                trained.update(self.plan, message.step / self._updates)
         self.ledger.flops("client", "backward", self.flops(len(gradients))[1])
         self.pending.popleft()
         trained.pinned = not message.ends

@@ -19,14 +19,17 @@ from cutlayer.errors import ConfigError
 from cutlayer.files import TensorFile, save_tensors
 from cutlayer.method import Training
 from cutlayer.models.cut import copied
-from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer
+from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer, fallen
 from cutlayer.records.state_dicts import split
+from cutlayer.training.weight_average import WeightAverage
+from cutlayer.wire.messages import Plan
 
 
 class TrainedHalf:
     """A half and its optimizer.
 
     Attributes:
+        average: of the weights after the last updates, while it is made.
         pinned: set while it must stay in memory: a graph of its parameters waits for gradients.
     """
 
@@ -40,17 +43,36 @@ class TrainedHalf:
         for parameter in self.half.parameters():
             parameter.data = training.laid_out(parameter.data)
         self.optimizer = ScheduledOptimizer(spec, self.half.parameters(), training.epochs)
-        self.pinned = False
+        self.average, self.pinned = WeightAverage(), False
+
+    def update(self, plan: Plan, done: float) -> None:
+        """Update the weights in an A epoch.
+
+        Args:
+            plan: of the epoch.
+            done: the part of it that was done before.
+        """
+        rate_fallen = fallen(plan.settling, done)
+        self.optimizer.step(rate_fallen)
+        if plan.averaging is not None and rate_fallen is not None and rate_fallen >= plan.averaging:
+            self.average.add(self.half)
+
+    def end(self, plan: Plan) -> None:
+        """An A epoch is at its end: once the rate has fallen to zero, the mean of weights takes their place."""
+        if plan.settling is not None and plan.settling[1] >= 1:
+            self.average.take(self.half)
 
     def state_dict(self) -> dict[str, Any]:
-        """The half's tensors, as "model.NAME", and what the optimizer has."""
+        """The half's tensors, as "model.NAME", what the optimizer has, and the average under way."""
         return {
+            **self.average.state_dict(),
             **self.optimizer.state_dict(),
             **{f"model.{name}": value for name, value in self.half.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
+        self.average.load_state_dict(state)
         self.optimizer.load_state_dict(state)
         self.half.load_state_dict(model_tensors(state))
 

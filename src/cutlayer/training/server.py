@@ -117,10 +117,11 @@ class Server:
     def plan(self, client: int) -> PackedFrame:
         """The frame that tells a client what this epoch exchanges."""
         exchange = self.states.of(client)
-        both = exchange is Exchange.BOTH
-        share, settling = (self.share, self.states.settling(client)) if both else (None, None)
+        state = self.states.state_of(client)
+        both = (self.share, state.settling, state.averaging) if exchange is Exchange.BOTH else (None, None, None)
+        share, settling, averaging = both
         digest = self.replayed.digest(client) if self.delta else None
-        return packed(Frame(Plan(client, self.states.epoch, exchange.value, share, digest, settling)))
+        return packed(Frame(Plan(client, self.states.epoch, exchange.value, share, digest, settling, averaging)))
 
     def calibrates(self) -> bool:
         """Whether clients of this epoch are to measure the statistics of batch norm before they send activations."""

@@ -44,7 +44,7 @@ class States:
 
     def of(self, client: int) -> Exchange:
         """What the epoch exchanges with a client."""
-        return self.own[client].exchange if self.own else self.state.exchange
+        return self.state_of(client).exchange
 
     def each(self, clients: int) -> list[Exchange]:
         """What the epoch exchanges with each of so many clients."""
@@ -54,9 +54,9 @@ class States:
         """The exchanges by client, if they have states of their own."""
         return "".join(state.exchange for state in self.own)
 
-    def settling(self, client: int) -> tuple[float, float] | None:
-        """How far a client's learning rate falls in the epoch, if it does not follow the epochs; see `State`."""
-        return self.own[client].settling if self.own else self.state.settling
+    def state_of(self, client: int) -> State:
+        """A client's state, which may be that of all."""
+        return self.own[client] if self.own else self.state
 
     def finish(self, loss: float, losses: Mapping[int, float], absent: Container[int], spent: Cost = NOTHING) -> None:
         """Move on to the next epoch.

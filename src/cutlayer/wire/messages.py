@@ -20,6 +20,7 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
         references: if changes are sent, the digest of the references that the server has of this client's samples.
         settling: how far the learning rate of the client half has fallen at the beginning and at the end of an A epoch,
             from 0 to 1; None if it follows the epochs.
+        averaging: from where in that fall on weights are averaged, to take the half's place at its end; None if not.
     """
 
     client: int
@@ -28,6 +29,7 @@ class Plan(msgspec.Struct, frozen=True, tag="plan", forbid_unknown_fields=True, 
     share: int | None = None
     references: int | None = None
     settling: tuple[Fraction, Fraction] | None = None
+    averaging: Fraction | None = None
 
 
 class Weights(msgspec.Struct, frozen=True, tag="weights", forbid_unknown_fields=True, omit_defaults=True):
