@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from cutlayer.errors import ConfigError
 from cutlayer.models.apart import check_apart
+from cutlayer.models.auxiliary import SelfTraining
 from cutlayer.models.crossing import Crossing, Likeness, ancestors, crossing, likenesses, stand_in
 from cutlayer.models.trace import drop_unused, trace
 
@@ -83,8 +84,8 @@ def _size(half: nn.Module) -> str:
 
 
 def is_frozen(half: nn.Module) -> bool:
-    """Whether nothing of a half is trained: none of its parameters requires gradients."""
-    return not any(parameter.requires_grad for parameter in half.parameters())
+    """Whether no gradients are of use to a half: none of its parameters requires any, or it trains by itself."""
+    return isinstance(half, SelfTraining) or not any(parameter.requires_grad for parameter in half.parameters())
 
 
 Copied = TypeVar("Copied", nn.Module, Halves)

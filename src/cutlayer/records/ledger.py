@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from cutlayer.wire.frames import PackedFrame
 
 Direction = Literal["up", "down"]
+Item = TypeVar("Item")
 TRAINING_KINDS = ("activations", "gradients", "labels", "control", "weights")
 
 
@@ -76,6 +77,15 @@ class Ledger:
         finally:
             self._charge()
             self._thread.phases.pop()
+
+    def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The items; the time that each takes to come is a phase's."""
+        while True:
+            with self.phase(name):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     def _charge(self) -> None:
         thread, now = self._thread, time.perf_counter()

@@ -16,6 +16,7 @@ from cutlayer.data.batches import Batches
 from cutlayer.data.images import Images
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Training
+from cutlayer.models.auxiliary import auxiliary_head
 from cutlayer.models.cut import Halves
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.history import EpochRecord
@@ -47,7 +48,7 @@ def prepared(
     table = FlopTable(halves.client, tuple(sample.shape[1:]), sample.dtype)
     if isinstance(chosen, LocalHead):
         with seeded(training.seed, "local head"):
-            head = _head(table.output_shape, train.classes, chosen.channels)
+            head = auxiliary_head(table.output_shape, train.classes, chosen.channels)
         # What is for the server or for evaluation has no part in it.
         local = replace(
             training,
@@ -86,17 +87,3 @@ def _measure(half: nn.Module, feed: Batches, training: Training) -> None:
         with seeded(training.seed, "calibrate", 0, -1, step, device=device), training.autocast():
             half(batch.inputs.to(device))
     half.cpu()
-
-
-def _head(shape: tuple[int, ...], classes: int, channels: int) -> nn.Sequential:
-    if len(shape) != 3:
-        raise ConfigError(f"local head: expected images [C, H, W] at the cut, got {list(shape)}")
-    inside = channels or shape[0]
-    return nn.Sequential(
-        nn.Conv2d(shape[0], inside, 3, padding=1, bias=False),
-        nn.BatchNorm2d(inside),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(inside, classes),
-    )

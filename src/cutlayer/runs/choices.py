@@ -34,6 +34,7 @@ PLACES = {
     "cut": "model.cut",
     "narrow": "model.narrow",
     "padding": "model.padding",
+    "bind": "model.bind",
     "pretrained": "model.pretrained",
     "norm_in_b": "method.norm_in_b",
     "store": "method.store",
@@ -91,6 +92,8 @@ class Choices:
     """By how much fewer channels cross the cut than the network has there: 1x1 convolutions on both sides of it."""
     padding: int
     """Pixels that the client pads its images with, for the server to crop their features; with --augment for flips."""
+    bind: int
+    """Samples whose activations cross the cut as one, by circular convolution; for the schedule always."""
     pretrained: bool
     """Whether the network begins with weights from ImageNet; efficientnet_lite0 alone has some."""
 

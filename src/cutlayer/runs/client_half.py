@@ -1,6 +1,7 @@
-"""How a client half comes about that is not trained with the server: choices, which `beforehand` carries out.
+"""How a client half comes about that is not trained with the server: choices, so that no gradients are sent.
 
-Such a half is frozen when the run begins: no gradients are sent, and with the schedule `Once` activations go up once.
+Most are made before the run, by `beforehand`, and stand still in it, so that with the schedule `Once` activations go up
+once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from cutlayer.errors import ConfigError
 
 
 class ClientHalf:
-    """Base of the ways in which a client half comes about before the run, to stand still in it."""
+    """Base of the ways in which a client half comes about without gradients from the server."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class LocalHead(ClientHalf):
 
     The head is a convolution with batch norm, global average pooling and a linear layer; it stays on the device, and
     what it costs there is counted. Source: Zhang, Leon and Varghese, "Ampere: Communication-Efficient and High-Accuracy
-    Split Federated Learning" (arXiv 2507.07130), for one client; the head's exact shape is not theirs. Related:
-    CSE-FSL (Mu and Shen, arXiv 2307.11532), FSL-SAGE (arXiv 2505.23182), which go on sending activations.
+    Split Federated Learning" (arXiv 2507.07130), for one client; the head's exact shape is not theirs. A
+    client that trains by itself while it sends is `LocalLoss`.
 
     Attributes:
         epochs: of local training, with the client half's optimizer, whose learning rate follows these epochs.
@@ -46,4 +47,28 @@ class Untrained(ClientHalf):
     """
 
 
-CLIENT_HALVES: dict[str, type[ClientHalf]] = {kind.__name__: kind for kind in (LocalHead, Untrained)}
+@dataclass(frozen=True)
+class LocalLoss(ClientHalf):
+    """The client trains its half by itself, with an auxiliary head and a local loss, all through the run.
+
+    Of every so many batches that it trains on, the first is sent, for the server to train on; no gradients come back,
+    so with the schedule `Always` every epoch is a B epoch. In C epochs the client rests. Source: Mu and Shen,
+    "Federated Split Learning with Improved Communication and Storage Efficiency" (CSE-FSL, arXiv 2507.15816), for one
+    client; the head's exact shape is ours, and the loss is cross-entropy.
+
+    Attributes:
+        every: batches of which one is sent (h in the publication).
+        channels: of the head's convolution; 0 for as many as cross the cut.
+    """
+
+    every: int = 5
+    channels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.channels < 0:
+            raise ConfigError(f"local loss: expected at least 1 batch and 0 channels, got {self}")
+
+
+BEFOREHAND = (LocalHead, Untrained)
+"""Those that are made before the run, and stand still in it."""
+CLIENT_HALVES: dict[str, type[ClientHalf]] = {kind.__name__: kind for kind in (*BEFOREHAND, LocalLoss)}

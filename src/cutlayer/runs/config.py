@@ -9,17 +9,23 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from cutlayer.codecs import get_transfer
 from cutlayer.data.images import DATASETS, Images, load, outline
 from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
+from cutlayer.models.auxiliary import SelfTraining, auxiliary_head
+from cutlayer.models.bound import bound
 from cutlayer.models.cut import Halves, split
 from cutlayer.models.efficientnet_lite import load_pretrained
+from cutlayer.models.flops import FlopTable
 from cutlayer.models.narrow import narrowed
 from cutlayer.models.networks import MODELS, make_model
 from cutlayer.models.padded import padded
-from cutlayer.runs.client_half import ClientHalf
+from cutlayer.regularize import Regularize
+from cutlayer.runs.client_half import ClientHalf, LocalLoss
 from cutlayer.runs.config_json import decode, encode
+from cutlayer.schedule import Always, Budget
 from cutlayer.seeds import seeded
 
 
@@ -62,6 +68,7 @@ class ModelConfig:
         cut: name of the layer to cut after; a wrong name lists the possible ones.
         narrow: by how much fewer channels cross the cut than the network has there; see `models.narrow`.
         padding: pixels that the client pads its images with, for the server to crop; see `models.padded`.
+        bind: samples whose activations cross the cut as one; see `models.bound`.
         pretrained: whether the network begins with weights from ImageNet, all but the head; efficientnet_lite0 alone
             has some.
     """
@@ -71,6 +78,7 @@ class ModelConfig:
     cut: str = "layer3"
     narrow: int = 1
     padding: int = 0
+    bind: int = 1
     pretrained: bool = False
 
     def __post_init__(self) -> None:
@@ -112,6 +120,27 @@ class RunConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.client_half is not None and self.clients > 1:
             raise ConfigError(f"client_half {self.client_half}: expected one client, got {self.clients}")
+        alone = not self.model.padding and self.model.bind == 1 and not isinstance(self.method.schedule, Budget)
+        if isinstance(self.client_half, LocalLoss) and not alone:
+            raise ConfigError("client_half LocalLoss: expected no padding, no bind, and no budget")
+        if self.model.bind != 1:
+            self._check_bound()
+
+    def _check_bound(self) -> None:
+        """What is bound is taken apart batch by batch, as it was sent."""
+        method, training = self.method, self.training
+        smoothing = Regularize(label_smoothing=training.regularize.label_smoothing)
+        wrong = {
+            "a schedule other than always": not isinstance(method.schedule, Always),
+            "several clients": self.clients > 1,
+            "delta>": get_transfer(method.activations).delta is not None,
+            "ef>": get_transfer(method.gradients).feedback,
+            "padding": bool(self.model.padding),
+            "regularize at the cut": training.regularize != smoothing,
+            f"batch_size {training.batch_size}, which is no multiple of it": training.batch_size % self.model.bind != 0,
+        }
+        if found := [name for name, there in wrong.items() if there]:
+            raise ConfigError(f"bind {self.model.bind} cannot be combined with {', '.join(found)}")
 
     def datasets(self) -> tuple[Images, Images]:
         """Training and test data."""
@@ -146,7 +175,19 @@ class RunConfig:
         if model.narrow != 1:
             with seeded(self.training.seed, "narrow"):
                 halves = narrowed(halves, sample, model.narrow)
+        if model.bind != 1:
+            with seeded(self.training.seed, "bind"):
+                halves = bound(halves, sample, model.bind)
+        if isinstance(self.client_half, LocalLoss):
+            with seeded(self.training.seed, "local head"):
+                halves = self._self_training(halves, sample, train.classes, self.client_half)
         return padded(halves, sample, model.padding) if model.padding else halves
+
+    @staticmethod
+    def _self_training(halves: Halves, sample: torch.Tensor, classes: int, chosen: LocalLoss) -> Halves:
+        shape = FlopTable(halves.client, tuple(sample.shape[1:]), sample.dtype).output_shape
+        head = auxiliary_head(shape, classes, chosen.channels)
+        return Halves(SelfTraining(halves.client, head, chosen.every), halves.server)
 
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON values. Raises ConfigError for a part of the user's own, which could not be read again."""

@@ -15,6 +15,7 @@ from cutlayer.durable import make_folder
 from cutlayer.errors import ConfigError
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.beforehand import prepared
+from cutlayer.runs.client_half import BEFOREHAND
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.run import Run
@@ -52,7 +53,7 @@ def run_experiment(
             make_folder(run.folder)
             partition.save(run.folder / "partition.json")
         halves, flops = config.halves(train), 0
-        if config.client_half is not None:
+        if isinstance(config.client_half, BEFOREHAND):
             apart = run.folder / "client_half" if run is not None else None
             halves, flops = prepared(halves, config.client_half, train, config.training, apart, on_epoch)
         result = fit(

@@ -35,7 +35,7 @@ def network_of(config: Mapping[str, Any], run: Path) -> Halves:
             f"cutlayer.Run({str(run)!r}).model(network)"
         )
     # What else the config says, such as a device, need not be possible here.
-    chosen = RunConfig.from_dict({name: config[name] for name in ("data", "model")})
+    chosen = RunConfig.from_dict({name: config[name] for name in ("data", "model", "client_half") if name in config})
     model = replace(chosen.model, pretrained=False)  # the run's weights follow
     chosen = replace(chosen, model=model, training=Training(seed=config["training"]["seed"]))
     return chosen.halves(chosen.data.outline())

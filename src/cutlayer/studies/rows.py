@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
@@ -38,6 +39,7 @@ class Row:
         against: name of the row of plain split learning that it is compared with; its own for such a row.
         presets: those that have the row; None for all.
         client_half: as in `RunConfig`.
+        changes: of the preset's `ModelConfig`, such as {"narrow": 4}.
         trained: how, from how the preset has it; the presets' own by default.
     """
 
@@ -52,6 +54,7 @@ class Row:
     against: str = "plain"
     presets: tuple[str, ...] | None = None
     client_half: ClientHalf | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     trained: Callable[[Training], Training] = as_preset
 
     def config(self, preset: Preset, seed: int, device: str = "cpu") -> RunConfig:
@@ -61,7 +64,7 @@ class Row:
         if self.clients > 1 and isinstance(method.fleet.strategy, ParallelSplit):
             # The clients' parts of a step make one batch.
             training = replace(training, batch_size=max(2, training.batch_size // self.clients))
-        model = preset.networks[self.network]
+        model = replace(preset.networks[self.network], **self.changes)
         clients, partition, half = self.clients, self.partition, self.client_half
         return RunConfig(preset.data, model, method, training, clients, partition, threads=1, client_half=half)
 

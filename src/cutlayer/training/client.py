@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cutlayer.data.batches import Batch
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.models.auxiliary import SelfTraining
 from cutlayer.models.cut import is_frozen
 from cutlayer.models.flops import FlopTable
 from cutlayer.records.ledger import Ledger
@@ -24,6 +25,7 @@ from cutlayer.training.client_frames import ClientFrames, microbatch_name
 from cutlayer.training.defended import Defended
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
+from cutlayer.training.local import LocalTraining
 from cutlayer.wire.frames import Frame, Received, pack
 from cutlayer.wire.messages import Calibrate, Done, Evaluate, EvaluationRequest, Plan, Step, Update, Weights
 
@@ -52,10 +54,10 @@ class Client:
         self.number, self.train, self.test = number, train, job.test
         self.device = torch.device(job.training.device)
         self._trained, self.on_done = trained, on_done
-        sample = train.sample()
+        sample, half = train.sample(), trained().half
         self.first_labels = sample.labels
-        self.flops = flops or flop_table(trained().half, sample)
         shape, dtype = tuple(sample.inputs.shape[1:]), sample.inputs.dtype
+        self.flops = flops or FlopTable(half, shape, dtype)  # which copies the half: before its first pass
         if (shape, dtype) != (self.flops.sample_shape, self.flops.dtype):
             expected, got = f"{self.flops.dtype} {list(self.flops.sample_shape)}", f"{dtype} {list(shape)}"
             raise ConfigError(f"client {number}: expected samples {expected}, as the others', got {got}")
@@ -63,6 +65,7 @@ class Client:
         self.cut_shape = self.flops.output_shape
         self.frames = ClientFrames(job, self.cut_shape, ledger)
         self.deltas = self.frames.deltas
+        self._local = LocalTraining(job, trained, ledger, self.flops) if isinstance(half, SelfTraining) else None
         self.defence = Defended(job, shape, self.cut_shape, ledger)
         self.anew, self._updates = False, len(train.batch_sizes())
         self.plan = Plan(number, -1, "")
@@ -141,7 +144,8 @@ class Client:
         self.plan, self._steps = plan, 0
         self.anew = self.deltas is not None and not self.deltas.agree(plan.references)
         self._trained().optimizer.begin(plan.epoch)
-        self._source = self._timed(self.train.epoch(plan.epoch))
+        batches = self.ledger.each("data", self.train.epoch(plan.epoch))
+        self._source = batches if self._local is None else self._local.epoch(plan.epoch, batches)
         self._ahead = next(self._source, None)
 
     def _calibrate(self, message: Calibrate) -> Iterator[Callable[[], bytes]]:
@@ -167,7 +171,7 @@ class Client:
 
     def _measure(self, message: Calibrate) -> None:
         epoch, what = message.epoch, "evaluation" if message.evaluation else "forward"
-        for step, batch in enumerate(islice(self._timed(self.train.epoch(epoch)), CALIBRATION_BATCHES)):
+        for step, batch in enumerate(islice(self.ledger.each("data", self.train.epoch(epoch)), CALIBRATION_BATCHES)):
             with (
                 self.ledger.phase("evaluation" if message.evaluation else "client forward"),
                 seeded(self.seed, "calibrate", self.number, epoch, step, device=self.device),
@@ -211,7 +215,7 @@ class Client:
     def _evaluation(self, ask: EvaluationRequest) -> Iterator[Callable[[], bytes]]:
         """The activations of the test data with the half as it is now, batch by batch."""
         steps = 0
-        for batch in self._timed(self.test.epoch(0)) if self.test is not None else ():
+        for batch in self.ledger.each("data", self.test.epoch(0)) if self.test is not None else ():
             half = self.half.eval()
             with self.ledger.phase("evaluation"), torch.no_grad():
                 activations = self._pass(half, batch)
@@ -244,21 +248,27 @@ class Client:
             yield self._forward(message, Batch(*piece))
 
     def _forward(self, message: Step, batch: Batch) -> Callable[[], bytes]:
-        gradients_come = self.exchange is Exchange.BOTH
-        trained = self._trained()
-        set_mode(trained.half, self.exchange is Exchange.ACTIVATIONS and self.method.norm_in_b != "train")
-        with self.ledger.phase("client forward"):
-            name = ("client", self.number, message.epoch, message.step, *microbatch_name(message))
-            with torch.set_grad_enabled(gradients_come), seeded(self.seed, *name, device=self.device):
-                activations = self._pass(trained.half, batch)
+        gradients_come, trained = self.exchange is Exchange.BOTH, self._trained()
+        activations = self._activations(message, batch) if self._local is None else batch.inputs
         penalties = self.defence.penalties(message, batch, activations) if gradients_come else []
         activations = self.defence.noisy(message, activations)
         if gradients_come:
             trained.pinned = True
             self.pending.append((message, activations, penalties))
-        self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
         shown = self.defence.shown(message, batch, gradients_come)
         return partial(self.frames.activations, message, shown, activations)
+
+    def _activations(self, message: Step, batch: Batch) -> Tensor:
+        half, gradients_come = self._trained().half, self.exchange is Exchange.BOTH
+        set_mode(half, not gradients_come and self.method.norm_in_b != "train")
+        self.ledger.flops("client", "forward", self.flops(len(batch.ids))[0])
+        name = ("client", self.number, message.epoch, message.step, *microbatch_name(message))
+        with (
+            self.ledger.phase("client forward"),
+            torch.set_grad_enabled(gradients_come),
+            seeded(self.seed, *name, device=self.device),
+        ):
+            return self._pass(half, batch)
 
     def _pass(self, half: nn.Module, batch: Batch) -> Tensor:
         with self.training.autocast():
@@ -284,16 +294,3 @@ class Client:
         self.pending.popleft()
         trained.pinned = not message.ends
         return not trained.pinned
-
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            with self.ledger.phase("data"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-
-def flop_table(half: nn.Module, sample: Batch) -> FlopTable:
-    """The FLOPs of a client half. It copies the half: before its first pass."""
-    return FlopTable(half, tuple(sample.inputs.shape[1:]), sample.inputs.dtype)
