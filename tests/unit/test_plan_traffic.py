@@ -65,7 +65,7 @@ def agree(
         assert epoch.client_flops(table) == record.flops["client"], f"epoch {record.epoch}"
 
 
-SCHEDULES = [Always(), Periodic(period=4), Once(warmup=2), Settle(both=2, activations=2)]
+SCHEDULES = [Always(), Periodic(period=4), Once(warmup=2), Settle(both=2, activations=2, averaged=0.5)]
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp8", "hfp8", "mxfp4", "nvfp4", "int4", "topk0.1>fp16/ef>int8"])

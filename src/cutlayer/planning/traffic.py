@@ -196,12 +196,11 @@ class Traffic:
             self._give(client, Weights(client, epoch))
         elif self.shared.statistics:
             self._send("down", Weights(client, epoch, statistics=True), self.sizes.statistics)
-        share = self.share if exchange is Exchange.BOTH else None
+        both, schedule = exchange is Exchange.BOTH, self.load.method.schedule
         references = DIGEST if self.codec.delta is not None else None
-        schedule = self.load.method.schedule
-        settles = exchange is Exchange.BOTH and isinstance(schedule, Settle | Budget)
-        settling = (0.0, 1.0) if settles else None  # any numbers are as long
-        averaging = 0.0 if settles and isinstance(schedule, Settle) and schedule.averaged else None
+        settling = (0.0, 1.0) if both and isinstance(schedule, Settle | Budget) else None  # any numbers are as long
+        averaging = 0.0 if both and isinstance(schedule, Settle) and schedule.averaged else None
+        share = self.share if both else None
         self._send("down", Plan(client, epoch, exchange.value, share, references, settling, averaging))
 
     def _train(self, epoch: int, client: int, exchange: Exchange) -> None:
