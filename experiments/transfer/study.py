@@ -96,8 +96,8 @@ def table(study: Study) -> str:
         spread = f" ± {statistics.stdev(accuracies):.2f}" if len(same) > 1 else ""
         pairs = [(line, plain[line["seed"]]) for line in same if line["seed"] in plain]
 
-        def mean(values: list[float], form: str) -> str:
-            return format(statistics.mean(values), form) if values else ""
+        def mean(values: list[float], form: str, unit: str = "") -> str:
+            return format(statistics.mean(values), form) + unit if values else "not run"
 
         rows.append(
             f"| {key} | {len(same)} | {statistics.mean(accuracies):.2f}{spread} "
@@ -105,8 +105,8 @@ def table(study: Study) -> str:
             f"| {mean([100 * (line['accuracy'] - other['accuracy']) for line, other in pairs], '+.2f')} "
             f"| {' / '.join(str(same[0]['exchanges'].count(state)) for state in 'ABC')} "
             f"| {mean([line['exchanged_bytes'] / 1e6 for line in same], '.1f')} "
-            f"| {mean([other['exchanged_bytes'] / line['exchanged_bytes'] for line, other in pairs], '.1f')}x "
-            f"| {mean([_flops(other) / _flops(line) for line, other in pairs], '.1f')}x |"
+            f"| {mean([other['exchanged_bytes'] / line['exchanged_bytes'] for line, other in pairs], '.1f', 'x')} "
+            f"| {mean([_flops(other) / _flops(line) for line, other in pairs], '.1f', 'x')} |"
         )
     where = lines[0]["environment"]
     about = (
