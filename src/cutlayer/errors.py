@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -73,8 +74,10 @@ def harmless(text: object, most: int = 1000) -> str:
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
-    """The message for an unknown name, with the names that are known."""
-    return f"unknown {what} {name!r}; known: {', '.join(map(str, known))}"
+    """The message for an unknown name, with the names that are known, and the one that may have been meant."""
+    names = [str(each) for each in known]
+    meant = get_close_matches(str(name), names, n=1)
+    return f"unknown {what} {name!r}; known: {', '.join(names)}" + "".join(f"; did you mean {each}?" for each in meant)
 
 
 def some(values: Sequence[object], most: int = 5) -> str:

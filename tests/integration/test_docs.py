@@ -187,12 +187,23 @@ def test_every_page_is_in_the_site_and_every_link_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def run_cell(cell: str, names: Names) -> object:
+    """Run a notebook's cell; return what it shows, which is the value of its last line if that is an expression."""
+    tree = ast.parse(cell)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "tour.ipynb", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "tour.ipynb", "eval"), names) if last is not None else None
+
+
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((ROOT / "examples" / "tour.ipynb").read_text())
     names: dict[str, object] = {"__name__": "notebook"}
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 3
+    shown = []
     for cell in cells:
         with redirect_stdout(io.StringIO()):
-            exec(compile(cell, "tour.ipynb", "exec"), names)
+            shown.append(run_cell(cell, names))
+    pages = [value._repr_html_() for value in shown if hasattr(value, "_repr_html_")]
+    assert sum("<th>exchanges</th>" in page for page in pages) >= 2  # the history and the run show themselves

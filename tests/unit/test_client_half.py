@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer import ConfigError, EarlyStopping, Method, Optimizer, Regularize, RunConfig, with_choices
+from cutlayer import ConfigError, EarlyStopping, Method, Optimizer, Regularize, Run, RunConfig, with_choices
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.client_half import LocalHead, Untrained
 from cutlayer.runs.experiment import run_experiment
@@ -54,6 +54,7 @@ def test_such_a_run_is_resumed_to_the_same_bits_from_its_local_training_too(tmp_
     whole = run_experiment(LOCAL, progress=False)
     assert resumed.history.losses == whole.history.losses
     assert resumed.history.flops("client") == whole.history.flops("client")
+    assert Run(tmp_path).history().beforehand == whole.history.beforehand > 0
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, unknown
 
 
 def parse_recipe(
@@ -29,6 +29,8 @@ def parse_recipe(
     """
     # What version 0.1 called it.
     arguments = ["--strategy" + given[6:] if given.split("=")[0] == "--mode" else given for given in arguments]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in defaults:
+        raise ConfigError(unknown("recipe", arguments[0], defaults))
     recipe = arguments[0] if arguments and arguments[0] in defaults else None
     if recipe is not None:  # what is wrong with an option is then said for this recipe alone
         defaults, arguments = {recipe: defaults[recipe]}, arguments[1:]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cutlayer.errors import ConfigError
 from cutlayer.records.history import History
-from cutlayer.report import comparisons, figures, write_figures
+from cutlayer.report import comparisons, figures, lengths, write_figures
 from cutlayer.report.plain import warn
 from cutlayer.runs.run import Run
 
@@ -50,3 +50,5 @@ def compare(arguments: Sequence[str], console: Console) -> None:
             write_figures(rows, Path(written), suffix)
     for table in comparisons(histories, configs, console.width):
         console.print(table)
+    if differ := lengths(histories):
+        console.print(differ)

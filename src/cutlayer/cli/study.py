@@ -10,6 +10,7 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
+from rich.markdown import Markdown
 
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.studies import Outcome, Study, frontier, sips2021
@@ -96,7 +97,7 @@ def _carry_out(
         study.run(jobs, _teller(plan, write, console), chosen.minutes)
         left = len(study.todo())
         console.print(f"{left} runs are left" + ("; the same command goes on with them" if left else ""))
-    console.print(write() or "nothing is there yet", soft_wrap=True)
+    show(write() or "nothing is there yet", console)
 
 
 def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[[Outcome], None]:
@@ -110,6 +111,14 @@ def _teller(plan: Plan, write: Callable[[], str], console: Console) -> Callable[
         write()
 
     return tell
+
+
+def show(text: str, console: Console) -> None:
+    """Markdown: on a terminal its tables as such, in a pipe as it is."""
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        console.print(text, soft_wrap=True)
 
 
 def _write_table(study: Study, plan: Plan, file: Path, command: str) -> str:

@@ -18,6 +18,7 @@ from cutlayer.errors import ConfigError, DamagedError
 from cutlayer.files import load_tensors, locked, save_sealed, sealed, unsealed
 from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
+from cutlayer.records.counts import Counts, content_of
 from cutlayer.records.environment import environment
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines
@@ -66,7 +67,8 @@ class RunFolder:
         self.config_file = self.folder / "config.json"
         self.model_file = self.folder / "model.safetensors"
         self.merged_file = self.folder / "merged.json"
-        self.given_up_file = self.folder / "given_up.json"
+        self.counts_given_up = Counts(self.folder / "given_up.json")
+        self.counts_beforehand = Counts(self.folder / "beforehand.json")
         self.metrics = Lines(self.metrics_file)
         self.initial_file = self.folder / "initial.safetensors"
         self.initial: Initial | None = None
@@ -176,7 +178,7 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The content of config.json: what ENTRIES names, "init" and "changes" if there are any."""
         if not self.exists():
-            raise ConfigError(f"{self.folder} holds no run: expected {self.config_file}")
+            raise ConfigError(self.nothing_here())
         try:
             content, checked = unsealed(self.config_file.read_bytes())
             if not checked and (strange := [name for name in content if name not in ENTRIES]):
@@ -188,6 +190,16 @@ class RunFolder:
         except DamagedError as error:
             raise DamagedError(f"{self.config_file}: {error}; restore it, or begin anew elsewhere") from None
         return content
+
+    def nothing_here(self) -> str:
+        """What to say of a folder that holds no run."""
+        said = f"{self.folder} holds no run: expected {self.config_file}"
+        if not (self.folder / "client.safetensors").exists() and not self.checkpoints.epochs():
+            return said
+        return (
+            f"{said}. It looks like a client's folder (cutlayer join), which has that client's half and no more: "
+            "metrics and config are in the server's folder (cutlayer serve --run-dir)"
+        )
 
     def append(self, record: EpochRecord) -> None:
         """Add an epoch to the metrics."""
@@ -231,12 +243,13 @@ class RunFolder:
     def history(self) -> History:
         """What the run measured so far."""
         records = self.records()
-        final = _read(self.merged_file)
+        final = content_of(self.merged_file)
         # A run that was extended is not at its end again yet.
         merged = final.get("scores", {}) if final.get("epochs") == len(records) else {}
         if not isinstance(merged, dict) or not all(isinstance(value, (int, float)) for value in merged.values()):
             raise DamagedError(f"{self.merged_file} is damaged: expected scores that are numbers, got {merged}")
-        return History(records, Baseline.from_dict(self.read_config()["baseline"]), self.given_up(), merged)
+        baseline = Baseline.from_dict(self.read_config()["baseline"])
+        return History(records, baseline, self.given_up(), merged, self.beforehand())
 
     def save_model(self, model: nn.Module) -> None:
         """Write the merged model's weights."""
@@ -251,15 +264,15 @@ class RunFolder:
         """Count bytes, by direction, of epochs that are trained again."""
         if any(size.values()):
             before = self.given_up()
-            total = {way: before.get(way, 0) + count for way, count in size.items()}
-            replace(self.given_up_file, json.dumps(sealed(total)) + "\n")
+            self.counts_given_up.write({way: before.get(way, 0) + count for way, count in size.items()})
 
     def given_up(self) -> dict[str, int]:
         """All bytes that `give_up` counted, by direction; empty if there are none."""
-        size = _read(self.given_up_file)
-        if not all(type(count) is int for count in size.values()):
-            raise DamagedError(f"{self.given_up_file} is damaged: expected numbers of bytes, got {size}")
-        return size
+        return self.counts_given_up.read()
+
+    def beforehand(self) -> int:
+        """The client's FLOPs before the first epoch; 0 if there were none."""
+        return self.counts_beforehand.read().get("flops", 0)
 
     def load_weights(self, model: nn.Module) -> nn.Module:
         """Load the finished run's merged weights into a network of the same structure; return it."""
@@ -274,15 +287,6 @@ class RunFolder:
             raise ConfigError(f"{self.model_file} is not of a network such as this: {wrong}")
         model.load_state_dict(weights)
         return model
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The JSON values of a file that may not be there."""
-    try:
-        return unsealed(file.read_bytes())[0] if file.exists() else {}
-    except DamagedError as error:
-        reason = str(error).removeprefix("it ")
-        raise DamagedError(f"{file} {reason}; remove the file to go on without what it says") from None
 
 
 def _free(path: str) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
 from typing import Any, Self, TypeVar
 
 import msgspec
 
-from cutlayer.errors import ConfigError, DamagedError, unknown
+from cutlayer.errors import ConfigError, DamagedError, some, unknown
 from cutlayer.records.drawing import draw, html_table
 from cutlayer.schedule import Exchange
 
@@ -107,8 +108,7 @@ class History:
             figure counts them.
         merged: loss and metrics of the merged model in 32 bits on the test data, taken at the end of `fit` and not over
             the wire; empty before the end, and if no process has both halves and the test data.
-        beforehand: FLOPs of the client before the first epoch, in making its half (`RunConfig.client_half`); known to
-            the result of the run, not to its folder.
+        beforehand: FLOPs of the client before the first epoch, in making its half (`RunConfig.client_half`).
     """
 
     epochs: Sequence[EpochRecord]
@@ -124,7 +124,7 @@ class History:
         scores = next((record.test for record in reversed(self.epochs) if record.test), {})
         last += [f"test {name} {value:.4g}" for name, value in scores.items()]
         ratios = (("traffic", self.traffic_reduction), ("client FLOPs", self.client_flops_reduction))
-        last += [f"{name} {ratio:.4g}x less" for name, ratio in ratios if math.isfinite(ratio)]
+        last += [f"{name} {_compared(ratio)}" for name, ratio in ratios if math.isfinite(ratio)]
         return f"History({'; '.join([f'{len(self.epochs)} epochs ({counts})', *last])})"
 
     def to_frame(self) -> Any:
@@ -155,7 +155,9 @@ class History:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         counts = ", ".join(f"{self.count(exchange)} {exchange.value}" for exchange in Exchange)
-        rows = [("epochs", f"{len(self.epochs)} ({counts})")]
+        runs = [f"{len(list(same))}{exchange}" for exchange, same in groupby(self.exchanges)]
+        rows = [("epochs", f"{len(self.epochs)} ({counts})"), ("exchanges", some(runs, 20))]
+        rows += [("training loss", f"{self.losses[-1]:.4g}")] if self.epochs else []
         scores = next((record.test for record in reversed(self.epochs) if record.test), {})
         rows += [(f"test {name}", f"{value:.4g}") for name, value in scores.items()]
         rows += [("sent", f"{self.bytes() / 1e6:.4g} MB"), ("client", f"{self.flops('client') / 1e9:.4g} GFLOPs")]
@@ -238,6 +240,13 @@ class History:
         else:
             plain = each * sum(record.samples for record in self.epochs) / self.baseline.samples
         return (plain + more) / spent if spent else math.nan
+
+
+def _compared(reduction: float) -> str:
+    """What a reduction says, in words."""
+    if abs(reduction - 1) < 0.005:
+        return "as in plain split learning"
+    return f"{reduction:.4g}x less" if reduction > 1 else f"{1 / reduction:.4g}x more"
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from cutlayer.errors import ConfigError
 from cutlayer.report.charts import Series, heat_map, lines, timeline
 from cutlayer.report.spreadsheet import csv_text
-from cutlayer.report.table import comparison_rows
+from cutlayer.report.table import comparison_rows, lengths
 from cutlayer.report.view import RunView, differing, epoch_rows, facts, letters
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -48,7 +48,7 @@ def html(views: Sequence[RunView], title: str) -> str:
 def markdown(views: Sequence[RunView], title: str) -> str:
     """The page's tables as Markdown."""
     names = [f"{letter} {_in_markdown(v.name)}" for letter, v in zip(letters(len(views)), views, strict=True)]
-    parts = [f"# {_in_markdown(title)}", _about(views)]
+    parts = [f"# {_in_markdown(title)}", _in_markdown(_about(views))]
     if missing := _missing(views):
         parts.append("## Missing\n\n" + "\n".join(f"- {_in_markdown(line)}" for line in missing))
     if len(views) > 1 and (rows := differing(views)):
@@ -77,7 +77,9 @@ def epochs_csv(views: Sequence[RunView]) -> str:
 def _about(views: Sequence[RunView]) -> str:
     epochs = sum(len(view.history.epochs) for view in views)
     runs = f"{len(views)} runs" if len(views) > 1 else "1 run"
-    return f"{runs}, {epochs} epochs in all. Bytes are those of frames that were sent."
+    names = zip(letters(len(views)), views, strict=True)
+    differ = lengths({f"{letter} {view.name}": view.history for letter, view in names})
+    return f"{runs}, {epochs} epochs in all. Bytes are those of frames that were sent. {differ}".strip()
 
 
 def _missing(views: Sequence[RunView]) -> list[str]:

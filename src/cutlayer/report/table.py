@@ -79,6 +79,18 @@ def comparison_rows(runs: Sequence[History]) -> Iterator[tuple[str, list[str]]]:
         yield name, [cell(history) for history in runs]
 
 
+def lengths(histories: Mapping[str, History]) -> str:
+    """What to say of runs of different lengths; nothing if they are of one."""
+    counts = {name: len(history.epochs) for name, history in histories.items()}
+    if len(set(counts.values())) < 2:
+        return ""
+    each = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    return (
+        f"The runs are of different lengths ({each} epochs). Each is held against plain split learning of "
+        "its own length, and longer runs save more by themselves."
+    )
+
+
 def comparisons(
     histories: Mapping[str, History], configs: Mapping[str, Mapping[str, Any]], width: int
 ) -> Iterator[Table]:

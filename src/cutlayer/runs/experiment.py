@@ -56,6 +56,8 @@ def run_experiment(
         if isinstance(config.client_half, BEFOREHAND):
             apart = run.folder / "client_half" if run is not None else None
             halves, flops = prepared(halves, config.client_half, train, config.training, apart, on_epoch)
+            if run is not None and flops:
+                run.counts_beforehand.write({"flops": flops})
         result = fit(
             halves,
             parts,

@@ -23,7 +23,7 @@ def view_of(folder: str | Path) -> RunView:
     """What there is of a run, and what is missing. Raises ConfigError if there is nothing at all."""
     run, missing = Run(folder), []
     if not run.folder.is_dir() or not (run.exists() or run.metrics_file.exists()):
-        raise ConfigError(f"{folder} holds no run: expected {run.config_file}")
+        raise ConfigError(run.nothing_here())
     content: dict = {}
     try:
         content = run.read_config()
@@ -69,6 +69,11 @@ def _history(run: Run, content: dict, records: list[EpochRecord], missing: list[
     except CutlayerError as error:
         missing.append(f"bytes of epochs that were given up: {error}")
         given_up = {}
+    try:
+        beforehand = run.beforehand()
+    except CutlayerError as error:
+        missing.append(f"what the client computed beforehand: {error}")
+        beforehand = 0
     final: dict = {}
     if run.merged_file.exists():
         try:
@@ -76,7 +81,7 @@ def _history(run: Run, content: dict, records: list[EpochRecord], missing: list[
         except (CutlayerError, json.JSONDecodeError) as error:
             missing.append(f"scores of the merged model: {run.merged_file}: {error}")
     merged = final.get("scores", {}) if final.get("epochs") == len(records) else {}
-    return History(records, baseline, given_up, merged)
+    return History(records, baseline, given_up, merged, beforehand)
 
 
 def _confusion(run: Run, config: dict, missing: list[str]) -> Sequence[Sequence[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cutlayer.backends.client_data import Data, client_data_of
 from cutlayer.backends.description import ClientDescription
 from cutlayer.backends.local import LOCAL
 from cutlayer.describe import describe, structure
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.models.cut import Halves, copied
 from cutlayer.records.checkpoint import Checkpoints
@@ -104,9 +104,21 @@ def fit(
         loop.open(_chosen(job), _facts(halves, clients.descriptions), resume)
         title = type(method.schedule).__name__.lower()
         view = stack.enter_context(shown(title, training.epochs, loop.records, progress))
-        loop.train([each for each in (view, on_epoch) if each is not None])
+        with _of_one_client(len(data) == 1):
+            loop.train([each for each in (view, on_epoch) if each is not None])
         model, merged = _merge(halves, loop, clients)
     return Result(History(loop.records, loop.baseline, loop.given_up(), merged), model, halves)
+
+
+@contextmanager
+def _of_one_client(alone: bool) -> Iterator[None]:
+    """What is refused in a run of one client in one process is the user's own data: no number has to say whose."""
+    try:
+        yield
+    except RefusedError as error:
+        if alone:
+            error.args = (str(error).removeprefix("client 0: "),)
+        raise
 
 
 def _check(halves: object, method: object, training: object, task: object) -> None:
