@@ -55,7 +55,7 @@ def test_kubernetes() -> None:
 @pytest.mark.parametrize("word", ["FROM", "ENTRYPOINT", "USER", "STOPSIGNAL"])
 def test_containerfile(word: str) -> None:
     lines = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ").splitlines()
-    known = {"FROM", "RUN", "COPY", "USER", "WORKDIR", "ENV", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
+    known = {"ARG", "FROM", "RUN", "COPY", "USER", "WORKDIR", "ENV", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
     words = [line.split()[0] for line in lines if line and not line.startswith("#")]
     assert set(words) <= known
     assert word in words
