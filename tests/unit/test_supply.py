@@ -1,4 +1,4 @@
-"""What the project is built from: every pin has a hash and a licence that was looked at, and builds come out the same."""
+"""What the project is built from: pins have hashes and licences, and builds come out the same."""
 
 import importlib.util
 import re
