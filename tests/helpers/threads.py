@@ -82,7 +82,7 @@ class Together:
             copy.deepcopy(self.half),
             train,
             test,
-            folder=self.folder / name,
+            folder=more.pop("folder", self.folder / name),
             name=name,
             method=self.config.method,
             training=self.config.training,

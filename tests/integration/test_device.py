@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from cutlayer import Run, run_experiment, with_choices
-from cutlayer.backends.grpc.rpc import SERVICE
+from cutlayer.backends.grpc.certs import make_certificates
+from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.backends.grpc.session import open_channel
 from cutlayer.cli import main
 from cutlayer.data.images import Images
@@ -200,6 +202,35 @@ def test_who_asks_and_sends_nothing_keeps_no_one_from_an_answer(trained: Path) -
             hanging = [call(iter(silent.wait, True)) for _ in range(REQUESTS)]
             assert ask(address, DeviceHalf(run / "export"), Data.load(trained / "test.npz")).shape == (80, 10)
             assert all(each.code() is grpc.StatusCode.CANCELLED for each in hanging)
+    finally:
+        silent.set()
+        answers.close()
+
+
+def test_one_certificate_has_a_share_of_the_requests_and_counts_until_it_is_revoked(
+    trained: Path, tmp_path: Path
+) -> None:
+    run, tls, revoked = trained / "run", tmp_path / "tls", tmp_path / "revoked"
+    make_certificates(tls, ["alice", "eve"])
+    revoked.write_text("")
+    names = Revocations(revoked)
+    here = Endpoint("127.0.0.1:0", tls / "server")
+    answers = Answers(load_halves(Run(run)).server, (16, 4, 4), "fp8_e4m3", here, names)
+    half, data, address = DeviceHalf(run / "export"), Data.load(trained / "test.npz"), f"127.0.0.1:{answers.port}"
+    silent = threading.Event()
+    try:
+        with open_channel(address, tls / "eve") as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Predict")
+            hanging = [call(iter(silent.wait, True)) for _ in range(REQUESTS)]
+            with pytest.raises(RefusedError, match="eve: expected at most 4 requests at a time"):
+                ask(Endpoint(address, tls / "eve"), half, data)
+            assert ask(Endpoint(address, tls / "alice"), half, data).shape == (80, 10)
+            for each in hanging:
+                each.cancel()
+        revoked.write_text("alice\n")
+        names.reread()
+        with pytest.raises(RefusedError, match="revoked"):
+            ask(Endpoint(address, tls / "alice"), half, data)
     finally:
         silent.set()
         answers.close()

@@ -436,6 +436,8 @@ def test_metrics_tell_of_epochs_bytes_refusals_and_who_is_there(tls: Path, tmp_p
             texts.append(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode())
 
     with Attacked(tmp_path, tls, patience=None, metrics=f"127.0.0.1:{port}") as scene:
+        look("before anyone has come")
+        assert 'cutlayer_client_present{client="alice"} 0.0' in texts[-1]
         scene.refusal(scene.hello(samples=1 << 28))
         scene.watch(look)
         scene.begin(*NAMES)

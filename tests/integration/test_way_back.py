@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cutlayer import RefusedError
+from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.runs.choices import with_choices
@@ -25,10 +26,10 @@ NAMES = ("alice", "bob")
 class Scene:
     """alice takes part in a thread all along; bob comes and goes."""
 
-    def __init__(self, folder: Path, config: RunConfig = CONFIG) -> None:
+    def __init__(self, folder: Path, config: RunConfig = CONFIG, **more: object) -> None:
         self.config, self.folder, self.data = config, folder, shares(config, NAMES)
         self._stop = Stop()
-        self.together = Together(config, folder, NAMES, stop=self._stop)
+        self.together = Together(config, folder, NAMES, stop=self._stop, **more)
         self.halves: dict[str, torch.nn.Module] = {}
         self.alice = threading.Thread(target=self.join, args=("alice",), kwargs={"stop": self._stop}, daemon=True)
         self.alice.start()
@@ -39,6 +40,7 @@ class Scene:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.requested = True  # gRPC's threads would hold the process
+        self.together.thread.join(30)
 
     def join(self, name: str, **more: object) -> None:
         self.halves[name] = self.together.join(name, *self.data[name], **more)
@@ -56,7 +58,7 @@ class Scene:
                 self.join("bob", on_epoch=ends, stop=stop)
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline:
-                if server.epochs()[-1] == epoch:
+                if server.epochs()[-1] >= epoch:
                     return
                 time.sleep(0.02)
             # It ended before the server had heard that it was done.
@@ -134,3 +136,57 @@ def test_if_no_checkpoint_of_the_server_goes_with_the_clients_it_says_so(tmp_pat
         newest.rename(bob)
         scene.join("bob")
         scene.finish()
+
+
+def test_a_checkpoint_stays_that_goes_with_the_one_before_the_last_exchange(tmp_path: Path) -> None:
+    """However many C epochs came since: their checkpoints all need what the client saved in the last exchange."""
+    with Scene(tmp_path, with_choices(CONFIG, schedule="periodic", period=4)) as scene:  # A B C C A B
+        scene.bob_until(2)
+        server = Checkpoints(tmp_path / "server" / "checkpoints")
+        deadline = time.monotonic() + 60
+        while server.epochs()[-1] < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)  # for older ones to go
+        assert server.epochs() == [1, 3, 4]
+        scene.damage()
+        scene.join("bob")
+        scene.finish()
+
+
+def test_how_often_the_server_went_back_outlives_its_process(tmp_path: Path) -> None:
+    limits = ClientLimits(goings_back=1)
+    with Scene(tmp_path, limits=limits) as scene:
+        scene.bob_until(3)
+        scene.damage()
+        scene.bob_until(3)
+    with Scene(tmp_path, limits=limits) as scene:
+        scene.damage()
+        with pytest.raises(RefusedError, match="went back for it 1 times and does no more"):
+            scene.join("bob")
+
+
+def test_who_is_to_try_again_waits_a_little_longer_each_time(tmp_path: Path, caplog) -> None:
+    """A third process of one client, while it is not yet known whether the first lives."""
+    caplog.set_level(logging.WARNING)
+    stop, threads = Stop(), []
+    with Scene(tmp_path) as scene:
+        while len(Checkpoints(tmp_path / "alice" / "checkpoints").epochs()) < 1:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        for number in range(3):
+            more = {"folder": tmp_path / f"copy{number}", "stop": stop}
+            threads.append(threading.Thread(target=lambda more=more: until_stopped(scene, more), daemon=True))
+            threads[-1].start()
+        time.sleep(3)
+        stop.requested = True
+        for thread in threads:
+            thread.join(10)
+    tries = caplog.text.count("a new session")
+    assert 2 <= tries <= 2 * 7, tries  # each after 0.1, 0.2, 0.4 ... seconds
+
+
+def until_stopped(scene: Scene, more: dict[str, object]) -> None:
+    data = scene.data["alice"]
+    with contextlib.suppress(Stopped):
+        scene.together.join("alice", *data, **more)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import tyro
 from rich.console import Console
 
+from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.models.flops import FlopTable
 from cutlayer.runs.answer import Answers
@@ -28,6 +30,8 @@ class AnswerArguments:
     """This machine's folder of certificates."""
     insecure_plaintext: bool = False
     """Allow addresses beyond this machine without TLS."""
+    revoked: str | None = None
+    """File with the names, one a line, whose certificates do not count any more; read again on SIGHUP."""
     codec: str | None = None
     """Codec of the activations; by default that of the run. No other is taken."""
     client: str | None = None
@@ -46,10 +50,12 @@ def answer(arguments: Sequence[str], console: Console) -> None:
     inputs = config.data.outline().inputs
     cut_shape = FlopTable(halves.client, inputs.shape[1:], inputs.dtype).output_shape
     endpoint = Endpoint(chosen.listen, chosen.tls, chosen.insecure_plaintext)
-    answers = Answers(halves.server, cut_shape, codec, endpoint)
+    revoked = Revocations(chosen.revoked) if chosen.revoked is not None else None
+    answers = Answers(halves.server, cut_shape, codec, endpoint, revoked)
     how = "mutual TLS" if chosen.tls else "plain text"
     console.print(f"answering on port {answers.port} ({how}), activations in {answers.codec.name}")
-    try:
-        answers.wait()
-    except KeyboardInterrupt:
-        answers.close()
+    with revoked.on_signal() if revoked is not None else nullcontext():
+        try:
+            answers.wait()
+        except KeyboardInterrupt:
+            answers.close()

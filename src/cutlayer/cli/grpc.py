@@ -62,6 +62,8 @@ class ServeArguments(ConnectionArguments):
     """Samples in a client's largest batch; by default four times the run's own."""
     client_memory: int = ClientLimits.memory >> 20
     """MiB of a client's frames that may be in memory."""
+    goings_back: int = ClientLimits.goings_back
+    """Times that the server goes back to an older checkpoint for one client that has lost its newest."""
     revoked: str | None = None
     """File with the names, one a line, of clients whose certificates do not count any more; read again on SIGHUP."""
     metrics: str | None = None
@@ -77,6 +79,7 @@ class ServeArguments(ConnectionArguments):
             max_batch=self.max_batch,
             memory=self.client_memory << 20,
             slowest=self.slowest_link << 10,
+            goings_back=self.goings_back,
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.rpc import Endpoint
-from cutlayer.backends.grpc.session import Session, own_name, wait_for_config
+from cutlayer.backends.grpc.session import Pause, Session, own_name, wait_for_config
 from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
 from cutlayer.device.encode import DeviceCodec, integers
 from cutlayer.device.half import Data, DeviceHalf, batches, frame
@@ -76,12 +76,13 @@ class Joining:
         self._patience = give_up_after
         config = wait_for_config(server.address, server.tls, give_up_after)
         self.choices, self.terms = Choices.checked(config, self.half), config["terms"]
-        known = False
+        known, pause = False, Pause()
         while True:
             session = Session(server, self._hello(), FROM_SERVER, known=known)
             try:
                 welcome = self._welcome(session)
                 known = True
+                pause.welcomed()
                 self.number, self.run = welcome.client, welcome.run
                 self.epochs = {epoch for epoch in self.epochs if epoch <= welcome.restore}
                 if self._obey(session):
@@ -92,6 +93,8 @@ class Joining:
                 log.warning("a new session: %s", reason)
             finally:
                 session.close()
+            if session.welcome is None:
+                pause.wait()
 
     def _welcome(self, session: Session) -> Welcome:
         waited, patience = 0.0, self._patience

@@ -36,6 +36,11 @@ def left_out(run: Path) -> Noted:
     return Noted(run / "left_out.json")
 
 
+def gone_back(run: Path) -> Noted:
+    """The clients for which the server went back to an older checkpoint, and how often."""
+    return Noted(run / "gone_back.json")
+
+
 def delivered(run: Path) -> Noted:
     """The clients that have heard that a run is at its end, and when."""
     return Noted(run / "delivered.json")

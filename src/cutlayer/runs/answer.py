@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -13,7 +15,8 @@ from torch import nn
 
 from cutlayer.backends.grpc.certs import read_certificates
 from cutlayer.backends.grpc.places import Deadlines
-from cutlayer.backends.grpc.rpc import SERVICE, Endpoint, options
+from cutlayer.backends.grpc.revocations import REASON, Revocations
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint, certified_name, options
 from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
@@ -21,6 +24,8 @@ from cutlayer.wire.messages import Outputs, Predict
 
 REQUESTS = 16
 """Requests at a time that may be on their way."""
+REQUESTS_OF_ONE = 4
+"""Of them those with one certificate; without TLS there is no telling whose they are."""
 MOST_SAMPLES = 1024
 """Samples of a request, at most."""
 
@@ -34,6 +39,7 @@ class Answers:
         codec: spec of what the activations come in; others are refused.
         listen: HOST:PORT on this machine, or an `Endpoint`, with certificates for what comes from others; port 0 takes
             a free one.
+        revoked: names whose certificates do not count any more.
 
     Attributes:
         request_seconds: how long a request may be on its way; whoever sends nothing is cut off.
@@ -51,10 +57,13 @@ class Answers:
         cut_shape: tuple[int, ...],
         codec: str,
         listen: str | Endpoint,
+        revoked: Revocations | None = None,
     ) -> None:
         endpoint = Endpoint.of(listen)
         self.half, self.cut_shape = half.eval(), cut_shape
         self.codec = evaluation_codec(get_transfer(codec))
+        self._revoked, self._open, self._lock = revoked, Counter[str](), threading.Lock()
+        self._tls = endpoint.tls is not None
         self._alone = threading.Lock()  # one batch at a time: more would only share the processor
         layout = self.codec.layout(cut_shape)
         largest = (1 << 16) + layout.shared_bytes + MOST_SAMPLES * 2 * layout.row_bytes
@@ -88,13 +97,33 @@ class Answers:
         self._deadlines.close()
 
     def _predict(self, requests: Iterator[bytes], context: Any) -> bytes:
-        with self._deadlines.within(self.request_seconds, context.cancel):
-            request = next(requests, b"")
+        who = certified_name(context) if self._tls else ""
+        if self._revoked is not None and who in self._revoked.names:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, REASON)
+        with self._place(who, context):
+            with self._deadlines.within(self.request_seconds, context.cancel):
+                request = next(requests, b"")
+            try:
+                return self.answer(request)
+            except RefusedError as error:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, harmless(error, 500))
+                raise
+
+    @contextmanager
+    def _place(self, who: str, context: Any) -> Iterator[None]:
+        """Inside the block one of the requests that this name may have open at a time; refused if there is none."""
+        with self._lock:
+            taken = who != "" and self._open[who] >= REQUESTS_OF_ONE
+            self._open[who] += not taken
+        if taken:
+            text = f"{harmless(who, 80)}: expected at most {REQUESTS_OF_ONE} requests at a time"
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
-            return self.answer(request)
-        except RefusedError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, harmless(error, 500))
-            raise
+            yield
+        finally:
+            with self._lock:
+                self._open[who] -= 1
+                self._open += Counter()  # names without any go
 
     def answer(self, request: bytes) -> bytes:
         """The frame with the outputs, from the frame with the activations. Raises RefusedError for another frame."""

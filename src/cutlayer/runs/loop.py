@@ -242,9 +242,13 @@ class Loop:
 
     # --- checkpoints ---
 
+    def way_back(self) -> Sequence[int]:
+        """The epochs of a checkpoint that stays beside the newest, unless only one is to stay."""
+        return self.clients.before_exchange() if self.training.keep_checkpoints > 1 else ()
+
     def _save(self) -> None:
         if self.checkpoints is not None:
-            keep, also = self.training.keep_checkpoints, self.training.ending.kept(self.records)
+            keep, also = self.training.keep_checkpoints, {*self.training.ending.kept(self.records), *self.way_back()}
             state = {**self.server.state_dict(), **self.clients.state_dict()}
             self.checkpoints.save(len(self.records), self.parts, state, keep=keep, also=also)
             self._saved()

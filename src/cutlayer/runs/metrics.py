@@ -16,17 +16,17 @@ class Metrics:
 
     Args:
         clients: of the run.
-        records: returns those of its epochs so far.
+        records: returns those of its epochs so far; may be changed once there are others.
     """
 
     def __init__(self, clients: GrpcClients, records: Callable[[], list[EpochRecord]]) -> None:
-        self.clients, self._records = clients, records
+        self.clients, self.records = clients, records
 
     def collect(self) -> Iterator[Any]:
         """The metrics, as prometheus_client asks for them."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        records, clients = list(self._records()), self.clients
+        records, clients = list(self.records()), self.clients
         epochs = CounterMetricFamily("cutlayer_epochs", "Epochs done, by what they exchanged.", labels=["exchange"])
         for exchange in "ABC":
             epochs.add_metric([exchange], sum(record.exchange == exchange for record in records))

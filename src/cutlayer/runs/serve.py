@@ -95,13 +95,15 @@ def serve(
         listener = Listener(operation.listening, joined.reception(_offered(config, joined.claims.terms)))
         stack.callback(listener.close)
         stack.callback(joined.close)
+        metrics = Metrics(joined, folder.checkpointed if folder.exists() else list)
+        stack.enter_context(shown(metrics, operation.listening.metrics))
         callbacks.on_listening(listener.port)
         joined.meet()
         bfloat16 = all(summary.bfloat16 for summary in joined.summaries)
         server = joined.server(Job(half, cut_shape, method, training, task, bfloat16), Ledger())
         loop = Loop(joined, server, folder, folder.checkpoints, operation.stop)
-        stack.enter_context(shown(Metrics(joined, lambda: loop.records), operation.listening.metrics))
         loop.open(chosen, {}, resume=True)
+        metrics.records = lambda: loop.records
         loop.train([callbacks.on_epoch])
         save_halves(folder.folder, half, server.shared.tensors, joined.run)
         joined.say_farewell(server, len(loop.records), delivered(folder.folder), waits.linger)
@@ -121,7 +123,7 @@ def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict
 def _oldest(loop: Loop) -> Saved:
     """The oldest checkpoint that the server may go back to, and the best epoch's, if that is to stay."""
     assert loop.checkpoints is not None
-    oldest = loop.checkpoints.epochs()[-loop.training.keep_checkpoints :][0]
+    oldest = min(*loop.checkpoints.epochs()[-loop.training.keep_checkpoints :], *loop.way_back(), 1 << 62)
     return Saved(oldest, max(loop.training.ending.kept(loop.records), default=-1))
 
 

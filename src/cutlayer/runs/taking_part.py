@@ -18,7 +18,7 @@ from cutlayer.backends.description import client_summary
 from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.policy import OWN_HALF, Policy
 from cutlayer.backends.grpc.sending import Sender
-from cutlayer.backends.grpc.session import Endpoint, Session
+from cutlayer.backends.grpc.session import Endpoint, Pause, Session
 from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.terms import largest_frame, terms_of
 from cutlayer.durable import replace
@@ -96,6 +96,7 @@ class TakingPart:
         self._views = _Views(self.folder / "views.json")
         self._alone: float | None = None  # since when there is no connection
         self._give_up_after: float | None = None
+        self._pause = Pause()
         self._known = False  # whether the server has let this client in before
         if self.checkpoints.latest() is None:
             self._save(0)
@@ -118,6 +119,7 @@ class TakingPart:
         try:
             welcome = self._wait_welcome(session)
             self._known = True
+            self._pause.welcomed()
             try:
                 self._restore(welcome)
             except DamagedError as damage:  # since it was looked at
@@ -128,9 +130,11 @@ class TakingPart:
             if session.refusal is not None:
                 raise RefusedError(str(reason)) from None
             log.warning("a new session: %s", reason)
-            return False
         finally:
             session.close()
+        if session.welcome is None:
+            self._pause.wait(self.stop.check)
+        return False
 
     def _wait_welcome(self, session: Session) -> Welcome:
         waited = 0.0

@@ -25,7 +25,7 @@ from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger
-from cutlayer.records.noted import Noted
+from cutlayer.records.noted import Noted, gone_back
 from cutlayer.records.state_dicts import Store
 from cutlayer.training.averaging import SharedHalf
 from cutlayer.training.checks import ClientSummary
@@ -72,7 +72,7 @@ class GrpcClients(Clients):
         self._desk = Desk(self.waits, self.waiting, self.refusals, self.stop, limits.slowest, self.traffic)
         self._limits, self._named = limits, listening.tls is not None
         hellos = [from_json(values) for values in saved.get("hellos", [])]
-        self._way_back = WayBack(self.run, checkpoints, limits.goings_back)
+        self._way_back = WayBack(self.run, checkpoints, limits.goings_back, gone_back(left_out.file.parent))
         self.claims = Claims(run, limits)
         self.admission = Admission(self.claims, self._way_back, self.waits.patience, listening.keepalive, hellos)
         self.stores: dict[str, Store] = {}
@@ -159,6 +159,10 @@ class GrpcClients(Clients):
         for peer in peers:
             with suppress(ClientUnavailableError):
                 send(self.ledger, peer, saved)
+
+    def before_exchange(self) -> list[int]:
+        """For a client that has lost what it saved in the last one."""
+        return self._way_back.before_exchange(self._took_part)
 
     def completed(self, epoch: int, clients: Sequence[int]) -> None:
         """These have a checkpoint after this epoch."""

@@ -17,7 +17,7 @@ from cutlayer.backends.grpc.link import Connection
 from cutlayer.backends.grpc.places import Busy, Deadlines, Places, descriptors_for_strangers
 from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.renewal import server_credentials
-from cutlayer.backends.grpc.rpc import HELLO_SECONDS, SERVICE, Endpoint, options
+from cutlayer.backends.grpc.rpc import HELLO_SECONDS, SERVICE, Endpoint, certified_name, options
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
@@ -120,10 +120,7 @@ class Listener:
 
     def _identity(self, context: Any) -> str:
         """The name in the certificate; empty without TLS."""
-        if not self._tls:
-            return ""
-        names = [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", [])]
-        return names[0] if len(names) == 1 else repr(names)
+        return certified_name(context) if self._tls else ""
 
     def _meet(self, requests: Iterator[bytes], context: Any, who: str) -> tuple[str, Welcome, Connection]:
         """The Hello with which a stream is to begin, and what admission says to it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -103,6 +103,12 @@ class Endpoint:
     def of(cls, place: str | Self) -> Self:
         """The endpoint at HOST:PORT, which is on this machine; an endpoint is returned as it is."""
         return cls(place) if isinstance(place, str) else place
+
+
+def certified_name(context: Any) -> str:
+    """The name in the certificate of who calls, over TLS."""
+    names = [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", [])]
+    return names[0] if len(names) == 1 else repr(names)
 
 
 def describe(error: Exception) -> str:

@@ -108,6 +108,25 @@ def check_health(address: str, tls: str | Path | None, service: str = LIVENESS) 
         return f"{status}, waiting for {', '.join(missing)}" if missing else status
 
 
+class Pause:
+    """A wait between sessions that the server did not welcome: it doubles up to `longest` seconds."""
+
+    def __init__(self, shortest: float = 0.1, longest: float = 10.0) -> None:
+        self._shortest, self._longest, self._next = shortest, longest, shortest
+
+    def welcomed(self) -> None:
+        """Begin with the shortest again."""
+        self._next = self._shortest
+
+    def wait(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait; `check` is called meanwhile, and raises what is to end this."""
+        end = time.monotonic() + self._next * random.uniform(0.5, 1.0)
+        self._next = min(2 * self._next, self._longest)
+        while (left := end - time.monotonic()) > 0:
+            check()
+            time.sleep(min(left, 0.1))
+
+
 class Session:
     """A client's session: a link, and a thread that keeps it connected until it is closed.
 

@@ -8,10 +8,11 @@ again, to the same bits. As a client may say anything of its checkpoints, this h
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections.abc import Sequence
 
 from cutlayer.errors import DamagedError, RefusedError
 from cutlayer.records.checkpoint import Checkpoints
+from cutlayer.records.noted import Noted
 from cutlayer.wire.messages import Hello
 
 log = logging.getLogger("cutlayer.server")
@@ -23,16 +24,17 @@ class WayBack:
     Args:
         run: the run's id.
         checkpoints: the server's.
-        most: times that the server goes back for one client, while its process lives.
+        most: times that the server goes back for one client.
+        times: how often it has, by the client's name, also in earlier processes.
 
     Attributes:
         over: whether the run is at its end, so that no epoch is trained again.
     """
 
-    def __init__(self, run: str, checkpoints: Checkpoints, most: int) -> None:
+    def __init__(self, run: str, checkpoints: Checkpoints, most: int, times: Noted) -> None:
         self.run, self.most, self.over = run, most, False
-        self._checkpoints = checkpoints
-        self._times: Counter[int] = Counter()
+        self._checkpoints, self._noted = checkpoints, times
+        self._times = {name: int(count) for name, count in times.read().items() if count.isdecimal()}
         self._wanted: int | None = None
 
     def fits(self, number: int, hello: Hello, restore: int) -> bool:
@@ -56,9 +58,11 @@ class WayBack:
             fitting := [epochs for epochs, state in own.items() if state["took_part"][number] in hello.checkpoints]
         ):
             raise RefusedError(f"{lacks}; none of the server's, after {list(own)} epochs, goes with them: {else_}")
-        if self._times[number] >= self.most:
+        times = self._times.get(hello.name, 0) + 1
+        if times > self.most:
             raise RefusedError(f"{lacks}; the server went back for it {self.most} times and does no more: {else_}")
-        self._times[number] += 1
+        self._times[hello.name] = times
+        self._noted.add(hello.name, str(times))
         self._wanted = max(fitting)
         log.warning(
             "client %s has lost its checkpoint after %d epochs: the server goes back from the one after %d epochs to "
@@ -67,10 +71,16 @@ class WayBack:
             restore,
             max(own),
             self._wanted,
-            self._times[number],
+            times,
             self.most,
         )
         return False
+
+    def before_exchange(self, took_part: Sequence[int]) -> list[int]:
+        """The newest of the server's checkpoints from before the last exchange, in which clients saved theirs."""
+        last = max(took_part, default=0)
+        older = [epochs for epochs, state in self._checkpoints.states().items() if max(state["took_part"]) < last]
+        return older[-1:]
 
     def take(self) -> None:
         """Make the checkpoint that is wanted, if there is one, the newest; the server then loads that."""
