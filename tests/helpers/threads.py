@@ -1,5 +1,6 @@
 """Server and clients as threads of one process, connected over gRPC, and the same run without gRPC."""
 
+import contextlib
 import copy
 import itertools
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cutlayer.backends.grpc.stop import Stopped
 from cutlayer.data.images import Images, outline
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import RunConfig
@@ -43,17 +45,18 @@ class Together:
             listening.set()
 
         def run() -> None:
-            self.served = serve(
-                halves.server,
-                CUT,
-                listen="127.0.0.1:0",
-                run=folder / "server",
-                clients=clients,
-                method=config.method,
-                training=config.training,
-                callbacks=Callbacks(on_epoch, ready),
-                **more,
-            )
+            with contextlib.suppress(Stopped):
+                self.served = serve(
+                    halves.server,
+                    CUT,
+                    listen="127.0.0.1:0",
+                    run=folder / "server",
+                    clients=clients,
+                    method=config.method,
+                    training=config.training,
+                    callbacks=Callbacks(on_epoch, ready),
+                    **more,
+                )
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()

@@ -17,6 +17,7 @@ from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.records.checkpoint import Checkpoints
+from cutlayer.records.noted import gone_back
 from cutlayer.records.noted import left_out
 from cutlayer.runs.metrics import shown
 from cutlayer.wire.messages import Hello, Saved
@@ -60,7 +61,8 @@ def held(admission: Admission, *messages: Hello) -> list[Asking]:
 @pytest.fixture
 def admission(tmp_path: Path) -> Admission:
     limits = ClientLimits()
-    return Admission(Claims(OUTLINE, limits), WayBack("run", Checkpoints(tmp_path), limits.goings_back))
+    way_back = WayBack("run", Checkpoints(tmp_path), limits.goings_back, gone_back(tmp_path))
+    return Admission(Claims(OUTLINE, limits), way_back)
 
 
 def test_who_is_barred_while_it_waits_is_not_let_in(admission: Admission) -> None:
