@@ -17,8 +17,7 @@ from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.records.checkpoint import Checkpoints
-from cutlayer.records.noted import gone_back
-from cutlayer.records.noted import left_out
+from cutlayer.records.noted import gone_back, left_out
 from cutlayer.runs.metrics import shown
 from cutlayer.wire.messages import Hello, Saved
 
