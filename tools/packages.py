@@ -35,7 +35,7 @@ small = dict(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_hea
 cutlayer.split(BertForSequenceClassification(BertConfig(**small)), "bert.encoder.layer.0")"""
 PRETRAINED = """from cutlayer import with_choices
 from cutlayer.runs.recipes import cifar10_small
-config = with_choices(cifar10_small(), model="efficientnet_lite0", pretrained=True)
+config = with_choices(cifar10_small(), model="efficientnet_lite0", width=1.0, pretrained=True)
 config.network(config.data.outline())"""
 NOISE = "from cutlayer.privacy.noise import Noise; assert Noise(4.0, 1.0).epsilon(1) > 0"
 WITHOUT_TORCH = "import cutlayer.device.join, importlib.util; assert importlib.util.find_spec('torch') is None"
