@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,9 +19,10 @@ from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
+from tests.helpers.started import ENVIRONMENT as USUAL
+from tests.helpers.started import ROOT, Started
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUTLAYER_LOG": "INFO", "COLUMNS": "200"}
+ENVIRONMENT = {**USUAL, "CUTLAYER_LOG": "INFO", "COLUMNS": "200"}
 CONFIG = {"train_samples": 250, "test_samples": 64, "epochs": 8, "schedule": "periodic", "period": 4, "threads": 1}
 """Of the digits recipe: exchanges A B C C A B C C."""
 
@@ -35,22 +34,16 @@ class Process:
     """A cutlayer command that runs, and what it says."""
 
     def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "cutlayer", *map(str, arguments)],
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        ours, its = os.pipe()
+        self.process = Started("cutlayer", *arguments, cwd=ROOT, env=ENVIRONMENT, stdout=its, stderr=its)
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
+    def _read(self, descriptor: int) -> None:
+        with open(descriptor) as output:
+            for line in output:
+                self.lines.append(line.rstrip())
 
     @property
     def output(self) -> str:

@@ -20,12 +20,11 @@ from cutlayer.models.networks import MODELS
 from cutlayer.runs.choices import Choices
 from cutlayer.schedule import SCHEDULES
 from cutlayer.strategies import STRATEGIES
+from tests.helpers.started import ENVIRONMENT, run
 
 
 def cutlayer(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cutlayer", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    return run("cutlayer", *arguments, cwd=cwd, env={**ENVIRONMENT, "COLUMNS": "100"})
 
 
 SMALL = ["--train-samples", "128", "--test-samples", "64", "--epochs", "4", "--width", "0.25"]

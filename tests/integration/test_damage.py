@@ -17,8 +17,10 @@ import pytest
 from cutlayer import ConfigError, Method
 from cutlayer.files import sealed
 from cutlayer.runs.run import Run
+from tests.helpers import started
 from tests.helpers.processes import join, port_of, records, serve, weights
 from tests.helpers.resumable import ONE_CLIENT, SEVERAL, halves, outcome, train
+from tests.helpers.started import ENVIRONMENT, ROOT
 
 
 def flip(file: Path, bit: int) -> None:
@@ -183,11 +185,9 @@ def test_damage_on_either_side_of_two_machines(tmp_path: Path) -> None:
 # --- a full disk ---
 
 
-def process(folder: Path, epochs: int, **options) -> subprocess.CompletedProcess:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def limited(folder: Path, epochs: int, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tests.helpers.resumable", str(folder), str(epochs)]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **options)
 
 
 def assert_one_line_and_the_older_checkpoint(folder: Path, done: subprocess.CompletedProcess) -> None:
@@ -205,10 +205,10 @@ def test_a_file_that_the_system_does_not_take_is_one_line(tmp_path: Path) -> Non
     train(tmp_path / "run", epochs=2)
     largest = max(file.stat().st_size for file in (tmp_path / "run/checkpoints").rglob("*.safetensors"))
     limits = (largest - 100, resource.RLIM_INFINITY)
-    done = process(tmp_path / "run", 4, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    done = limited(tmp_path / "run", 4, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
     assert_one_line_and_the_older_checkpoint(tmp_path / "run", done)
     assert f"the one after {Run(tmp_path / 'run').checkpoints.epochs()[-1]} epochs is whole" in done.stderr
-    assert process(tmp_path / "run", 4).returncode == 0
+    assert started.run("tests.helpers.resumable", tmp_path / "run", 4).returncode == 0
     train(tmp_path / "undisturbed", epochs=4)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
 
@@ -232,10 +232,10 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         train(run, epochs=2)
         free = shutil.disk_usage(disk).free
         (disk / "other").write_bytes(b"x" * free)
-        done = process(run, 4)
+        done = started.run("tests.helpers.resumable", run, 4)
         assert_one_line_and_the_older_checkpoint(run, done)
         (disk / "other").unlink()
-        assert process(run, 4).returncode == 0
+        assert started.run("tests.helpers.resumable", run, 4).returncode == 0
         train(tmp_path / "undisturbed", epochs=4)
         assert outcome(run) == outcome(tmp_path / "undisturbed")
 

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,8 @@ from cutlayer.runs.experiment import run_experiment
 from cutlayer.studies import Study, frontier, sips2021
 from cutlayer.studies.presets import PRESETS
 from cutlayer.studies.rows import Plan
-from tests.helpers.processes import ENVIRONMENT, ROOT
+from tests.helpers import started
+from tests.helpers.processes import ENVIRONMENT
 from tests.helpers.study import SMALL
 
 SMOKE = Plan(PRESETS["smoke"], sips2021.GROUPS)
@@ -23,13 +22,11 @@ SMOKE = Plan(PRESETS["smoke"], sips2021.GROUPS)
 
 def command(folder: Path, *more: str, name: str = "reproduce sips2021") -> list[str]:
     places = ["--results", str(folder / "results"), "--run-dir", str(folder / "runs")]
-    return [sys.executable, "-m", "cutlayer", *name.split(), *places, *more]
+    return ["cutlayer", *name.split(), *places, *more]
 
 
 def carried_out(folder: Path, *more: str, name: str = "reproduce sips2021") -> str:
-    done = subprocess.run(
-        command(folder, *more, name=name), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200
-    )
+    done = started.run(*command(folder, *more, name=name), env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -100,7 +97,7 @@ def test_tables_and_plots_of_another_studys_runs_alone(tmp_path: Path) -> None:
 
 def test_a_run_killed_in_its_midst_goes_on_and_loses_at_most_the_epoch_under_way(tmp_path: Path) -> None:
     rows = ("--rows", "few500")
-    process = subprocess.Popen(command(tmp_path, *rows), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = started.start(*command(tmp_path, *rows))
     deadline = time.monotonic() + 120
     metrics: list[Path] = []
     while time.monotonic() < deadline:

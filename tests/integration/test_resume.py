@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,15 +17,12 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, CustomOptimizer, Drop, Halves, Method, Periodic, Training, fit
 from cutlayer.runs.run import Run
+from tests.helpers import started
 from tests.helpers.killed_run import BATCHES, EPOCHS
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(folder: Path, step: int, kind: str) -> int:
-    command = [sys.executable, "-m", "tests.helpers.killed_run", str(folder), str(step), kind]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=120).returncode
+    return started.run("tests.helpers.killed_run", folder, step, kind).returncode
 
 
 def outcome(folder: Path) -> tuple[dict, list[dict]]:
@@ -74,12 +69,11 @@ def test_killed_while_a_checkpoint_is_written(moment: str, undisturbed, tmp_path
 def test_killed_at_random_moments(undisturbed, tmp_path: Path) -> None:
     """Kills from outside, also while metrics and checkpoints are written; as a command with more of them: KILLS=100."""
     draw, kills = random.Random(1), 0
-    command = [sys.executable, "-m", "tests.helpers.killed_run", str(tmp_path), "-1", "loader"]
     for _ in range(int(os.environ.get("KILLS", "3"))):
         before = len(Run(tmp_path).records())
         if before == EPOCHS:
             break
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
+        process = started.start("tests.helpers.killed_run", tmp_path, -1, "loader")
         target = before + draw.randint(1, 3)
         deadline = time.monotonic() + 60
         while process.poll() is None and len(Run(tmp_path).records()) < target and time.monotonic() < deadline:
