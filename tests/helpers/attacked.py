@@ -26,8 +26,8 @@ from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.join import join
+from cutlayer.runs.remote_client import Membership, RemoteClient
 from cutlayer.runs.serve import Callbacks, Listening, Served, Waits, serve
-from cutlayer.runs.taking_part import Membership, TakingPart
 from cutlayer.wire.frames import Frame, pack, read, unpack
 from cutlayer.wire.messages import Finished, Hello, Plan, Refusal, Step
 from tests.helpers.small import data, equal, training
@@ -220,7 +220,7 @@ class Attacked:
         folder = self.folder / f"{name}-copy"
         if name not in self._hellos:
             chosen = ClientData(self.data[name]), folder, self.method, self.training
-            self._hellos[name] = TakingPart(Membership(name, copy.deepcopy(self.half), *chosen))._hello()
+            self._hellos[name] = RemoteClient(Membership(name, copy.deepcopy(self.half), *chosen))._hello()
         return msgspec.structs.replace(self._hellos[name], **changes)
 
     def session(self, name: str = "mallory", **changes: object) -> Session:

@@ -31,7 +31,7 @@ from cutlayer.errors import RefusedError
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.fit import fit
 from cutlayer.runs.recipes import digits
-from cutlayer.runs.taking_part import Membership, TakingPart
+from cutlayer.runs.remote_client import Membership, RemoteClient
 from cutlayer.wire.frames import PREFIX, Frame, pack, read, unpack
 from cutlayer.wire.messages import Done, Hello, Refusal
 from tests.helpers.processes import CONFIG, port_of, serve
@@ -104,7 +104,7 @@ class Mutants:
             return mutant
 
 
-class Fuzzing(TakingPart):
+class Fuzzing(RemoteClient):
     """A client that sends so many mutants before each of its frames."""
 
     mutants, each, sent, broken = Mutants(0), 0, 0, 0

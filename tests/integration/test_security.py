@@ -27,8 +27,8 @@ from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join
 from cutlayer.runs.recipes import digits
+from cutlayer.runs.remote_client import Membership, RemoteClient
 from cutlayer.runs.serve import Callbacks, Listening, serve
-from cutlayer.runs.taking_part import Membership, TakingPart
 from cutlayer.wire.frames import Frame, pack, unpack
 from cutlayer.wire.messages import Hello, Refusal, Welcome
 from tests.helpers import processes
@@ -106,7 +106,9 @@ def honest_hello() -> Hello:
     half = CONFIG.halves(train).client
     with tempfile.TemporaryDirectory() as folder:
         method, training = CONFIG.method, CONFIG.training
-        return TakingPart(Membership("client", half, ClientData(train, test), Path(folder), method, training))._hello()
+        return RemoteClient(
+            Membership("client", half, ClientData(train, test), Path(folder), method, training)
+        )._hello()
 
 
 def hello(**changes: object) -> Hello:

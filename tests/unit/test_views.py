@@ -23,7 +23,7 @@ from cutlayer import (
 from cutlayer.memory.views import Views
 from cutlayer.privacy.defence import Defence
 from cutlayer.records.ledger import Ledger
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.replay import Replay

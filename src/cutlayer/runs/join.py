@@ -17,7 +17,7 @@ from cutlayer.backends.grpc.stop import Stop
 from cutlayer.errors import ConfigError
 from cutlayer.files import locked
 from cutlayer.method import Method, Training, require_choices
-from cutlayer.runs.taking_part import Membership, TakingPart
+from cutlayer.runs.remote_client import Membership, RemoteClient
 
 __all__ = ["Endpoint", "Policy", "Stop", "join"]
 
@@ -70,7 +70,7 @@ def join(
     data = ClientData(train, test)
     with locked(Path(folder), "this client's folder"):
         member = Membership(name or "client", half, data, Path(folder), method, training, policy)
-        client = TakingPart(member, on_epoch, stop)
+        client = RemoteClient(member, on_epoch, stop)
         while not client.take_part(endpoint, give_up_after):
             pass
     return half

@@ -30,7 +30,7 @@ from cutlayer.records.history import EpochRecord, crossed
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.runs.overfitting_watch import watch
 from cutlayer.schedule import Exchange
-from cutlayer.strategies.party import Participant
+from cutlayer.strategies.protocols import Participant
 from cutlayer.training.baseline import baseline_of
 from cutlayer.training.end_of_epoch import evaluate, measure, testers
 from cutlayer.training.participants import LiveParticipant, ReplayedParticipant, calibrate

@@ -1,8 +1,9 @@
 """How several clients train one network together: strategies, each named for its publication and in a file of its own.
 
 A strategy is a frozen value with one function, the order of things in an A or a B epoch. It sees the clients as
-participants (`party`): each gives its next batch of a step, or None at its end, and takes the answer. They are asked in
-the order of the clients' numbers, never in the order in which they answer: the result does not depend on who is faster.
+participants (`protocols`): each gives its next batch of a step, or None at its end, and takes the answer. They are
+asked in the order of the clients' numbers, never in the order in which they answer: the result does not depend on who
+is faster.
 
 | strategy | the server half sees | client halves |
 |---|---|---|

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cutlayer.errors import ConfigError, RefusedError
-from cutlayer.strategies.party import Participant, Trainer
+from cutlayer.strategies.protocols import Participant, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

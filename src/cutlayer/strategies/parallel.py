@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from cutlayer.errors import RefusedBatchError
 from cutlayer.strategies.base import Averaging
-from cutlayer.strategies.party import Participant, Trainer
+from cutlayer.strategies.protocols import Participant, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

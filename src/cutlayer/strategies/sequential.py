@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cutlayer.strategies.base import Strategy, train_step
-from cutlayer.strategies.party import Participant, Trainer
+from cutlayer.strategies.protocols import Participant, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

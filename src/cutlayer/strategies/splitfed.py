@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cutlayer.strategies.base import Averaging, train_step
-from cutlayer.strategies.party import Participant, Trainer
+from cutlayer.strategies.protocols import Participant, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from cutlayer.memory.store import ReplayStore
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.schedule import Exchange
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.replay import Replay

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.schedule import Exchange
-from cutlayer.strategies.party import Participant, StepBatch
+from cutlayer.strategies.protocols import Participant, StepBatch
 from cutlayer.training.peers import Peer, check_done, send
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, PackedFrame, Received, packed, read

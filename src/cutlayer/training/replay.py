@@ -15,7 +15,7 @@ from cutlayer.memory.views import Views
 from cutlayer.records.ledger import Ledger
 from cutlayer.schedule import Always
 from cutlayer.seeds import generator
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.checks import ClientSummary, ignored_label
 from cutlayer.training.job import Job
 from cutlayer.wire.messages import Step

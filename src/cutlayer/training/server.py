@@ -16,7 +16,7 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.schedule import NOTHING, Exchange
 from cutlayer.seeds import derive
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.averaging import SharedHalf, packed_weights
 from cutlayer.training.checks import ClientSummary, FrameChecks, decoded
 from cutlayer.training.divergence import out_of_line, require_finite

@@ -19,7 +19,7 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.regularize import Mixture, dropped, mixed, smoothed
 from cutlayer.regularize.mixing import check_maps
 from cutlayer.seeds import seeded
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
 from cutlayer.training.loss_checks import broadcast, require_mean, shapes

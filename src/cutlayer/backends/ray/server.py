@@ -16,7 +16,7 @@ from cutlayer.method import Method
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import on_cpu
 from cutlayer.schedule import Exchange
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.learner import Learner

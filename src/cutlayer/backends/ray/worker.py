@@ -15,7 +15,7 @@ from cutlayer.codecs import Encoded, get_transfer
 from cutlayer.errors import ConfigError, RefusedBatchError, StateLostError
 from cutlayer.memory.store import ReplayStore
 from cutlayer.records.state_dicts import on_cpu
-from cutlayer.strategies.party import StepBatch
+from cutlayer.strategies.protocols import StepBatch
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import Job
 from cutlayer.training.step import EpochCounts, TrainingStep

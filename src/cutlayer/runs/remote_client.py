@@ -70,7 +70,7 @@ class Membership:
     policy: Policy = OWN_HALF
 
 
-class TakingPart:
+class RemoteClient:
     """A client of a run.
 
     Args:
