@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from cutlayer import Fleet, Method, Periodic
+from cutlayer.records.noted import delivered
 from cutlayer.runs.join import join
 from cutlayer.runs.run import Run
 from cutlayer.runs.serve import Callbacks, serve
@@ -120,7 +121,10 @@ class Served:
                 ready.set()
 
         sets = small.data((24, 16))
-        for work in ((hold,), *((take_part, *each) for each in zip(CLIENTS, sets, strict=True))):
+        told = delivered(root / "server").read()  # whom the server does not wait for any more
+        ended = {name for name in told if (root / name / "client.safetensors").exists()}
+        parts = ((take_part, name, part) for name, part in zip(CLIENTS, sets, strict=True) if name not in ended)
+        for work in ((hold,), *parts):
             threads.append(threading.Thread(target=caught, args=work, daemon=True))
             threads[-1].start()
         for thread in threads:
