@@ -106,7 +106,7 @@ def table(study: Study) -> str:
             f"| {' / '.join(str(same[0]['exchanges'].count(state)) for state in 'ABC')} "
             f"| {mean([line['exchanged_bytes'] / 1e6 for line in same], '.1f')} "
             f"| {mean([other['exchanged_bytes'] / line['exchanged_bytes'] for line, other in pairs], '.1f', 'x')} "
-            f"| {mean([_flops(other) / _flops(line) for line, other in pairs], '.1f', 'x')} |"
+            f"| {mean([other['client_flops'] / line['client_flops'] for line, other in pairs], '.1f', 'x')} |"
         )
     where = lines[0]["environment"]
     about = (
@@ -118,10 +118,6 @@ def table(study: Study) -> str:
         "MB.\n"
     )
     return about + "\n" + "\n".join(rows) + "\n"
-
-
-def _flops(line: Any) -> float:
-    return line["client_flops"] + line["beforehand"]
 
 
 def main() -> None:

@@ -67,8 +67,10 @@ class Method:
             defence=(Defence, "a Defence"),
         )
         check_views(self.views, self.views_from, self.activations)
-        exchanges = self.schedule.exchanges if isinstance(self.schedule, Fixed) else ""
-        self.defence.check_stored(self.views_from, exchanges)
+        # With delta what an A epoch sent is stored, labels and all, until a B epoch sends true ones.
+        delta = get_transfer(self.activations).delta is not None
+        given = self.schedule.exchanges if delta and isinstance(self.schedule, Fixed) else None
+        self.defence.check_stored(self.views_from, given)
         if get_transfer(self.activations).feedback:
             raise ConfigError(
                 f"activations {self.activations!r}: 'ef>' is for gradients alone; give two specs, UP/DOWN"

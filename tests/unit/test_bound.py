@@ -1,15 +1,19 @@
 """A bound cut: as the publication defines it, unbiased, and a group of samples crosses as one."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cutlayer import Always, ConfigError, Fleet, Halves, Method, Regularize, RunConfig, Settle, with_choices
+from cutlayer import Always, ConfigError, Fleet, Halves, Method, Regularize, Run, RunConfig, Settle, with_choices
 from cutlayer.models.bound import bound
+from cutlayer.privacy import Defence
+from cutlayer.runs.attack import attacked
 from cutlayer.runs.experiment import run_experiment
 from cutlayer.runs.recipes import digits
+from cutlayer.runs.weights import network_of
 
 SHAPE, VALUES = (2, 3, 4), 24
 
@@ -104,3 +108,19 @@ def test_what_could_not_be_taken_apart_is_refused() -> None:
             replace(config, **changes)
     with pytest.raises(ConfigError, match="a divisor of the 24 values"):
         parts(5)
+
+
+def test_it_is_chosen_beside_other_choices_in_any_order_and_read_back() -> None:
+    config = with_choices(digits(), bind=8, batch_size=8, schedule="always")
+    assert with_choices(digits(), schedule="always", batch_size=8, bind=8) == config
+    assert network_of(config.as_dict(), Path("run")).merged().state_dict()
+    assert with_choices(config, bind=1, schedule="drop").model.bind == 1
+
+
+def test_defences_and_attacks_that_take_a_row_for_a_sample_are_refused(tmp_path: Path) -> None:
+    small = {"schedule": "always", "bind": 4, "epochs": 1, "train_samples": 64, "threads": 1}
+    with pytest.raises(ConfigError, match="bind 4 cannot be combined with a defence"):
+        with_choices(digits(), **small, defence=Defence(noise=0.1, clip=1.0))
+    run_experiment(with_choices(digits(), **small), tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="sums of several samples"):
+        attacked(Run(tmp_path))

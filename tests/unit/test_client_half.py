@@ -73,3 +73,11 @@ def test_its_config_is_written_and_read_and_is_for_one_client() -> None:
         replace(LOCAL, clients=2)
     with pytest.raises(ConfigError, match="at least 1 epoch"):
         LocalHead(epochs=0)
+
+
+def test_a_run_that_is_refused_leaves_the_one_that_is_there_as_it_was(tmp_path: Path) -> None:
+    run_experiment(with_choices(BASE, epochs=1), tmp_path, progress=False)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run_experiment(replace(BASE, client_half=LocalHead(1)), tmp_path, progress=False)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

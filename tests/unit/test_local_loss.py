@@ -12,10 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from cutlayer import Budget, ConfigError, Method, Optimizer, RunConfig, with_choices
 from cutlayer.data.batches import Batches
+from cutlayer.privacy import Defence
 from cutlayer.runs.client_half import LocalLoss
 from cutlayer.runs.experiment import run_experiment
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
+from cutlayer.runs.serve import serve
 
 EPOCHS, BATCH, SAMPLES, EVERY = 3, 16, 150, 3
 SGD = Optimizer(lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="constant")
@@ -103,7 +105,15 @@ def test_its_config_is_written_and_read_and_what_it_cannot_do_is_refused() -> No
     assert RunConfig.from_dict(CONFIG.as_dict()) == CONFIG
     with pytest.raises(ConfigError, match="expected one client, got 2"):
         replace(CONFIG, clients=2)
-    with pytest.raises(ConfigError, match="no bind, and no budget"):
+    with pytest.raises(ConfigError, match="bind, budget, nopeek"):
         replace(CONFIG, method=Method(Budget(megabytes=1)))
     with pytest.raises(ConfigError, match="at least 1 batch"):
         LocalLoss(every=0)
+
+
+def test_it_is_not_served_and_not_with_defences_that_train_along(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected no padding, bind, budget, nopeek"):
+        replace(CONFIG, method=replace(CONFIG.method, defence=Defence(nopeek=1.0)))
+    halves = CONFIG.halves(CONFIG.data.outline())
+    with pytest.raises(ConfigError, match="for one process"):
+        serve(halves.server, (1,), listen="127.0.0.1:0", run=tmp_path, client_half=halves.client)

@@ -164,7 +164,10 @@ def test_what_they_cost_is_known_before_training() -> None:
         ({"views_from": -1}, "expected an epoch from 0, or None, got -1"),
         ({"views_from": 0.5}, "expected an epoch from 0, or None, got 0.5"),
         ({"views_from": 1, "defence": Defence(watch=0.1)}, "false labels .* would store them as true ones"),
-        ({"schedule": Fixed(exchanges="AACB"), "defence": Defence(watch=0.1)}, "have a B epoch follow each A"),
+        (
+            {"schedule": Fixed(exchanges="ABA"), "activations": "delta>fp8_e4m3", "defence": Defence(watch=0.1)},
+            "have a B epoch follow each A",
+        ),
         ({"views": 2, "activations": "delta>fp8_e4m3"}, "several views gain if they differ. Choose one"),
     ],
 )

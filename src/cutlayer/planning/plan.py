@@ -166,7 +166,11 @@ class Planner:
         self, plan: CutPlan, load: Load, table: FlopTable, epochs: Sequence[EpochTraffic], link: Link
     ) -> CutPlan:
         clock = Clock(load, self._pace_of(plan.cut, table, plan.shape), link)
-        fills = "AB" if get_transfer(load.method.activations).delta is not None or load.method.views_from else "B"
+        fills = (
+            "AB"
+            if get_transfer(load.method.activations).delta is not None or load.method.views_from is not None
+            else "B"
+        )
         every, each, evaluations = [], {}, 0.0
         for number, epoch in enumerate(epochs):
             up, down, tests = (totals([epoch])[kind] for kind in ("up", "down", "evaluation"))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.local import LOCAL
+from cutlayer.errors import DiskError
 from cutlayer.fleet import Fleet
 from cutlayer.method import Task
 from cutlayer.models.cut import Halves, copied
@@ -162,6 +163,13 @@ def _size(part: Stateful) -> int:
 @cache
 def _disk() -> tuple[float, float]:
     """Seconds that a small checkpoint takes, and what each byte adds: checksums, and the way to the disk."""
+    try:
+        return _written()
+    except DiskError:
+        return 0.0, 0.0  # no run has room here, either
+
+
+def _written() -> tuple[float, float]:
     # Where nothing can be written, as in a container, runs cannot be, either: then wherever the system says.
     here = os.curdir if os.access(os.curdir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".cutlayer-plan-", dir=here) as folder:

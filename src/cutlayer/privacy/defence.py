@@ -47,20 +47,19 @@ class Defence:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"defence: expected {name} from 0 to below 1, got {getattr(self, name)}")
 
-    def check_stored(self, views_from: int | None, exchanges: str) -> None:
+    def check_stored(self, views_from: int | None, exchanges: str | None) -> None:
         """Raise ConfigError if the server were to store the watch's false labels as true ones.
 
         Args:
             views_from: as in `Method`.
-            exchanges: letters of the epochs, if they are given.
+            exchanges: letters of the epochs, after which all are C, if they are given and A epochs are stored.
         """
         if self.watch and views_from is not None:
             raise ConfigError(
                 f"defence: the watch sends false labels in A epochs, and with views_from={views_from} the server "
                 "would store them as true ones. Choose one"
             )
-        if self.watch and "AC" in exchanges:
-            # With references of delta what an A epoch sent is stored, labels and all, and B is the first to mend it.
+        if self.watch and exchanges is not None and "AC" in exchanges + "C":
             raise ConfigError(
                 "defence: the watch sends false labels in A epochs, on which a C epoch right after one would train: "
                 "have a B epoch follow each A, such as AABC"

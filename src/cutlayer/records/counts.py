@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutlayer.durable import replace
+from cutlayer.durable import make_folder, replace
 from cutlayer.errors import DamagedError
 from cutlayer.files import sealed, unsealed
 
@@ -27,7 +27,7 @@ class Counts:
 
     def write(self, counts: Mapping[str, int]) -> None:
         """Write it anew, with its folder if need be."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.file.parent)
         replace(self.file, json.dumps(sealed(dict(counts))) + "\n")
 
 

@@ -29,8 +29,7 @@ from cutlayer.records.state_dicts import Stateful
 FREE = ("epochs", "checkpoint_every", "keep_checkpoints", "live")
 FREE_WHOLE = ("keep_best", "early_stopping")
 FREE_STORE = ("placement", "memory_budget_mib", "disk_budget_mib", "folder")
-# What config.json holds.
-ENTRIES = ("config", "facts", "baseline", "environment", "init", "changes")
+ENTRIES = ("config", "facts", "baseline", "environment", "init", "changes")  # of config.json
 NO_MODEL_YET = "Run(folder).model() gives that of the newest checkpoint, and puts a served run's halves together"
 
 log = logging.getLogger("cutlayer.run")
@@ -113,13 +112,15 @@ class RunFolder:
         self.adopt(config, epochs)
         return records, state
 
+    def check_free(self) -> None:
+        """Raise ConfigError if the folder holds a run."""
+        if self.exists():
+            how = f"(cutlayer train --resume {self.folder}; in Python: resume=True)"
+            raise ConfigError(f"{self.folder} holds a run already; resume it, or choose another folder {how}")
+
     def create(self, config: dict[str, Any], baseline: Baseline, facts: dict[str, Any] | None = None) -> None:
         """Begin the run. Raises ConfigError if there is one already."""
-        if self.exists():
-            raise ConfigError(
-                f"{self.folder} holds a run already; resume it, or choose another folder "
-                f"(cutlayer train --resume {self.folder}; in Python: resume=True)"
-            )
+        self.check_free()
         make_folder(self.folder)
         content = {"config": config, "facts": facts or {}, "baseline": vars(baseline), "environment": environment()}
         if self.initial is not None:

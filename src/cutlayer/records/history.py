@@ -246,7 +246,7 @@ def _compared(reduction: float) -> str:
     """What a reduction says, in words."""
     if abs(reduction - 1) < 0.005:
         return "as in plain split learning"
-    return f"{reduction:.4g}x less" if reduction > 1 else f"{1 / reduction:.4g}x more"
+    return f"{reduction:.4g}x less" if reduction > 1 or reduction <= 0 else f"{1 / reduction:.4g}x more"
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

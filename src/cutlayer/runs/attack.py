@@ -70,6 +70,11 @@ def attacked(
     else:
         network = merged(halves, *halves_of(run.folder, run.checkpoints, epochs, client), run.folder)
         done = epochs
+    if config.model.bind != 1:
+        raise ConfigError(
+            f"bind {config.model.bind}: what crosses are sums of several samples, and attacks here take it for single "
+            "ones, which would make the cut look private. Attack the same run without bind"
+        )
     load_into(halves, network.state_dict())
     (private, labels), defence = _first(mine, images), config.method.defence
     target = Target(

@@ -240,6 +240,9 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
         raise ConfigError(unknown("choice", strange[0], known))
     given = {name: value for name, value in choices.items() if name in PLACES or value is not None}
     before = config
+    binds = given.pop("bind", 1)  # last, as it is checked against the others, unless it is let go of
+    if binds == 1:
+        config = replaced(config, PLACES["bind"], binds) if "bind" in choices else config
     for name in [name for name in given if name in PLACES]:
         config = replaced(config, PLACES[name], given[name])
     method = config.method
@@ -253,7 +256,7 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
         values["training.augment"] = _augment(before, config.model.padding) if wanted else None
     for place, value in values.items():
         config = replaced(config, place, value)
-    return config
+    return config if binds == 1 else replaced(config, PLACES["bind"], binds)
 
 
 def _augment(before: RunConfig, padding: int) -> Augment:

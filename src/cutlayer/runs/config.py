@@ -22,6 +22,7 @@ from cutlayer.models.flops import FlopTable
 from cutlayer.models.narrow import narrowed
 from cutlayer.models.networks import MODELS, make_model
 from cutlayer.models.padded import padded
+from cutlayer.privacy.defence import Defence
 from cutlayer.regularize import Regularize
 from cutlayer.runs.client_half import ClientHalf, LocalLoss
 from cutlayer.runs.config_json import decode, encode
@@ -121,8 +122,13 @@ class RunConfig:
         if self.client_half is not None and self.clients > 1:
             raise ConfigError(f"client_half {self.client_half}: expected one client, got {self.clients}")
         alone = not self.model.padding and self.model.bind == 1 and not isinstance(self.method.schedule, Budget)
-        if isinstance(self.client_half, LocalLoss) and not alone:
-            raise ConfigError("client_half LocalLoss: expected no padding, no bind, and no budget")
+        defence = self.method.defence
+        trains_with_it = defence.nopeek or defence.adversary or defence.watch
+        if isinstance(self.client_half, LocalLoss) and (not alone or trains_with_it):
+            raise ConfigError(
+                "client_half LocalLoss: expected no padding, bind, budget, nopeek, adversary or watch, got "
+                f"{self.model}, {self.method}"
+            )
         if self.model.bind != 1:
             self._check_bound()
 
@@ -136,6 +142,8 @@ class RunConfig:
             "delta>": get_transfer(method.activations).delta is not None,
             "ef>": get_transfer(method.gradients).feedback,
             "padding": bool(self.model.padding),
+            # A sample is in all rows that cross, so what is clipped or noisy there is not one sample's.
+            "a defence": method.defence != Defence(),
             "regularize at the cut": training.regularize != smoothing,
             f"batch_size {training.batch_size}, which is no multiple of it": training.batch_size % self.model.bind != 0,
         }

@@ -54,6 +54,8 @@ def run_experiment(
             partition.save(run.folder / "partition.json")
         halves, flops = config.halves(train), 0
         if isinstance(config.client_half, BEFOREHAND):
+            if run is not None and not resume:
+                run.check_free()  # before anything of this run is written beside it
             apart = run.folder / "client_half" if run is not None else None
             halves, flops = prepared(halves, config.client_half, train, config.training, apart, on_epoch)
             if run is not None and flops:

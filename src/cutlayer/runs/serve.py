@@ -21,6 +21,7 @@ from cutlayer.backends.grpc.stop import Stop
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Task, Training, require_choices
+from cutlayer.models.auxiliary import SelfTraining
 from cutlayer.records.history import History
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.noted import delivered, left_out
@@ -84,6 +85,8 @@ def serve(
         DivergedError, StoreFullError: as in `fit`.
         Stopped: the run was asked to stop; the same call goes on with it.
     """
+    if isinstance(client_half, SelfTraining):
+        raise ConfigError("a client half with a loss of its own (LocalLoss) is for one process; serve another one")
     operation = Operation(Listening.of(listen), waits, limits, callbacks, stop or Stop())
     outline = Outline(clients, client_half, cut_shape, method, training)
     folder, chosen = Run(run), _chosen(config, outline, task)

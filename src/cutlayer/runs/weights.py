@@ -37,7 +37,11 @@ def network_of(config: Mapping[str, Any], run: Path) -> Halves:
     # What else the config says, such as a device, need not be possible here.
     chosen = RunConfig.from_dict({name: config[name] for name in ("data", "model", "client_half") if name in config})
     model = replace(chosen.model, pretrained=False)  # the run's weights follow
-    chosen = replace(chosen, model=model, training=Training(seed=config["training"]["seed"]))
+    chosen = replace(
+        chosen,
+        model=model,
+        training=Training(seed=config["training"]["seed"], batch_size=config["training"]["batch_size"]),
+    )
     return chosen.halves(chosen.data.outline())
 
 

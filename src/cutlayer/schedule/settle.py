@@ -57,7 +57,7 @@ class Fixed(Schedule):
         if epoch >= self.settles:
             return State(exchange, epoch, loss)
         fallen = epoch / self.settles, (epoch + 1) / self.settles
-        return State(exchange, epoch, loss, fallen, 1 - self.averaged if self.averaged else None)
+        return State(exchange, epoch, loss, fallen, 1.0 - self.averaged if self.averaged else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,9 @@ class WeightAverage:
         for name, parameter in half.named_parameters():
             if parameter.requires_grad:
                 value = parameter.detach()
-                mean = self.means.setdefault(name, torch.zeros_like(value))
-                mean += (value - mean) / self.updates
+                if name not in self.means:
+                    self.means[name] = torch.zeros_like(value)
+                self.means[name] += (value - self.means[name]) / self.updates
 
     def take(self, half: nn.Module) -> None:
         """Put the mean in the place of the half's weights, if there is one, and begin anew."""

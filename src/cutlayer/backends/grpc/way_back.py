@@ -61,8 +61,8 @@ class WayBack:
         times = self._times.get(hello.name, 0) + 1
         if times > self.most:
             raise RefusedError(f"{lacks}; the server went back for it {self.most} times and does no more: {else_}")
-        self._times[hello.name] = times
         self._noted.add(hello.name, str(times))
+        self._times[hello.name] = times
         self._wanted = max(fitting)
         log.warning(
             "client %s has lost its checkpoint after %d epochs: the server goes back from the one after %d epochs to "
