@@ -14,6 +14,7 @@ from cutlayer.models import efficientnet_lite
 from cutlayer.models.efficientnet_lite import efficientnet_lite0, load_pretrained
 from cutlayer.models.flops import FlopTable
 from cutlayer.runs.config import ModelConfig
+from cutlayer.runs.weights import network_of
 
 COLORS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 STRIDED = {1: 2, 3: 2, 5: 2, 11: 2}
@@ -71,13 +72,15 @@ def test_the_published_weights_give_what_they_gave_there() -> None:
     assert torch.equal(network.head.weight, head), "its classes are others"
 
 
-def test_a_run_begins_with_them_and_its_network_is_read_back_without() -> None:
+def test_a_run_begins_with_them_and_its_network_is_read_back_without(monkeypatch: pytest.MonkeyPatch) -> None:
     known = weights()
     config = RunConfig(model=ModelConfig("efficientnet_lite0", cut="block4", pretrained=True))
     config = with_choices(config, data="cifar10")
     half = config.halves(config.data.outline()).client
     assert torch.equal(half.state_dict()["stem.0.weight"], known["_conv_stem.weight"])
     assert RunConfig.from_dict(config.as_dict()) == config
+    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "no_such_package_anywhere")
+    assert network_of(config.as_dict(), Path("run")).client.state_dict().keys() == half.state_dict().keys()
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
