@@ -19,6 +19,7 @@ from cutlayer.regularize import Regularize
 from cutlayer.runs.fit import Result
 from cutlayer.runs.recipes import digits
 from cutlayer.studies import Study, add_options, carry_out, usual_figures
+from cutlayer.studies.tables import spread
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS, SEEDS = 60, 3
@@ -87,12 +88,10 @@ def table(runs: Study) -> str:
         same = [line for line in lines if line["key"] == key]
         if not same:
             continue
-        accuracies = [100 * line["accuracy"] for line in same]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(same) > 1 else ""
         paired = [100 * (line["accuracy"] - plain[line["seed"]]) for line in same if line["seed"] in plain]
         states = " / ".join(f"{statistics.mean(line['exchanges'].count(s) for line in same):.3g}" for s in "ABC")
         rows.append(
-            f"| {key} | {len(same)} | {statistics.mean(accuracies):.2f}{spread} "
+            f"| {key} | {len(same)} | {spread([100 * line['accuracy'] for line in same])} "
             f"| {statistics.mean(paired):+.2f} | {states} "
             f"| {statistics.mean(line['bytes_up'] + line['bytes_down'] for line in same) / 1e6:.2f} "
             f"| {statistics.mean(line['traffic_reduction'] for line in same):.1f}x "

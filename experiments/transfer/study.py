@@ -24,6 +24,7 @@ from cutlayer.runs.fit import Result
 from cutlayer.schedule import Always, Fixed, Once
 from cutlayer.studies import Study, add_options, carry_out
 from cutlayer.studies.figures import figures
+from cutlayer.studies.tables import spread
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS, IMAGES, SEEDS = 13, 5000, 3
@@ -92,15 +93,13 @@ def table(study: Study) -> str:
         same = [line for line in lines if line["key"] == key]
         if not same:
             continue
-        accuracies = [100 * line["accuracy"] for line in same]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(same) > 1 else ""
         pairs = [(line, plain[line["seed"]]) for line in same if line["seed"] in plain]
 
         def mean(values: list[float], form: str, unit: str = "") -> str:
             return format(statistics.mean(values), form) + unit if values else "not run"
 
         rows.append(
-            f"| {key} | {len(same)} | {statistics.mean(accuracies):.2f}{spread} "
+            f"| {key} | {len(same)} | {spread([100 * line['accuracy'] for line in same])} "
             f"| {mean([100 * line['accuracy_merged'] for line in same], '.2f')} "
             f"| {mean([100 * (line['accuracy'] - other['accuracy']) for line, other in pairs], '+.2f')} "
             f"| {' / '.join(str(same[0]['exchanges'].count(state)) for state in 'ABC')} "

@@ -79,7 +79,7 @@ class Joining:
         known, pause = False, Pause()
         while True:
             session = Session(server, self._hello(), FROM_SERVER, known=known)
-            try:
+            with pause.after(session, log):
                 welcome = self._welcome(session)
                 known = True
                 pause.welcomed()
@@ -87,14 +87,6 @@ class Joining:
                 self.epochs = {epoch for epoch in self.epochs if epoch <= welcome.restore}
                 if self._obey(session):
                     return
-            except LinkClosed as reason:
-                if session.refusal is not None:
-                    raise RefusedError(str(reason)) from None
-                log.warning("a new session: %s", reason)
-            finally:
-                session.close()
-            if session.welcome is None:
-                pause.wait()
 
     def _welcome(self, session: Session) -> Welcome:
         waited, patience = 0.0, self._patience

@@ -116,7 +116,7 @@ class RemoteClient:
             self.method.gradients, self.client.cut_shape, self.client.train.batch_size, self.half_bytes
         )
         session = Session(server, self._hello(), limit, known=self._known)
-        try:
+        with self._pause.after(session, log, self.stop.check):
             welcome = self._wait_welcome(session)
             self._known = True
             self._pause.welcomed()
@@ -126,14 +126,6 @@ class RemoteClient:
                 self.checkpoints.set_aside_damaged()
                 raise LinkClosed(f"to tell the server which checkpoints are whole ({damage})") from None
             return self._obey(session)
-        except LinkClosed as reason:
-            if session.refusal is not None:
-                raise RefusedError(str(reason)) from None
-            log.warning("a new session: %s", reason)
-        finally:
-            session.close()
-        if session.welcome is None:
-            self._pause.wait(self.stop.check)
         return False
 
     def _wait_welcome(self, session: Session) -> Welcome:

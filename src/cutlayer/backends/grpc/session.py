@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cutlayer.backends.grpc.certs import SERVER_NAME, common_name, read_certificates
 from cutlayer.backends.grpc.health import LIVENESS, WAITING
-from cutlayer.backends.grpc.link import Connection, Link
+from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, Endpoint, options
 from cutlayer.backends.grpc.trouble import Attempts, explain
 from cutlayer.errors import ConfigError, CutlayerError, RefusedError, harmless
@@ -125,6 +126,23 @@ class Pause:
         while (left := end - time.monotonic()) > 0:
             check()
             time.sleep(min(left, 0.1))
+
+    @contextmanager
+    def after(self, session: Session, said: logging.Logger, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Inside the block a session that is closed afterwards; then the wait, if the server did not welcome it.
+
+        A link that closes ends the block alone, and is logged to `said`. Raises RefusedError if the server refused.
+        """
+        try:
+            yield
+        except LinkClosed as reason:
+            if session.refusal is not None:
+                raise RefusedError(str(reason)) from None
+            said.warning("a new session: %s", reason)
+        finally:
+            session.close()
+        if session.welcome is None:
+            self.wait(check)
 
 
 class Session:
