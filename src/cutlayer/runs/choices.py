@@ -239,24 +239,18 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
     if strange := [name for name in choices if name not in known]:
         raise ConfigError(unknown("choice", strange[0], known))
     given = {name: value for name, value in choices.items() if name in PLACES or value is not None}
-    before = config
-    binds = given.pop("bind", 1)  # last, as it is checked against the others, unless it is let go of
-    if binds == 1:
-        config = replaced(config, PLACES["bind"], binds) if "bind" in choices else config
-    for name in [name for name in given if name in PLACES]:
-        config = replaced(config, PLACES[name], given[name])
     method = config.method
     values: dict[str, Any] = {
+        **{PLACES[name]: value for name, value in given.items() if name in PLACES},
         "method.schedule": schedule_of(method.schedule, given),
         "method.fleet.strategy": strategy_of(method.fleet.strategy, given),
         **{f"method.{name}": spec for name, spec in codecs_of(method, given).items()},
     }
     if "augment" in given or "padding" in given:
-        wanted = given.get("augment", before.training.augment is not None)
-        values["training.augment"] = _augment(before, config.model.padding) if wanted else None
-    for place, value in values.items():
-        config = replaced(config, place, value)
-    return config if binds == 1 else replaced(config, PLACES["bind"], binds)
+        wanted = given.get("augment", config.training.augment is not None)
+        padding = given.get("padding", config.model.padding)
+        values["training.augment"] = _augment(config, padding) if wanted else None
+    return replaced(config, values)
 
 
 def _augment(before: RunConfig, padding: int) -> Augment:

@@ -75,7 +75,16 @@ def at(value: Any, place: str) -> Any:
     return value
 
 
-def replaced(value: Any, place: str, new: Any) -> Any:
-    """A value with another part in a place."""
-    name, _, rest = place.partition(".")
-    return dataclasses.replace(value, **{name: replaced(getattr(value, name), rest, new) if rest else new})
+def replaced(value: Any, parts: Mapping[str, Any]) -> Any:
+    """A value with other parts, by their places. It is made once, of all of them, so checks see what goes together."""
+    new: dict[str, Any] = {}
+    within: dict[str, dict[str, Any]] = {}
+    for place, part in parts.items():
+        name, _, rest = place.partition(".")
+        if rest:
+            within.setdefault(name, {})[rest] = part
+        else:
+            new[name] = part
+    return dataclasses.replace(
+        value, **new, **{name: replaced(getattr(value, name), of) for name, of in within.items()}
+    )

@@ -21,15 +21,18 @@ def settled(both: int, activations: int, epochs: int) -> Method:
 
     Six views of a sample are stored, from the last A epoch on, as the client half has nearly settled then.
     """
-    share = min(1.0, epochs / 60)
-    both = max(1, round(both * share))
-    schedule = Settle(both=both, activations=max(1, round(activations * share)))
+    both = _in_run_of(epochs, both)
+    schedule = Settle(both=both, activations=_in_run_of(epochs, activations))
     return Method.of(schedule, FOUR_BITS, views=VIEWS, views_from=both - 1)
 
 
 def settled_once(both: int, epochs: int) -> Method:
     """So many A epochs, and one B: all that there is to send without augmentation, as the client half stands still."""
-    return Method.of(Settle(both=max(1, round(both * min(1.0, epochs / 60))), activations=1), FOUR_BITS)
+    return Method.of(Settle(both=_in_run_of(epochs, both), activations=1), FOUR_BITS)
+
+
+def _in_run_of(epochs: int, exchanges: int) -> int:
+    return max(1, round(exchanges * min(1.0, epochs / 60)))
 
 
 FEW: dict[str, tuple[str, Callable[[int], Method]]] = {
