@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cutlayer.codecs import FLOAT_CODECS, Codec, Encoded, get_float_codec
-from cutlayer.data.images import load
+from cutlayer.data.datasets import load
 from cutlayer.models.cut import split
 from cutlayer.models.networks import make_model
 

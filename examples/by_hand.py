@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import cutlayer
 from cutlayer.codecs import FLOAT_CODECS
 from cutlayer.data.batches import Batches
-from cutlayer.data.images import digits
+from cutlayer.data.datasets import digits
 from cutlayer.memory.store import ReplayStore
 from cutlayer.models.networks import make_model
 from cutlayer.schedule import Exchange

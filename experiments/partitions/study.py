@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cutlayer.data.images import load
+from cutlayer.data.datasets import load
 from cutlayer.data.partition import make_partition
 from cutlayer.report.partition import distances
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cutlayer import with_choices
 from cutlayer.backends.grpc.certs import make_certificates
-from cutlayer.data.images import digits
+from cutlayer.data.datasets import digits
 from cutlayer.models.cut import split
 from cutlayer.models.networks import make_model
 from cutlayer.runs import recipes

@@ -33,7 +33,7 @@ from cutlayer import (
     fit,
     split,
 )
-from cutlayer.data.images import digits
+from cutlayer.data.datasets import digits
 from cutlayer.regularize import Regularize
 from cutlayer.seeds import seeded
 

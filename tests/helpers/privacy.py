@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cutlayer import run_experiment, with_choices
-from cutlayer.data.images import digits
+from cutlayer.data.datasets import digits
 from cutlayer.privacy import Target
 from cutlayer.runs.recipes import digits as recipe
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from cutlayer.backends.grpc.stop import Stopped
-from cutlayer.data.images import Images, outline
+from cutlayer.data.datasets import outline
+from cutlayer.data.images import Images
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.fit import Result, fit

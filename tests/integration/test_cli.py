@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from cutlayer.cli.entry import main
-from cutlayer.data.images import DATASETS
+from cutlayer.data.datasets import DATASETS
 from cutlayer.models.networks import MODELS
 from cutlayer.runs.choices import Choices
 from cutlayer.schedule import SCHEDULES

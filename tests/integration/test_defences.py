@@ -15,7 +15,8 @@ from cutlayer import Always, ConfigError, Method, Optimizer, Periodic, Training,
 from cutlayer.backends.client_data import ClientData
 from cutlayer.backends.observed import Observed
 from cutlayer.codecs import get_codec
-from cutlayer.data.images import Images, digits
+from cutlayer.data.datasets import digits
+from cutlayer.data.images import Images
 from cutlayer.errors import HijackedError
 from cutlayer.privacy import (
     FSHA,

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cutlayer import Always, Drop, Halves, Method, Once, Optimizer, Training, fit, split
 from cutlayer.backends.observed import Observed
-from cutlayer.data.images import digits
+from cutlayer.data.datasets import digits
 from cutlayer.models.networks import make_model
 from cutlayer.privacy import frame_leak
 from cutlayer.privacy.frames import (

@@ -12,7 +12,7 @@ from torch import nn
 from cutlayer import Always, Method, RefusedError
 from cutlayer.backends.grpc.policy import OWN_HALF, Policy
 from cutlayer.cli.entry import main
-from cutlayer.data.images import digits as load_digits
+from cutlayer.data.datasets import digits as load_digits
 from cutlayer.errors import harmless
 from cutlayer.models.cut import split
 from cutlayer.runs.choices import with_choices

@@ -22,7 +22,7 @@ from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, LAST, Connection
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.backends.grpc.session import check_health, fetch_config, open_channel
 from cutlayer.backends.grpc.stop import Stop, Stopped
-from cutlayer.data.images import outline
+from cutlayer.data.datasets import outline
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join

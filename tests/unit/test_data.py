@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from cutlayer import ConfigError, CropFlip
 from cutlayer.data.batches import Batches
-from cutlayer.data.images import load
+from cutlayer.data.datasets import load
 
 RECORDS = np.random.default_rng(0).integers(0, 256, (6, 20, 3073), dtype=np.uint8)
 RECORDS[:, :, 0] %= 10

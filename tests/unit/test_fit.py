@@ -28,7 +28,7 @@ from cutlayer import (
     fit,
     split,
 )
-from cutlayer.data.images import digits
+from cutlayer.data.datasets import digits
 from cutlayer.models.networks import make_model
 from cutlayer.records.history import EpochRecord
 

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from cutlayer import ConfigError
 from cutlayer.cli import main
 from cutlayer.data.batches import Batches
-from cutlayer.data.images import load
+from cutlayer.data.datasets import load
 from cutlayer.data.partition import Partition, dirichlet, iid, label_shards, make_partition, quantity_skew
 from cutlayer.report.partition import distances, figure, save_figure, summary, table
 

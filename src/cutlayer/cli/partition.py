@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from cutlayer.data.images import load
+from cutlayer.data.datasets import load
 from cutlayer.data.partition.spec import make_partition
 from cutlayer.data.partition.value import Partition
 from cutlayer.errors import ConfigError

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from cutlayer.codecs import get_transfer
-from cutlayer.data.images import DATASETS, Images, load, outline
+from cutlayer.data.datasets import DATASETS, load, outline
+from cutlayer.data.images import Images
 from cutlayer.data.partition import Partition, make_partition
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method, Training
