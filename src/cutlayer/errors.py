@@ -74,10 +74,19 @@ def harmless(text: object, most: int = 1000) -> str:
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
-    """The message for an unknown name, with the names that are known, and the one that may have been meant."""
+    """The message for an unknown name, with the names that are known, and those that may have been meant."""
     names = [str(each) for each in known]
-    meant = get_close_matches(str(name), names, n=1)
-    return f"unknown {what} {name!r}; known: {', '.join(names)}" + "".join(f"; did you mean {each}?" for each in meant)
+    meant = nearest(name, names)
+    return f"unknown {what} {name!r}; known: {', '.join(names)}" + (
+        f"; did you mean {' or '.join(meant)}?" * bool(meant)
+    )
+
+
+def nearest(name: object, known: Iterable[object], most: int = 2) -> list[str]:
+    """The known names that may have been meant: those that are alike, then those that begin with it."""
+    names = [str(each) for each in known]
+    alike = get_close_matches(str(name), names, n=most)
+    return [*dict.fromkeys([*alike, *(each for each in names if name and each.startswith(str(name)))])][:most]
 
 
 def some(values: Sequence[object], most: int = 5) -> str:

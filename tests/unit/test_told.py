@@ -24,12 +24,23 @@ def history(method: Method, epochs: int = 2) -> History:
 
 def test_an_unknown_name_is_answered_with_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert unknown("codec", "fp9", ["fp8", "int4"]) == "unknown codec 'fp9'; known: fp8, int4; did you mean fp8?"
+    assert unknown("cut", "layer", ["layer1", "layer2", "layer3"]).count("layer") == 1 + 3 + 2
     assert unknown("codec", "zzz", ["fp8", "int4"]).endswith("known: fp8, int4")
+
+
+def test_a_recipe_that_is_mistyped_or_missing_is_answered_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("train", "plan", "serve"):
-        assert main([command, "digit"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: unknown recipe 'digit'; known: digits, ")
-        assert said.endswith("; did you mean digits?\n")
+        for arguments, expected in (
+            (["digit"], "error: unknown recipe 'digit'; did you mean digits?\n"),
+            (["cifar", "--epochs", "3"], "error: unknown recipe 'cifar'; did you mean cifar10_small?\n"),
+            (["--epochs", "3", "digits"], f"error: expected a recipe first, such as cutlayer {command} digits ...; "),
+            ([], f"error: expected a recipe first, such as cutlayer {command} digits ...; known: digits, "),
+            (["xyzzy"], "error: unknown recipe 'xyzzy'; known: digits, "),
+        ):
+            assert main([command, *arguments]) == 2
+            said = capsys.readouterr()
+            assert said.err.startswith(expected)
+            assert (said.err.count("\n"), said.out) == (1, "")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -50,6 +50,13 @@ def test_a_test_loss_that_never_fell_counts_though_it_has_not_risen(caplog) -> N
     assert warnings(caplog, ("A", 1.5, 1.8), ("B", 0.3, 0.6), ("C", 0.1, 0.6)) == []  # fitted somewhat better
 
 
+def test_of_a_test_loss_that_was_evaluated_once_it_says_no_more_than_it_is(caplog) -> None:
+    (message,) = warnings(caplog, ("A", 2.0, None), ("B", 0.5, None), ("C", 0.02, 3.5))
+    assert "epoch 3: in C epochs the test loss is 3.5, the training loss is 0.02. The server half fits" in message
+    assert "at first" not in message
+    assert "no longer" not in message
+
+
 def test_a_resumed_run_does_not_warn_again(caplog) -> None:
     records = [record(0, "A", 2.0, 3.88), record(1, "C", 0.02, 3.5), record(2, "C", 0.01, None)]
     with caplog.at_level(logging.WARNING, "cutlayer.training"):

@@ -63,6 +63,7 @@ class LocalClients(TrustedClients):
     ) -> None:
         group = build_clients(half, dict(enumerate(data)), method, training, ledger, method.store.folder)
         self.stores: dict[str, Store] = {"clients": group.pool}
+        self._pool = group.pool
         for number, client in group.by_number.items():
             self.stores |= {store_name(name, number, len(data)): s for name, s in client.stores().items()}
         self.descriptions = [ClientDescription.of(client) for client in group.by_number.values()]
@@ -80,3 +81,7 @@ class LocalClients(TrustedClients):
 
     def load_half(self, half: nn.Module) -> None:
         """Nothing to do: it is the module that was trained."""
+
+    def close(self) -> None:
+        """Remove the files of halves that are not in memory."""
+        self._pool.close()

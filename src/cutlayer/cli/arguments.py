@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from cutlayer.errors import ConfigError, unknown
+from cutlayer.errors import ConfigError, nearest, unknown
 
 
 def parse_recipe(
@@ -29,9 +29,7 @@ def parse_recipe(
     """
     # What version 0.1 called it.
     arguments = ["--strategy" + given[6:] if given.split("=")[0] == "--mode" else given for given in arguments]
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in defaults:
-        raise ConfigError(unknown("recipe", arguments[0], defaults))
-    recipe = arguments[0] if arguments and arguments[0] in defaults else None
+    recipe = _recipe(arguments, [*defaults], prog)
     if recipe is not None:  # what is wrong with an option is then said for this recipe alone
         defaults, arguments = {recipe: defaults[recipe]}, arguments[1:]
         prog, description = f"{prog} {recipe}", about[recipe]
@@ -56,6 +54,22 @@ def parse_recipe(
             raise ConfigError(f"{', '.join(given) or f'--{group}'}: {inner}") from None
         sys.stderr.write(said.getvalue())
         raise
+
+
+def _recipe(arguments: Sequence[str], known: Sequence[str], prog: str) -> str | None:
+    """The recipe, which comes first; None if help is asked for. Raises ConfigError, in a line, without one."""
+    first = arguments[0] if arguments else ""
+    if first in known:
+        return first
+    if {"-h", "--help"} & {*arguments} or first.startswith("--tyro"):
+        return None
+    if not first or first.startswith("-"):
+        some = next((each for each in arguments if each in known), known[0])
+        raise ConfigError(f"expected a recipe first, such as {prog} {some} ...; known: {', '.join(known)}")
+    meant = nearest(first, known)
+    raise ConfigError(
+        f"unknown recipe {first!r}; did you mean {' or '.join(meant)}?" if meant else unknown("recipe", first, known)
+    )
 
 
 class _Said(io.StringIO):

@@ -9,7 +9,8 @@ import tyro
 from rich.console import Console
 
 from cutlayer.cli.shown import carry_out, new_folder, schedule_of
-from cutlayer.report import comparison
+from cutlayer.report import accuracy, comparison
+from cutlayer.report.accuracy import Scored
 from cutlayer.runs.choices import Choices, with_choices
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
@@ -39,10 +40,11 @@ def demo(arguments: Sequence[str], console: Console) -> None:
         f"threshold {Choices.of(method).threshold}) in 8 bits.",
         soft_wrap=True,
     )
-    histories = {}
+    runs: dict[str, Scored] = {}
     for title, config in (("plain split learning", plain), ("cutlayer", method)):
         run = Run(f"{base}-{title.split()[0]}")
         carry_out(config, run, console, title=title)
-        histories[title] = run.history()
-    console.print(comparison(histories))
+        content = run.read_config()
+        runs[title] = Scored(run.history(), content["config"], content["facts"])
+    console.print(comparison({title: run.history for title, run in runs.items()}, accuracy=accuracy.rows(runs)))
     console.print(f"run folders: {base}-plain, {base}-cutlayer")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from rich.console import Console
@@ -82,11 +85,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(version("cutlayer"))
         return 0
     try:
-        return _carry_out(arguments, console)
+        with _ended_by_sigterm():
+            return _carry_out(arguments, console)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in given:
             traceback.print_exc()
         return _say(error)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM ends a command as Ctrl-C does: it lets go of what it has, and says how to go on."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # whoever calls this has a mind of its own
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _carry_out(arguments: Sequence[str], console: Console) -> int:
@@ -107,7 +132,8 @@ def _say(error: BaseException) -> int:
     """Say in one line what is wrong; return the exit status."""
     line, status = f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
-        line, status = str(error) or "interrupted", 130
+        terminated = isinstance(error, _Terminated) or isinstance(error.__context__, _Terminated)
+        line, status = str(error) or "interrupted", 143 if terminated else 130
     elif isinstance(error, ConfigError):
         status = 2
     elif not isinstance(error, (CutlayerError, OSError)):

@@ -13,6 +13,7 @@ from cutlayer.durable import replace
 from cutlayer.errors import ConfigError
 from cutlayer.report.page import epochs_csv, html, markdown
 from cutlayer.report.plain import warn
+from cutlayer.runs.commands import plain_command
 from cutlayer.runs.findings import view_of
 
 
@@ -51,9 +52,10 @@ def report(arguments: Sequence[str], console: Console) -> None:
     if page.suffix != ".html":
         raise ConfigError(f"output: expected a name that ends in .html, got {page}")
     page.parent.mkdir(parents=True, exist_ok=True)
+    commands = [plain_command(view.config) for view in views]
     for file, content in (
-        (page, html(views, title)),
-        (page.with_suffix(".md"), markdown(views, title)),
+        (page, html(views, title, commands)),
+        (page.with_suffix(".md"), markdown(views, title, commands)),
         (page.with_suffix(".csv"), epochs_csv(views)),
     ):
         replace(file, content)

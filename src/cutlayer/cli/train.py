@@ -15,11 +15,9 @@ from cutlayer.cli.resume import resume
 from cutlayer.cli.shown import backend_of, carry_out, new_folder
 from cutlayer.errors import ConfigError
 from cutlayer.report import comparison
-from cutlayer.runs.choices import Choices
+from cutlayer.runs.choices import SEVERAL, Choices
 from cutlayer.runs.recipes import RECIPES
 from cutlayer.runs.run import Run
-
-SEVERAL = {"strategy", "average_every", "state", "fraction", "dropout", "replay_absent", "live_clients"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.runs.loop import Loop
 from cutlayer.schedule import Exchange
+from cutlayer.temporary import TemporaryFolder
 from cutlayer.training.job import Job
 
 OPERATIONS_PER_VALUE = 20
@@ -172,12 +171,12 @@ def _disk() -> tuple[float, float]:
 def _written() -> tuple[float, float]:
     # Where nothing can be written, as in a container, runs cannot be, either: then wherever the system says.
     here = os.curdir if os.access(os.curdir, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix=".cutlayer-plan-", dir=here) as folder:
+    with TemporaryFolder("plan", here) as folder:
         seconds = []
         for number, count in enumerate((1, 1, 1, 1, WRITTEN)):
             part = _Bytes(torch.randint(256, (count,), dtype=torch.uint8))
             begun = time.perf_counter()
-            Checkpoints(Path(folder)).save(number, {"server": part}, {}, keep=2)
+            Checkpoints(folder.path).save(number, {"server": part}, {}, keep=2)
             seconds.append(time.perf_counter() - begun)
         fixed = statistics.median(seconds[1:-1])
         return fixed, max(0.0, seconds[-1] - fixed) / WRITTEN

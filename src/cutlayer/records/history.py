@@ -200,10 +200,15 @@ class History:
         )
 
     def flops(self, party: str) -> int:
-        """FLOPs of a party's training."""
+        """FLOPs of a party's training; of the client's evaluation see `evaluation_flops`."""
         passes = [item for record in self.epochs for item in record.flops.get(party, {}).items()]
         trained = sum(count for what, count in passes if what != "evaluation")
         return trained + (self.beforehand if party == "client" else 0)
+
+    @property
+    def evaluation_flops(self) -> int:
+        """FLOPs of the clients' evaluation, and of the measuring of batch norm's statistics for it."""
+        return sum(record.flops.get("client", {}).get("evaluation", 0) for record in self.epochs)
 
     @property
     def seconds(self) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import ConfigError
+from cutlayer.report import accuracy
+from cutlayer.report.accuracy import Scored
 from cutlayer.report.charts import Series, heat_map, lines, timeline
 from cutlayer.report.spreadsheet import csv_text
 from cutlayer.report.table import comparison_rows, lengths
@@ -18,8 +20,14 @@ from cutlayer.report.view import RunView, differing, epoch_rows, facts, letters
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
-def html(views: Sequence[RunView], title: str) -> str:
-    """The page. Raises ConfigError without jinja2."""
+def html(views: Sequence[RunView], title: str, commands: Sequence[str | None]) -> str:
+    """The page.
+
+    Args:
+        commands: what to type for plain split learning of each run, if it is known.
+
+    Raises ConfigError without jinja2.
+    """
     try:
         import jinja2
     except ModuleNotFoundError:
@@ -29,11 +37,13 @@ def html(views: Sequence[RunView], title: str) -> str:
     )
     safe = jinja2.utils.markupsafe.Markup  # of charts, whose text is escaped where they are drawn
     named = list(zip(letters(len(views)), views, strict=True))
+    runs = _scored(views)
     return template.render(
         title=title,
         about=_about(views),
         missing=_missing(views),
-        runs=[_run(letter, view, safe) for letter, view in named],
+        not_compared=_not_compared(runs, commands),
+        runs=[_run(letter, view, safe, accuracy.in_words(runs, letter, view.metric)) for letter, view in named],
         charts=[(name, safe(chart)) for name, chart in _charts(views) if chart],
         differing=differing(views) if len(views) > 1 else [],
         summary=_summary(views),
@@ -45,8 +55,8 @@ def html(views: Sequence[RunView], title: str) -> str:
     )
 
 
-def markdown(views: Sequence[RunView], title: str) -> str:
-    """The page's tables as Markdown."""
+def markdown(views: Sequence[RunView], title: str, commands: Sequence[str | None]) -> str:
+    """The page's tables as Markdown; arguments as for `html`."""
     names = [f"{letter} {_in_markdown(v.name)}" for letter, v in zip(letters(len(views)), views, strict=True)]
     parts = [f"# {_in_markdown(title)}", _in_markdown(_about(views))]
     if missing := _missing(views):
@@ -54,6 +64,7 @@ def markdown(views: Sequence[RunView], title: str) -> str:
     if len(views) > 1 and (rows := differing(views)):
         parts.append("## Choices that differ\n\n" + _markdown_table(["", *names], [[name, *v] for name, v in rows]))
     parts.append("## What came of them\n\n" + _markdown_table(["", *names], [[n, *v] for n, v in _summary(views)]))
+    parts += [_in_markdown(line) for line in _not_compared(_scored(views), commands)]
     for about, tables in (("Which class is taken for which", "confusion"), ("Who has what", "clients")):
         for name, view in zip(names, views, strict=True):
             if counts := getattr(view, tables):
@@ -82,18 +93,29 @@ def _about(views: Sequence[RunView]) -> str:
     return f"{runs}, {epochs} epochs in all. Bytes are those of frames that were sent. {differ}".strip()
 
 
+def _scored(views: Sequence[RunView]) -> dict[str, Scored]:
+    """The runs by their letters, as names may be the same."""
+    named = zip(letters(len(views)), views, strict=True)
+    return {letter: Scored(view.history, view.config, view.facts) for letter, view in named}
+
+
+def _not_compared(runs: Mapping[str, Scored], commands: Sequence[str | None]) -> list[str]:
+    known = {letter: command for letter, command in zip(runs, commands, strict=True) if command is not None}
+    return accuracy.not_compared(runs, known)
+
+
 def _missing(views: Sequence[RunView]) -> list[str]:
     return [f"{view.name}: {line}" for view in views for line in view.missing]
 
 
-def _run(letter: str, view: RunView, safe: Any) -> dict[str, Any]:
+def _run(letter: str, view: RunView, safe: Any, cost: str) -> dict[str, Any]:
     rows = list(epoch_rows(view))
     command = shlex.join(map(str, view.environment.get("command", ())))
     about = {**view.environment, "command": command or None}
     return {
         "letter": letter,
         "name": view.name,
-        "facts": facts(view),
+        "facts": facts(view, cost),
         "timeline": safe(timeline(view.history.exchanges)),
         "epochs": rows,
         "columns": [name for name in _columns(rows) if name != "run"],
@@ -130,7 +152,8 @@ def _classes(counts: Sequence[Sequence[int]], about: str) -> str:
 
 
 def _summary(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
-    return list(comparison_rows([view.history for view in views]))
+    cost = {name: [*cells.values()] for name, cells in accuracy.rows(_scored(views)).items()}
+    return list(comparison_rows([view.history for view in views], cost))
 
 
 def _in_markdown(text: str) -> str:

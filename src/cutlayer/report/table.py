@@ -23,7 +23,11 @@ def _times(ratio: float) -> str:
     return "" if math.isnan(ratio) else f"{ratio:.2f}x"
 
 
-def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
+def comparison(
+    histories: dict[str, History],
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    accuracy: Mapping[str, Mapping[str, str]] | None = None,
+) -> Table:
     """A table with a column for each run: first what they chose, then what came of them.
 
     Test scores "over the wire" are of activations that went through the codec, and those of the merged model in 32
@@ -31,6 +35,7 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
 
     Args:
         configs: of all runs that are compared, of which these may be some; choices that all made alike are left out.
+        accuracy: what their savings cost, from `accuracy.rows`.
     """
     table = Table(title=None)
     table.add_column("", overflow="fold")
@@ -42,13 +47,18 @@ def comparison(histories: dict[str, History], configs: Mapping[str, Mapping[str,
         values = {name: str(config.get(choice, "")) for name, config in chosen.items()}
         if len(set(values.values())) > 1:
             table.add_row(choice, *(values[name] for name in histories))
-    for name, cells in comparison_rows(list(histories.values())):
+    cost = {name: [cells[run] for run in histories] for name, cells in (accuracy or {}).items()}
+    for name, cells in comparison_rows(list(histories.values()), cost):
         table.add_row(name, *cells)
     return table
 
 
-def comparison_rows(runs: Sequence[History]) -> Iterator[tuple[str, list[str]]]:
-    """What came of runs: rows, each with a cell for every run."""
+def comparison_rows(runs: Sequence[History], accuracy: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
+    """What came of runs: rows, each with a cell for every run.
+
+    Args:
+        accuracy: what savings cost, such rows by name, which are put beside them.
+    """
     metrics = list(dict.fromkeys(m for history in runs for record in history.epochs for m in record.test))
     for metric in [m for m in metrics if m != "loss"] + [m for m in metrics if m == "loss"]:
         sent = [next((r.test[metric] for r in reversed(h.epochs) if metric in r.test), None) for h in runs]
@@ -65,6 +75,7 @@ def comparison_rows(runs: Sequence[History]) -> Iterator[tuple[str, list[str]]]:
         "evaluation traffic": lambda h: human_bytes(h.bytes(kinds=("evaluation",))),
         "given up when interrupted": lambda h: human_bytes(sum(h.given_up.values())),
         "client GFLOPs": lambda h: f"{h.flops('client') / 1e9:.1f}",
+        "client GFLOPs, evaluation": lambda h: f"{h.evaluation_flops / 1e9:.1f}",
         "server GFLOPs": lambda h: f"{h.flops('server') / 1e9:.1f}",
         "seconds": lambda h: f"{h.seconds:.1f}",
         "activations and gradients reduced": lambda h: _times(h.traffic_reduction),
@@ -77,6 +88,7 @@ def comparison_rows(runs: Sequence[History]) -> Iterator[tuple[str, list[str]]]:
         del rows["given up when interrupted"]
     for name, cell in rows.items():
         yield name, [cell(history) for history in runs]
+    yield from accuracy.items()
 
 
 def lengths(histories: Mapping[str, History]) -> str:
@@ -92,13 +104,16 @@ def lengths(histories: Mapping[str, History]) -> str:
 
 
 def comparisons(
-    histories: Mapping[str, History], configs: Mapping[str, Mapping[str, Any]], width: int
+    histories: Mapping[str, History],
+    configs: Mapping[str, Mapping[str, Any]],
+    accuracy: Mapping[str, Mapping[str, str]],
+    width: int,
 ) -> Iterator[Table]:
     """Tables as `comparison` makes them, each of as many runs beside each other as the width takes."""
     wide, names = plain_console(width=1 << 16), list(histories)
 
     def table(count: int) -> Table:
-        return comparison({name: histories[name] for name in names[:count]}, configs)
+        return comparison({name: histories[name] for name in names[:count]}, configs, accuracy)
 
     while names:
         count = 1
@@ -122,6 +137,7 @@ def figures(history: History, config: Mapping[str, Any]) -> dict[str, Any]:
         "bytes.given_up": sum(history.given_up.values()),
         "bytes.evaluation": history.bytes(kinds=("evaluation",)),
         **{f"flops.{party}": history.flops(party) for party in ("client", "server")},
+        "flops.client_evaluation": history.evaluation_flops,
         "seconds": history.seconds,
         **ratios,
     }

@@ -20,7 +20,7 @@ class RunView:
     Attributes:
         name: what to call it.
         history: of the epochs that could be read.
-        config, environment: as in config.json; empty if that cannot be read.
+        config, facts, environment: as in config.json; empty if that cannot be read.
         confusion: of the merged model on the test data: of the samples of each class (rows) how many it takes for
             which (columns); empty if that could not be found out.
         clients: samples of each class (columns) with each client (rows); empty if they are not known.
@@ -31,6 +31,7 @@ class RunView:
     name: str
     history: History
     config: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     confusion: Sequence[Sequence[int]] = ()
     clients: Sequence[Sequence[int]] = ()
@@ -108,14 +109,18 @@ def epoch_rows(view: RunView) -> Iterator[dict[str, Any]]:
         }
 
 
-def facts(view: RunView) -> list[tuple[str, str]]:
-    """A run's figures in a few lines, for the head of a page."""
+def facts(view: RunView, cost: str = "") -> list[tuple[str, str]]:
+    """A run's figures in a few lines, for the head of a page.
+
+    Args:
+        cost: what is to be said of its metric beside that of plain split learning.
+    """
     history = view.history
     found = [("epochs", f"{len(history.epochs)}: " + ", ".join(f"{history.exchanges.count(x)} {x}" for x in "ABC"))]
     if view.metric:
         merged = history.merged.get(view.metric)
         value = f"{history.test(view.metric):.4f}" + ("" if merged is None else f" (merged model {merged:.4f})")
-        found.append((f"test {view.metric}", value))
+        found.append((f"test {view.metric}", value + (f"; {cost}" if cost else "")))
     found.append(("sent", f"{human_bytes(history.bytes('up'))} up, {human_bytes(history.bytes('down'))} down"))
     for name, ratio in (("traffic", history.traffic_reduction), ("client FLOPs", history.client_flops_reduction)):
         if math.isfinite(ratio):

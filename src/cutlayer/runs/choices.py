@@ -66,6 +66,8 @@ PLACES = {
         )
     },
 }
+SEVERAL = ("strategy", "average_every", "state", "fraction", "dropout", "replay_absent", "live_clients")
+"""Choices for several clients."""
 
 
 @dataclass(frozen=True, kw_only=True)

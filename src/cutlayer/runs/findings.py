@@ -39,6 +39,7 @@ def view_of(folder: str | Path) -> RunView:
         name=run.folder.name or str(folder),
         history=history,
         config=config,
+        facts=content.get("facts", {}),
         environment=content.get("environment", {}),
         confusion=_confusion(run, config, missing) if config else (),
         clients=_clients(run, missing),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cutlayer.report import shown
 from cutlayer.runs.initial import initialize
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.run import Run
+from cutlayer.temporary import TemporaryFolder
 from cutlayer.training.evaluation import scores_of
 from cutlayer.training.job import Job
 from cutlayer.training.server import Server
@@ -143,7 +143,7 @@ def _begin_checkpoints(stack: ExitStack, clients: TrustedClients, folder: Run | 
         stack.enter_context(folder.locked())
         return folder.checkpoints
     if clients.can_lose_state:
-        return Checkpoints(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        return Checkpoints(stack.enter_context(TemporaryFolder("checkpoints")).path)
     return None
 
 

@@ -33,19 +33,19 @@ def left_behind(records: Sequence[EpochRecord]) -> Iterator[tuple[EpochRecord, s
     for record in records:
         if "loss" not in record.test:
             continue
-        test = record.test["loss"]
-        best, first = min(best, test), test if math.isnan(first) else first
+        test, only = record.test["loss"], math.isnan(first)
+        best, first = min(best, test), test if only else first
         if record.exchange != Exchange.NONE or test < 2 * record.loss:
             continue
         if test >= 2 * best and test - best >= abs(first) / 10:
             so = f"has risen from {best:.3g} to {test:.3g}"
         elif test - record.loss >= abs(first) / 2:
-            so = f"is {test:.3g}, after {first:.3g} at first"
+            so = f"is {test:.3g}" + ("" if only else f", after {first:.3g} at first")
         else:
             continue
         yield (
             record,
             f"epoch {record.epoch + 1}: in C epochs the test loss {so}, the training loss is {record.loss:.3g}. The "
-            "server half fits stored activations, and the test data no longer profit: let more epochs exchange (a "
-            "lower threshold, more warm-up), shorten the run, or see docs/batch-norm.md",
+            f"server half fits stored activations{'' if only else ', and the test data no longer profit'}: let more "
+            "epochs exchange (a lower threshold, more warm-up), shorten the run, or see docs/batch-norm.md",
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -70,6 +72,7 @@ def _attempt(work: Callable[[Item], Value], item: Item) -> Value | Exception:
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """A process's part: one item after the other."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of whatever has files to remove
     torch.set_num_threads(1)
     while True:
         result = _attempt(work, connection.recv())

@@ -6,7 +6,6 @@ The others lie encoded in a file each, so a thousand simulated clients take the 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from cutlayer.method import Training
 from cutlayer.models.cut import copied
 from cutlayer.models.optim import OptimizerSpec, ScheduledOptimizer, fallen
 from cutlayer.records.state_dicts import split
+from cutlayer.temporary import TemporaryFolder
 from cutlayer.training.weight_average import WeightAverage
 from cutlayer.wire.messages import Plan
 
@@ -113,7 +113,7 @@ class HalfPool:
             self._initial = {**facts, **{name: value.clone() for name, value in tensors.items()}}
         self._live, self._in_memory = live, OrderedDict[int, TrainedHalf]()
         self._parent: str | Path | None = folder
-        self._own: tempfile.TemporaryDirectory | None = None
+        self._own: TemporaryFolder | None = None
         self.version = 0
         """Counts the uses, so that a checkpoint knows whether it must be written again."""
 
@@ -152,9 +152,9 @@ class HalfPool:
         return len(self._in_memory)
 
     def close(self) -> None:
-        """Remove the files, for a process that is to be killed."""
+        """Remove the files. No half is to be asked for afterwards."""
         if self._own is not None:
-            self._own.cleanup()
+            self._own.close()
             self._own = None
 
     # --- files ---
@@ -162,8 +162,8 @@ class HalfPool:
     @property
     def _folder(self) -> Path:
         if self._own is None:
-            self._own = tempfile.TemporaryDirectory(dir=self._parent, prefix="cutlayer-halves-")
-        return Path(self._own.name)
+            self._own = TemporaryFolder("halves", self._parent)
+        return self._own.path
 
     def _file(self, owner: int) -> Path:
         return self._folder / f"{owner}.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cutlayer.method import Method, Training
 from cutlayer.records import state_dicts
 from cutlayer.records.ledger import EpochCosts, Ledger
 from cutlayer.records.state_dicts import on_cpu, plain_arrays
+from cutlayer.temporary import TemporaryFolder
 
 
 class ClientActor:
@@ -38,7 +38,7 @@ class ClientActor:
         built = build_clients(half, data, method, training, self.ledger, folder)
         self.pool, self.clients = built.pool, built.by_number
         self._answers = {number: Answers(client) for number, client in self.clients.items()}
-        self._staged = tempfile.TemporaryDirectory(prefix="cutlayer-staged-")
+        self._staged = TemporaryFolder("staged")
         return {number: ClientDescription.of(client) for number, client in self.clients.items()}
 
     def answer(self, number: int, lost: bool, frame: bytes) -> tuple[bytes, bool]:
@@ -70,7 +70,7 @@ class ClientActor:
     def end(self) -> None:
         """Remove what was written to the disk: the process is about to be killed."""
         self.pool.close()
-        self._staged.cleanup()
+        self._staged.close()
 
     def weights(self, number: int) -> dict[str, Tensor]:
         """A client's half."""
@@ -80,21 +80,21 @@ class ClientActor:
 
     def state_dict(self) -> Iterator[tuple[str, bytes]]:
         """The halves of all clients here, by name, each as the content of its file."""
-        with tempfile.TemporaryDirectory() as folder:
-            state_dicts.write(self.pool.state_dict(), Path(folder))
-            for file in sorted(Path(folder).iterdir()):
+        with TemporaryFolder("sent") as folder:
+            state_dicts.write(self.pool.state_dict(), folder.path)
+            for file in sorted(folder.path.iterdir()):
                 yield file.name, file.read_bytes()
 
     def stage(self, name: str, content: bytes) -> None:
         """Take a file for `load_state_dict`."""
-        (Path(self._staged.name) / name).write_bytes(content)
+        (self._staged.path / name).write_bytes(content)
 
     def load_state_dict(self) -> None:
         """Bring the clients to the files that were staged; to their beginning if there is none for them."""
         for answers in self._answers.values():
             answers.clear()
-        self.pool.load_state_dict(state_dicts.read(Path(self._staged.name), {"version": 0}))
-        for file in Path(self._staged.name).iterdir():
+        self.pool.load_state_dict(state_dicts.read(self._staged.path, {"version": 0}))
+        for file in self._staged.path.iterdir():
             file.unlink()
         self.ledger.take()
 

@@ -179,6 +179,7 @@ class RayClients(TrustedClients):
         with suppress(Exception):
             ray.wait([handle.actor.end.remote() for handle in self.handles], num_returns=len(self.handles), timeout=5)
         self._end_actors()
+        self._halves.close()
         if self.shut_down:
             ray.shutdown()
 

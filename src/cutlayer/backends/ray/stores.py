@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from cutlayer.backends.ray.handle import ActorHandle
 from cutlayer.errors import ClientUnavailableError
 from cutlayer.files import TensorFile
 from cutlayer.records.state_dicts import plain_arrays
+from cutlayer.temporary import TemporaryFolder
 
 
 class ClusterHalves:
@@ -22,7 +22,7 @@ class ClusterHalves:
 
     def __init__(self, handles: Sequence[ActorHandle]) -> None:
         self.handles, self._base = handles, 0
-        self._stored = tempfile.TemporaryDirectory(prefix="cutlayer-halves-")
+        self._stored = TemporaryFolder("halves")
 
     @property
     def version(self) -> int:
@@ -30,7 +30,11 @@ class ClusterHalves:
         return self._base + sum(handle.calls for handle in self.handles)
 
     def _file(self, name: str) -> Path:
-        return Path(self._stored.name) / name
+        return self._stored.path / name
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._stored.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Every client's half and optimizer; of those whose actor died, what it had before."""
@@ -41,12 +45,12 @@ class ClusterHalves:
                     self._file(name).write_bytes(content)
             except ClientUnavailableError:
                 continue
-        files = {file.stem: TensorFile(file) for file in Path(self._stored.name).iterdir()}
+        files = {file.stem: TensorFile(file) for file in self._stored.path.iterdir()}
         return {"version": self.version, **files}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict`, or that of a `HalfPool`, returned, and have the clients begin from there."""
-        for file in Path(self._stored.name).iterdir():
+        for file in self._stored.path.iterdir():
             file.unlink()
         for name, value in state.items():
             if isinstance(value, TensorFile):

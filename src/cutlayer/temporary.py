@@ -1,0 +1,78 @@
+"""Temporary folders that do not stay, however their process ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+PREFIX = "cutlayer-temporary-"
+
+
+class TemporaryFolder:
+    """A folder that is removed by `close`, or once nothing refers to it, or when its process ends.
+
+    A process that is killed (SIGKILL) removes nothing. So each folder is locked while its process lives, and whoever
+    makes one first removes those beside it that nobody holds the lock of. A file system without locks has none removed.
+
+    Args:
+        what: is in it, such as "halves", for its name.
+        parent: where it is made; by default the system's temporary folder.
+
+    Attributes:
+        path: its path.
+    """
+
+    def __init__(self, what: str, parent: str | Path | None = None) -> None:
+        parent = Path(parent if parent is not None else tempfile.gettempdir())
+        _remove_left_over(parent)
+        # It gets a name that others look for once it is locked, so that none takes it for left over.
+        made = Path(tempfile.mkdtemp(prefix=".cutlayer-", dir=parent))
+        lock = _locked(made)
+        self.path = made.rename(parent / f"{PREFIX}{what}-{made.name.removeprefix('.cutlayer-')}")
+        self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
+
+    def close(self) -> None:
+        """Remove it."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _remove(path: Path, lock: int | None, owner: int) -> None:
+    if os.getpid() != owner:  # a fork, which goes on with a copy of this object
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+
+
+def _remove_left_over(parent: Path) -> None:
+    for path in parent.glob(f"{PREFIX}*"):
+        if (lock := _locked(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(path: Path) -> int | None:
+    """A folder with its lock, as a descriptor; None if it is gone, another user's, or another process holds it."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if os.fstat(folder).st_uid == os.geteuid():
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return folder
+        except OSError:
+            os.close(folder)
+            raise
+        os.close(folder)
+    return None
