@@ -17,6 +17,8 @@ from cutlayer.runs.recipes import digits
 
 SMALL = {"train_samples": 200, "test_samples": 80, "epochs": 2, "threads": 1}
 
+FEW = with_choices(digits(), **SMALL, schedule="once", codec="mxfp4")
+
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,10 +28,10 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    few = with_choices(digits(), **SMALL, schedule="once", codec="mxfp4")
-    plain = with_choices(few, schedule="always", codec="fp32")
+    plain = with_choices(FEW, schedule="always", codec="fp32")
     others = {
-        "few": few,
+        "few": FEW,
+        "few, seed 2": with_choices(FEW, seed=2, codec="fp8"),
         "plain": plain,
         "another seed": with_choices(plain, seed=1),
         "another cut": with_choices(plain, cut="layer1"),
@@ -64,10 +66,11 @@ def test_compare_shows_the_points_that_a_reduction_cost(runs: Path, capsys: pyte
 def test_without_plain_split_learning_it_says_so_and_how_to_get_it(
     runs: Path, among: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = shown(capsys, "compare", runs / "few", *(runs / name for name in among))
+    other = runs / "few, seed 2"
+    text = shown(capsys, "compare", runs / "few", other, *(runs / name for name in among))
     assert "not compared" in row(text, "test accuracy against plain, points")
     (line,) = [line for line in text.splitlines() if line.startswith("The accuracy of")]
-    assert f"The accuracy of {runs / 'few'}" in line
+    assert line.startswith(f"The accuracy of {runs / 'few'}, {other}")
     command = line.split("To make one: ")[1].removeprefix("cutlayer ").split()
     folder = runs.with_name(f"made {among}")
     assert main([*command, "--run-dir", str(folder)]) == 0

@@ -135,7 +135,7 @@ def test_the_exchanges_of_a_schedule_that_needs_the_loss_are_stated_or_the_most(
 
 def test_energy_is_of_bytes_and_flops() -> None:
     found = plan(cuts=["layer3"], energy=Energy(joules_per_byte=2.0, joules_per_flop=3.0))["layer3"]
-    assert found.joules == 2 * found.total_bytes + 3 * found.client_flops
+    assert found.joules == 2 * found.total_bytes + 3 * (found.client_flops + found.evaluation_flops)
 
 
 def test_links() -> None:

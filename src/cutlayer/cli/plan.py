@@ -139,7 +139,7 @@ def tables(plan: Plan) -> Iterator[Table]:
 
 
 SENT = ("shape", "B a sample", "run, up", "run, down", "evaluation", "stored")
-CLIENT = ("parameters", "memory A", "memory B", "GFLOPs")
+CLIENT = ("parameters", "memory A", "memory B", "client GFLOPs", "evaluation")
 LEAKS = ("attack", "SSIM", "mean image")
 TIMES = ("epoch A", "epoch B", "epoch C", "evaluation", "run")
 
@@ -156,8 +156,8 @@ def _sent(plan: CutPlan) -> Iterator[str]:
 def _client(plan: CutPlan) -> Iterator[str]:
     yield f"{plan.client_parameters:,}"
     yield from map(human_bytes, plan.client_memory)
-    gflops = plan.client_flops / 1e9
-    yield f"{gflops:,.0f}" if gflops >= 1000 else f"{gflops:.4g}"
+    for gflops in (plan.client_flops / 1e9, plan.evaluation_flops / 1e9):
+        yield f"{gflops:,.0f}" if gflops >= 1000 else f"{gflops:.4g}"
     if plan.joules is not None:
         yield f"{plan.joules:,.4g} J"
 

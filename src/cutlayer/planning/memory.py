@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cutlayer.method import Training
+from cutlayer.models.auxiliary import SelfTraining
 from cutlayer.models.cut import copied, is_frozen
 from cutlayer.training.halves import TrainedHalf
 
@@ -54,7 +55,7 @@ class LiveTensors(TorchDispatchMode):
         return out
 
 
-def client_memory(half: nn.Module, inputs: Tensor, training: Training) -> tuple[int, int]:
+def client_memory(half: nn.Module, inputs: Tensor, training: Training, *, averaged: bool = False) -> tuple[int, int]:
     """Peak bytes of a client half with its optimizer, for a batch: in an A epoch, and in a B epoch.
 
     Weights, gradients, optimizer state, inputs and all tensors in between are counted; what Python and PyTorch take
@@ -62,16 +63,17 @@ def client_memory(half: nn.Module, inputs: Tensor, training: Training) -> tuple[
 
     Args:
         inputs: a batch [B, ...]; only its shape and type matter.
+        averaged: whether the mean of the weights is made, too, after the updates of A epochs.
     """
     if training.precision != "fp32":  # tensors without data do not follow autocast
-        return _peaks(half, inputs, training, "cpu")
+        return _peaks(half, inputs, training, averaged, "cpu")
     try:
-        return _peaks(half, inputs, training, "meta")
+        return _peaks(half, inputs, training, averaged, "meta")
     except (RuntimeError, NotImplementedError):  # a module that cannot do without data
-        return _peaks(half, inputs, training, "cpu")
+        return _peaks(half, inputs, training, averaged, "cpu")
 
 
-def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> tuple[int, int]:
+def _peaks(half: nn.Module, inputs: Tensor, training: Training, averaged: bool, device: str) -> tuple[int, int]:
     trained = TrainedHalf(copied(half), training.client, replace(training, device=device))
     batch = torch.zeros(inputs.shape, dtype=inputs.dtype, device=device)
     # Of a device of the same kind as those that plans are for; "meta" has none.
@@ -81,7 +83,7 @@ def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> 
         for tensor in parameters:
             forward.add(tensor)
         trained.half.train()(batch)
-    if is_frozen(half):
+    if is_frozen(half) and not isinstance(half, SelfTraining):
         return forward.peak, forward.peak
     with torch.random.fork_rng(devices=[]), LiveTensors() as both:
         for tensor in parameters:
@@ -89,8 +91,13 @@ def _peaks(half: nn.Module, inputs: Tensor, training: Training, device: str) -> 
         for _ in range(2):  # the optimizer's state is there from the first step on
             trained.optimizer.zero_grad()
             with autocast():
-                activations = trained.half(batch)
-            activations.backward(torch.ones_like(activations))
-            del activations
+                outputs = trained.half(batch)
+                if isinstance(trained.half, SelfTraining):
+                    outputs = trained.half.head(outputs)
+            outputs.backward(torch.ones_like(outputs))
+            del outputs
             trained.optimizer.step()
-    return both.peak, forward.peak
+            if averaged:
+                trained.average.add(trained.half)
+    # A client that trains by itself does so in B epochs; it has no others.
+    return both.peak, both.peak if isinstance(half, SelfTraining) else forward.peak

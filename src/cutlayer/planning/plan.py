@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -64,7 +65,9 @@ class CutPlan:
         exact: whether bytes are to the byte; otherwise they depend on the values, and are an estimate.
         client_parameters: of the client half.
         client_memory: peak bytes of a client in an A and in a B epoch.
-        client_flops: of the run; `sample_flops` of one sample forward, and forward and backward.
+        client_flops: of the run's training, as `History.flops("client")`; `sample_flops` of one sample forward, and
+            forward and backward.
+        evaluation_flops: of the client in the run's evaluations, as `History.evaluation_flops`.
         store_bytes: of the server's store of activations.
         seconds: of an epoch of each kind and of an evaluation ("evaluation"); empty without a link.
         run_seconds: None without a link.
@@ -83,6 +86,7 @@ class CutPlan:
     client_memory: tuple[int, int]
     sample_flops: tuple[float, float]
     client_flops: int
+    evaluation_flops: int
     store_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     run_seconds: float | None = None
@@ -136,13 +140,16 @@ class Planner:
         shape, batch = table.output_shape, len(inputs)
         rates = _rates(halves, load)
         epochs = list(Traffic(load, halves.client, shape, schedule, rates).epochs())
-        run_bytes, flops = totals(epochs), sum(sum(e.client_flops(table).values()) for e in epochs)
+        run_bytes, flops = totals(epochs), Counter[str]()
+        for epoch in epochs:
+            flops.update(epoch.client_flops(table))
         up, down = get_transfer(load.method.activations), get_transfer(load.method.gradients)
         layouts = [each.codec.layout(shape) for each in (up, down)]
         sizes = [layout.row_bytes + layout.shared_bytes / batch for layout in layouts]
         forward, backward = table(batch)
         if cut not in self._memory:
-            self._memory[cut] = client_memory(halves.client, inputs, load.training)
+            averaged = bool(getattr(load.method.schedule, "averaged", 0.0))
+            self._memory[cut] = client_memory(halves.client, inputs, load.training, averaged=averaged)
         frame = 2 * batch * round(sizes[0])  # encoded, and packed
         energy = self.energy
         total = sum(run_bytes.values())
@@ -156,9 +163,10 @@ class Planner:
             sum(parameter.numel() for parameter in halves.client.parameters()),
             (self._memory[cut][0] + frame, self._memory[cut][1] + frame),
             (forward / batch, (forward + backward) / batch),
-            flops,
-            _store_bytes(load, shape, schedule.exchanges),
-            joules=None if energy is None else energy.joules_per_byte * total + energy.joules_per_flop * flops,
+            flops.total() - flops["evaluation"],
+            flops["evaluation"],
+            _store_bytes(load, shape, {each.exchange for each in epochs}),
+            joules=None if energy is None else energy.joules_per_byte * total + energy.joules_per_flop * flops.total(),
         )
         return found if self.link is None else self._timed(found, load, table, epochs, self.link)
 
@@ -229,7 +237,7 @@ def _epoch_bytes(load: Load, halves: Halves, shape: tuple[int, ...], rates: Rate
     return {"A": both["up"] + both["down"], "B": alone["up"] + alone["down"], "C": 0}
 
 
-def _store_bytes(load: Load, shape: tuple[int, ...], exchanges: str) -> int:
+def _store_bytes(load: Load, shape: tuple[int, ...], exchanges: Container[str]) -> int:
     """Of the server's store: with labels, and a byte that says whether a sample is there."""
     up = get_transfer(load.method.activations)
     if "B" not in exchanges and up.delta is None and load.method.views_from is None:

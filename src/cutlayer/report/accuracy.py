@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cutlayer.errors import some
 from cutlayer.records.history import History, flat
 
 DEFENCES = ("nopeek", "adversary", "noise", "clip", "channel_dropout", "watch")
@@ -132,7 +133,7 @@ def in_words(runs: Mapping[str, Scored], name: str, metric: str) -> str:
 
 
 def not_compared(runs: Mapping[str, Scored], commands: Mapping[str, str]) -> list[str]:
-    """A line for the runs that are shown without plain split learning, and how to get that.
+    """A line for the runs of one network and data that are shown without plain split learning, and how to get that.
 
     Args:
         runs: by name.
@@ -141,13 +142,12 @@ def not_compared(runs: Mapping[str, Scored], commands: Mapping[str, str]) -> lis
     without: dict[str, list[str]] = {}
     for (name, run), against in zip(runs.items(), against_plain([*runs.values()]), strict=True):
         if against.plain is None and metrics_of([run.history]):
-            command = commands.get(name)
-            how = command or "the same call with method=Method()"
-            without.setdefault(how, []).append(name)
+            without.setdefault(repr((run.task, len(run.history.epochs))), []).append(name)
     return [
-        f"The accuracy of {', '.join(names)} is not compared: among these is no run of plain split learning on the "
-        f"same data and network, of as many epochs. To make one: {how}"
-        for how, names in without.items()
+        f"The accuracy of {some(names, 3)} is not compared: among these is no run of plain split learning on the "
+        f"same data and network, of as many epochs. To make one: "
+        + commands.get(names[0], "the same call with method=Method()")
+        for names in without.values()
     ]
 
 
