@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +16,11 @@ from cutlayer.errors import ConfigError, require_kinds, unknown
 from cutlayer.fleet import Fleet
 from cutlayer.memory.store import StoreOptions
 from cutlayer.memory.views import check_views
+from cutlayer.metric import Metric, check_task
 from cutlayer.models.optim import Optimizer, OptimizerSpec
 from cutlayer.privacy.defence import Defence
 from cutlayer.regularize import Regularize
-from cutlayer.schedule import Always, Fixed, Schedule
+from cutlayer.schedule import Always, Fixed, Schedule, Settle
 from cutlayer.stopping import Best, EarlyStopping, Ending
 
 NormInB = Literal["calibrated", "eval", "train"]
@@ -81,6 +81,12 @@ class Method:
             )
         if self.norm_in_b not in get_args(NormInB):
             raise ConfigError(unknown("norm_in_b", self.norm_in_b, get_args(NormInB)))
+        averaged = self.schedule.averaged if isinstance(self.schedule, Settle | Fixed) else 0.0
+        if averaged and self.norm_in_b != "calibrated":
+            raise ConfigError(
+                f"averaged {averaged:g}: expected norm_in_b 'calibrated', got {self.norm_in_b!r}: the statistics of "
+                "batch norm are those of the single weights, and must be measured anew for their mean"
+            )
 
     def __repr__(self) -> str:
         """Short: what differs from the defaults."""
@@ -233,23 +239,6 @@ def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
     return right[counts].double().mean()
 
 
-@runtime_checkable
-class Metric(Protocol):
-    """A metric that gathers what it needs batch by batch, such as those of torchmetrics."""
-
-    def update(self, outputs: Tensor, labels: Tensor, /) -> Any:
-        """Take in a batch."""
-        ...
-
-    def compute(self) -> Any:
-        """The metric of all batches since the last reset, one number."""
-        ...
-
-    def reset(self) -> Any:
-        """Begin anew."""
-        ...
-
-
 @dataclass(frozen=True)
 class Task:
     """What is to be learned.
@@ -270,23 +259,8 @@ class Task:
     classes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in {"loss": self.loss, **(self.metrics if isinstance(self.metrics, Mapping) else {})}.items():
-            if isinstance(value, type):
-                raise ConfigError(f"{name}: expected a function or an object, got a class; give {value.__name__}()")
-            if not callable(value) and not isinstance(value, Metric):
-                raise ConfigError(f"{name}: expected a function of outputs and labels, got {value!r}")
+        check_task(self.loss, self.metrics)
         require_kinds(self, classes=(int | None, "the number of classes, or None"))
-        if not isinstance(self.metrics, Mapping):
-            raise ConfigError(f'metrics: expected them by name, such as {{"accuracy": accuracy}}, got {self.metrics!r}')
-        if "loss" in self.metrics:
-            raise ConfigError('the metric name "loss" is taken by the loss itself; choose another')
-        of = self.loss.keywords if isinstance(self.loss, functools.partial) else getattr(self.loss, "__dict__", {})
-        # nn.KLDivLoss has "batchmean", the mean over samples.
-        if (reduction := of.get("reduction", "mean")) not in ("mean", "batchmean"):
-            raise ConfigError(
-                f"loss: expected the mean over the samples of a batch, got reduction={reduction!r}; give it "
-                "reduction='mean', and scale the learning rate in its place"
-            )
 
 
 def require_choices(method: object, training: object, task: object = None) -> None:

@@ -18,7 +18,7 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 # fmt: off
 ORDER = (
     "__main__", "cli", "studies", "planning", "runs", "device", "backends", "training", "report", "records", "method",
-    "fleet", "strategies", "stopping", "regularize", "privacy", "models", "data", "memory", "wire", "codecs",
+    "fleet", "metric", "strategies", "stopping", "regularize", "privacy", "models", "data", "memory", "wire", "codecs",
     "schedule", "describe", "files", "durable", "temporary", "seeds", "naming", "formats", "streams", "errors",
 )
 # fmt: on

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import cutlayer
-from cutlayer import ConfigError, Drop, Energy, Limits, Method, Once, Periodic, Training
+from cutlayer import ConfigError, Drop, Energy, Limits, Method, Once, Periodic, Settle, Training
 from cutlayer.backends.client_data import client_data_of
 from cutlayer.cli import main
 from cutlayer.models.networks import make_model
@@ -69,6 +69,13 @@ def test_memory_is_that_of_real_tensors(precision: str) -> None:
             peak = max(peak, live)
     assert both == pytest.approx(peak + fixed, rel=0.1)
     assert forward < 0.6 * both
+
+
+def test_a_mean_of_weights_takes_the_room_of_the_weights_once_more_in_a_epochs() -> None:
+    chosen = [Method.of(Settle(both=4, activations=2, averaged=share), "fp8") for share in (0.0, 0.5)]
+    single, averaged = (plan(method=method, cuts=["layer3"])["layer3"] for method in chosen)
+    assert averaged.client_memory[0] - single.client_memory[0] >= 4 * single.client_parameters
+    assert averaged.client_memory[1] == single.client_memory[1]
 
 
 def test_bfloat16_takes_less_memory_than_32_bits() -> None:

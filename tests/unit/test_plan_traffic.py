@@ -1,6 +1,7 @@
 """The bytes and FLOPs that a plan predicts are those that a run of it counts, to the byte."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from cutlayer.planning.choice import plan_of
 from cutlayer.planning.load import Load
 from cutlayer.planning.recipe import load_of
 from cutlayer.planning.traffic import Traffic
+from cutlayer.runs.client_half import LocalLoss
 from cutlayer.runs.recipes import digits
 from cutlayer.schedule import Always, Once, Outlook, Schedule, Settle
 from cutlayer.strategies import ParallelSplit, Sequential, SplitFedV1, SplitFedV2
@@ -115,10 +117,36 @@ def test_what_a_recipe_has_at_its_cut(change: dict[str, int]) -> None:
     history = run_experiment(config, progress=False).history
     assert planned.run_bytes["up"] + planned.run_bytes["down"] == history.bytes()
     assert planned.run_bytes["evaluation"] == history.bytes(kinds=("evaluation",))
-    assert planned.client_flops == sum(sum(record.flops["client"].values()) for record in history.epochs)
+    assert planned.client_flops == history.flops("client")
+    assert planned.evaluation_flops == history.evaluation_flops > 0
     others = plan_of(network, load, Task(), None, None, None, at_cut=at_cut)
     assert {"layer1", "layer4"} <= {each.cut for each in others.cuts}
     assert ("pool" in others.left_out) == ("padding" in change)  # one value of a map, of which there is no window
+
+
+@pytest.mark.parametrize(
+    "special",
+    [{"bind": 4}, {"bind": 4, "microbatches": 2}, {"client_half": LocalLoss(every=3)}, {"client_half": LocalLoss(1)}],
+    ids=str,
+)
+def test_samples_that_cross_as_one_and_clients_that_train_by_themselves(special: dict[str, Any]) -> None:
+    """C3-SL and CSE-FSL: 5 batches an epoch, the last of which is neither whole nor a multiple."""
+    chosen = {"schedule": "always", "codec": "fp8", "epochs": 3, "batch_size": 32, "evaluate_every": 2}
+    half = special.pop("client_half", None)
+    config = with_choices(digits(), **chosen, **special, train_samples=150, test_samples=45, width=0.5)
+    config = dataclasses.replace(config, client_half=half)
+    load, network = load_of(config)[0], config.network(config.data.outline())
+    at_cut = lambda halves: config.at_cut(halves, config.data.outline())  # noqa: E731
+    planned = plan_of(network, load, Task(), ["layer3"], None, None, at_cut=at_cut)["layer3"]
+    history = run_experiment(config, progress=False).history
+    assert planned.exact
+    assert [planned.run_bytes[way] for way in ("up", "down")] == [history.bytes(way) for way in ("up", "down")]
+    assert planned.run_bytes["evaluation"] == history.bytes(kinds=("evaluation",)) > 0
+    assert planned.client_flops == history.flops("client")
+    assert planned.evaluation_flops == history.evaluation_flops > 0
+    # Who trains by itself has to in every epoch, and what it sends is stored.
+    assert (planned.client_memory[0] == planned.client_memory[1]) == (half is not None)
+    assert (planned.store_bytes > 0) == (half is not None)
 
 
 def test_microbatches_and_a_frozen_half() -> None:

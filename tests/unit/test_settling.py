@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from cutlayer import CustomOptimizer, Fleet, Method, Settle, Training, fit
+from cutlayer import CustomOptimizer, Fleet, Method, Settle, Training, fit, with_choices
 from cutlayer.errors import ConfigError, RefusedError
+from cutlayer.runs.recipes import digits
 from cutlayer.schedule import Fixed
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.wire.frames import Frame, pack, read
@@ -135,6 +136,18 @@ def test_other_averages_are_refused() -> None:
             Settle(averaged=wrong)
     with pytest.raises(RefusedError, match="header cannot be read"):
         read(pack(Frame(Plan(0, 1, "A", settling=(0, 1), averaging=1.5))))
+
+
+@pytest.mark.parametrize("norm", ["eval", "train"])
+def test_a_mean_of_weights_needs_statistics_that_are_measured_for_it(norm: str) -> None:
+    for schedule in (Settle(averaged=0.5), Fixed(exchanges="AAB", settles=2, averaged=0.5)):
+        with pytest.raises(ConfigError, match=f"expected norm_in_b 'calibrated', got '{norm}': the statistics"):
+            Method(schedule, norm_in_b=norm)
+    assert Method(Settle(), norm_in_b=norm).norm_in_b == norm
+    base = with_choices(digits(), schedule="settle", norm_in_b=norm)
+    with pytest.raises(ConfigError, match="expected norm_in_b 'calibrated'"):
+        with_choices(base, averaged_updates=0.5)
+    assert with_choices(base, averaged_updates=0.5, norm_in_b="calibrated").method.schedule.averaged == 0.5
 
 
 @pytest.mark.parametrize("wrong", [(-0.1, 0.5), (0.5, 1.1), (math.nan, 1.0)])

@@ -112,7 +112,7 @@ class Load:
             raise ConfigError("dropout: expected none; a plan is of clients that stay to the end of an epoch")
         self.data, self.method, self.training = list(data), method, training
         self.feeds = [held.feeds(number, training) for number, held in enumerate(data)]
-        self._steps: dict[tuple[int, int, int], Counter[Steps]] = {}
+        self._steps: dict[tuple[int, int, int, int], Counter[Steps]] = {}
 
     @cached_property
     def first(self) -> tuple[Tensor, Tensor]:
@@ -136,12 +136,16 @@ class Load:
         """Training samples of all clients."""
         return sum(len(train) for train, _ in self.feeds)
 
-    def steps(self, client: int, epoch: int, microbatches: int = 1) -> Counter[Steps]:
-        """The steps of an epoch, each in so many microbatches, as far as they differ in length."""
-        key = client, epoch, microbatches
+    def steps(self, client: int, epoch: int, microbatches: int = 1, every: int = 1) -> Counter[Steps]:
+        """The steps of an epoch, each in so many microbatches, as far as they differ in length.
+
+        Args:
+            every: of so many batches, the first is a step.
+        """
+        key = client, epoch, microbatches, every
         if key not in self._steps:
             train = self.feeds[client][0]
-            self._steps[key] = _grouped(train.order(epoch), len(train), microbatches)
+            self._steps[key] = _grouped(train.order(epoch)[::every], len(train), microbatches)
         return self._steps[key]
 
     @cached_property

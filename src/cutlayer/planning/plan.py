@@ -20,11 +20,12 @@ from cutlayer.method import Method, Task, Training
 from cutlayer.models.cut import Halves, cut_points
 from cutlayer.models.flops import FlopTable
 from cutlayer.planning.clock import Clock, Link
+from cutlayer.planning.epoch import EpochTraffic, own_head, totals
 from cutlayer.planning.leaks import Leak
 from cutlayer.planning.load import Load, Outline, Stated, known_exchanges, stated
 from cutlayer.planning.memory import client_memory
 from cutlayer.planning.timing import TIMED_HERE, Pace, Speeds, measured, of_device, of_server
-from cutlayer.planning.traffic import EpochTraffic, Rates, Traffic, depends_on_values, totals
+from cutlayer.planning.traffic import Rates, Traffic, depends_on_values
 from cutlayer.schedule import Exchange
 
 RESHAPING = nn.Flatten, nn.Unflatten, nn.Identity
@@ -141,8 +142,9 @@ class Planner:
         rates = _rates(halves, load)
         epochs = list(Traffic(load, halves.client, shape, schedule, rates).epochs())
         run_bytes, flops = totals(epochs), Counter[str]()
+        head = own_head(halves.client, table)
         for epoch in epochs:
-            flops.update(epoch.client_flops(table))
+            flops.update(epoch.client_flops(table, head))
         up, down = get_transfer(load.method.activations), get_transfer(load.method.gradients)
         layouts = [each.codec.layout(shape) for each in (up, down)]
         sizes = [layout.row_bytes + layout.shared_bytes / batch for layout in layouts]

@@ -7,8 +7,8 @@ out (`delta`), depend on the values: there a rate is assumed.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,8 +16,9 @@ from torch import nn
 
 from cutlayer.codecs import Codec, encode_exactly, evaluation_codec, get_codec, get_transfer
 from cutlayer.codecs.lossless import Lossless
+from cutlayer.models.auxiliary import SelfTraining
 from cutlayer.models.cut import is_frozen
-from cutlayer.models.flops import FlopTable
+from cutlayer.planning.epoch import EpochTraffic, Pass
 from cutlayer.planning.load import Load
 from cutlayer.planning.weights import ClientCounter, HalfSizes, SharedCounter
 from cutlayer.schedule import Budget, Exchange, Schedule, Settle
@@ -39,8 +40,6 @@ from cutlayer.wire.messages import (
 
 DIGEST = 1 << 31
 """A digest of references, as most are: of 32 bits."""
-Bytes = dict[str, dict[str, int]]
-Pass = tuple[str, int, bool]
 
 
 @dataclass(frozen=True)
@@ -56,31 +55,6 @@ def depends_on_values(spec: str) -> bool:
     """Whether how much a transfer sends depends on what it sends."""
     transfer = get_transfer(spec)
     return isinstance(transfer.codec, Lossless) or transfer.delta is not None
-
-
-@dataclass(frozen=True)
-class EpochTraffic:
-    """What an epoch sends.
-
-    Attributes:
-        exchange: as `EpochRecord.exchange`.
-        bytes: as `EpochRecord.bytes`.
-        passes: of client halves, by kind, samples, and whether in training mode.
-        measured: batches on which each of its clients measures batch norm's statistics, at most.
-    """
-
-    exchange: str
-    bytes: Bytes
-    passes: Counter[Pass]
-    measured: int
-
-    def client_flops(self, table: FlopTable) -> dict[str, int]:
-        """As `EpochRecord.flops["client"]`."""
-        found: dict[str, int] = defaultdict(int)
-        for (what, samples, training), times in self.passes.items():
-            forward, backward = table(samples, training=training)
-            found[what] += times * (backward if what == "backward" else forward)
-        return dict(sorted(found.items()))
 
 
 class Traffic:
@@ -104,6 +78,7 @@ class Traffic:
         self.share = self.every if self.several else None
         owners = load.clients if self.several and method.fleet.state == "own" else 0
         self.frozen = is_frozen(half)
+        self.local = half if isinstance(half, SelfTraining) else None
         self.states = States(schedule, owners, frozen=self.frozen)
         self.clients, self.shared = [ClientCounter() for _ in load.feeds], SharedCounter()
         self.stale = False
@@ -204,17 +179,21 @@ class Traffic:
         self._send("down", Plan(client, epoch, exchange.value, share, references, settling, averaging))
 
     def _train(self, epoch: int, client: int, exchange: Exchange) -> None:
-        both = exchange is Exchange.BOTH
-        for group, times in self.load.steps(client, epoch, self.load.training.microbatches if both else 1).items():
+        both, every = exchange is Exchange.BOTH, self.local.every if self.local is not None else 1
+        steps = self.load.steps(client, epoch, self.load.training.microbatches if both else 1, every)
+        if self.local is not None:  # it trains on all batches, whatever it sends
+            self._passes.update({("local", size, True): n for size, n in self.load.sizes[client].items()})
+        for group, times in steps.items():
             fields = self._activations_of(group.samples, group.ids, False)
             step = Step(client, epoch, group.number, group.microbatch, group.microbatches, group.whole)
             self._send("up", step, fields, times)
-            self._passes["forward", group.samples, True] += times
+            if self.local is None:
+                self._passes["forward", group.samples, True] += times
             if both:
                 self._passes["backward", group.samples, True] += times
                 update = Update(client, epoch, group.number, group.microbatch)
                 self._send("down", update, self._gradients(group.samples), times)
-        microbatches = self._microbatches(client) if both else [1] * sum(self.load.sizes[client].values())
+        microbatches = self._microbatches(client) if both else [1] * steps.total()
         if (both and not self.several) or (not both and self.load.method.norm_in_b == "train"):
             self.clients[client].counter += sum(microbatches)
         self._send("up", Done(client, epoch, len(microbatches), {}))
@@ -288,13 +267,3 @@ def _tensor(name: str, codec: Codec, samples: int, shape: tuple[int, ...], rate:
     layout = codec.layout(shape)
     size = samples * layout.row_bytes + layout.shared_bytes
     return Field(name, codec.name, samples, shape, size if rate == 1.0 else round(rate * size))
-
-
-def totals(epochs: Iterable[EpochTraffic]) -> dict[str, int]:
-    """Bytes up, down, and of evaluations."""
-    found = {"up": 0, "down": 0, "evaluation": 0}
-    for each in epochs:
-        for way, sizes in each.bytes.items():
-            for kind, size in sizes.items():
-                found["evaluation" if kind == "evaluation" else way] += size
-    return found
