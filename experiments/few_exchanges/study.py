@@ -1,6 +1,6 @@
 """What each option for few exchanges does on the digits, one at a time: three seeds of each.
 
-    python experiments/few_exchanges/study.py     # 54 runs of 60 epochs, some ten minutes on one idle core
+    python experiments/few_exchanges/study.py     # 57 runs of 60 epochs, some ten minutes on one idle core
 
 Writes results/digits.jsonl (a line for each run) and results/digits.md. Runs that are in the file already are not run
 again. The digits tell whether an option works, hardly which one is the best: that is for CIFAR-10.
@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict] = {
     "settle, last quarter averaged": {**FEW, "averaged_updates": 0.25},
     "settle, last half averaged": {**FEW, "averaged_updates": 0.5},
     "settle, 6 views": VIEWS,
+    "settle, 6 views, B at once": {**VIEWS, "last_exchange": 0.01},
     "settle, 8 views, A from epoch 1": {**FEW, "views": 8, "views_from": 1},
     **{f"settle, 6 views, {name}": {**VIEWS, "regularize": chosen} for name, chosen in SERVER.items()},
     "settle, 6 views, server weight decay 2e-3": {**VIEWS, "weight_decay": 2e-3},

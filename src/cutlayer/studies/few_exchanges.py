@@ -14,6 +14,8 @@ from cutlayer.schedule import Settle
 
 FOUR_BITS = "int4+zstd"
 VIEWS = 6
+AT_ONCE = 1e-9
+"""Fraction of a run at which the last B epoch would be, if they need not follow each other."""
 
 
 def settled(both: int, activations: int, epochs: int) -> Method:
@@ -24,6 +26,14 @@ def settled(both: int, activations: int, epochs: int) -> Method:
     both = _in_run_of(epochs, both)
     schedule = Settle(both=both, activations=_in_run_of(epochs, activations))
     return Method.of(schedule, FOUR_BITS, views=VIEWS, views_from=both - 1)
+
+
+def gathered(both: int, activations: int, epochs: int) -> Method:
+    """So many A epochs, then so many B epochs one after the other, whose views are all stored: no later one tells more
+    than an early one, as the client half stands still, and the server has all of them from the start.
+    """
+    both, activations = _in_run_of(epochs, both), _in_run_of(epochs, activations)
+    return Method.of(Settle(both=both, activations=activations, last=AT_ONCE), FOUR_BITS, views=activations)
 
 
 def settled_once(both: int, epochs: int) -> Method:

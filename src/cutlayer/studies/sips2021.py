@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
+from cutlayer.data.augment import CropFlip
 from cutlayer.fleet import Fleet
-from cutlayer.method import Method
+from cutlayer.method import Method, Training
 from cutlayer.schedule import Always, Drift, Drop, Periodic, Schedule
 from cutlayer.strategies import make_strategy
-from cutlayer.studies.few_exchanges import FEW, FOUR_BITS, settled_once
+from cutlayer.studies.few_exchanges import FEW, FOUR_BITS, gathered, settled_once
 from cutlayer.studies.rows import Row, unaugmented
 
 CLAIM = "1.64x to 106.7x; client 2.86x to 32.1x"
@@ -95,8 +97,46 @@ UNAUGMENTED = [
 ]
 """What the paper says of augmentation is not known, and stored activations bear it badly."""
 
+
+def _moved_by_client(training: Training) -> Training:
+    """The client mirrors images and moves them by up to a pixel, less than the stride; the server crops by strides."""
+    return replace(training, augment=CropFlip(padding=1))
+
+
+def _padded(name: str, both: int, activations: int) -> Row:
+    """A shallow cut and padded views: every B epoch brings 25 crops of each image."""
+    return Row(
+        f"shallow-{name}",
+        f"cut after layer2: settle, {both} A + {activations} B at once, 4 bits, {activations} padded views",
+        partial(gathered, both, activations),
+        seeds=3,
+        claim=CLAIM,
+        against="shallow-plain",
+        presets=AUGMENTED,
+        changes={"cut": "layer2", "padding": 4},
+        trained=_moved_by_client,
+    )
+
+
+SHALLOW = [
+    *(
+        replace(
+            row,
+            name=f"shallow-{row.name}",
+            title=f"cut after layer2: {row.title}",
+            against="shallow-plain",
+            presets=AUGMENTED,
+            changes={"cut": "layer2"},
+        )
+        for row in (PLAIN, PAPER)
+    ),
+    _padded("pad500", 2, 4),
+    _padded("pad250", 4, 8),
+]
+
 GROUPS: Sequence[Sequence[Row]] = [
     [PLAIN, PAPER, BEST["few250"], BEST["few500"]],
+    SHALLOW,
     UNAUGMENTED,
     [ALWAYS_4, BEST["few100"], *LOSS_BASED],
     [*of_network("vgg13"), *of_network("resnet18")],
