@@ -58,7 +58,7 @@ class PolicyArguments:
 
 def check_sizes(values: Any, policy: Policy) -> None:
     """Check what a server's config asks for before anything is built from it. Raises RefusedError."""
-    parts = {"model": ("width", "cut"), "training": ("batch_size",)}
+    parts = {"model": ("width", "client_width", "cut"), "training": ("batch_size",)}
     found = {name: values.get(part, {}).get(name) for part, names in parts.items() for name in names}
     policy.check_config({**found, "threads": values.get("threads")})
 

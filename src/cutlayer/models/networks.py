@@ -47,15 +47,27 @@ VGG_LAYERS: dict[str, tuple[int | str, ...]] = {
 }
 
 
-def vgg(name: str, mean: Sequence[float], std: Sequence[float], classes: int = 10, width: float = 1.0) -> nn.Module:
-    """VGG with batch norm for 32x32 input and a single linear layer as head."""
+def vgg(
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: int = 10,
+    width: float = 1.0,
+    start: tuple[str, float] | None = None,
+) -> nn.Module:
+    """VGG with batch norm for 32x32 input and a single linear layer as head.
+
+    Args:
+        start: a layer's name, and the width of all layers up to it.
+    """
+    last, start_width = start or ("layer0", width)
     layers: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize(mean, std))
     channels = len(mean)
     for number, layer in enumerate(VGG_LAYERS[name], start=1):
         if isinstance(layer, str):
             layers[f"layer{number}"] = nn.MaxPool2d(2)
         else:
-            outputs = _scaled(layer, width)
+            outputs = _scaled(layer, start_width if number <= int(last.removeprefix("layer")) else width)
             layers[f"layer{number}"] = conv_block(channels, outputs)
             channels = outputs
     layers["flatten"] = nn.Flatten()
@@ -138,12 +150,19 @@ def make_model(
     std: Sequence[float],
     classes: int = 10,
     width: float = 1.0,
+    start: tuple[str, float] | None = None,
 ) -> nn.Module:
-    """The network of this name for images of shape (C, H, W). Raises ConfigError with the known names."""
+    """The network of this name for images of shape (C, H, W). Raises ConfigError with the known names.
+
+    Args:
+        start: of a VGG, the name of a layer, and the width of all layers up to it.
+    """
     if name not in MODELS:
         raise ConfigError(unknown("model", name, MODELS))
-    if not width > 0:
-        raise ConfigError(f"width must be above 0, got {width}")
+    for what, value in (("width", width), ("client_width", start[1] if start else width)):
+        if not value > 0:
+            raise ConfigError(f"{what} must be above 0, got {value}")
     if name.startswith("vgg") and tuple(image[1:]) != (32, 32):
         raise ConfigError(f"{name} is built for 32x32 images, these are {image[1]}x{image[2]}; use the model 'cnn'")
-    return MODELS[name](mean=mean, std=std, classes=classes, width=width)
+    more = {"start": start} if start else {}
+    return MODELS[name](mean=mean, std=std, classes=classes, width=width, **more)

@@ -31,6 +31,7 @@ PLACES = {
     "test_samples": "data.test_samples",
     "model": "model.name",
     "width": "model.width",
+    "client_width": "model.client_width",
     "cut": "model.cut",
     "narrow": "model.narrow",
     "padding": "model.padding",
@@ -87,6 +88,8 @@ class Choices:
     """Network."""
     width: float
     """What the network's channels are multiplied with."""
+    client_width: float | None
+    """Of a VGG, the same of the layers up to the cut; by default the width of all."""
     cut: str
     """Name of the layer to cut after; a wrong name lists the possible ones."""
 

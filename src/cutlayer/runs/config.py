@@ -67,6 +67,8 @@ class ModelConfig:
     Attributes:
         name: one of `MODELS`.
         width: what its channels are multiplied with.
+        client_width: of a VGG, the same of the layers up to the cut, so that devices have a wide half in front of a
+            narrow one; None for `width`.
         cut: name of the layer to cut after; a wrong name lists the possible ones.
         narrow: by how much fewer channels cross the cut than the network has there; see `models.narrow`.
         padding: pixels that the client pads its images with, for the server to crop; see `models.padded`.
@@ -78,6 +80,7 @@ class ModelConfig:
     name: str = "cnn"
     width: float = 1.0
     cut: str = "layer3"
+    client_width: float | None = None
     narrow: int = 1
     padding: int = 0
     bind: int = 1
@@ -88,6 +91,8 @@ class ModelConfig:
             raise ConfigError(unknown("model", self.name, MODELS))
         if self.pretrained and self.name != "efficientnet_lite0":
             raise ConfigError(f"pretrained: expected the model efficientnet_lite0, got {self.name}")
+        if self.client_width is not None and not (self.name.startswith("vgg") and self.cut.startswith("layer")):
+            raise ConfigError(f"client_width: expected a VGG that is cut after a layer, got {self.name}, {self.cut}")
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,8 @@ class RunConfig:
         """The uncut network with its initial weights, which follow from the seed."""
         shape, model = train.inputs.shape[1:], self.model
         with seeded(self.training.seed, "model"):
-            network = make_model(model.name, shape, train.mean, train.std, train.classes, model.width)
+            start = None if model.client_width is None else (model.cut, model.client_width)
+            network = make_model(model.name, shape, train.mean, train.std, train.classes, model.width, start)
         if model.pretrained:
             load_pretrained(network)
         return network

@@ -6,9 +6,10 @@ client computation for VGG11, VGG13 and ResNet18 with one client; 11.9x and 11.3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from cutlayer.data.augment import CropFlip
 from cutlayer.fleet import Fleet
@@ -22,6 +23,7 @@ CLAIM = "1.64x to 106.7x; client 2.86x to 32.1x"
 CLAIMS_OF_CLIENTS = {5: "11.9x", 10: "11.3x"}
 SEVERAL = ("smoke", "cpu60", "full")
 AUGMENTED = ("cpu60", "cpu", "full")
+CASES = {"shallow": "cut after layer2", "wide": "cut after layer2, client half of full width"}
 
 
 def plain(epochs: int) -> Method:
@@ -103,36 +105,38 @@ def _moved_by_client(training: Training) -> Training:
     return replace(training, augment=CropFlip(padding=1))
 
 
-def _padded(name: str, both: int, activations: int) -> Row:
+def _padded(case: str, at_cut: Mapping[str, Any], name: str, both: int, activations: int) -> Row:
     """A shallow cut and padded views: every B epoch brings 25 crops of each image."""
     return Row(
-        f"shallow-{name}",
-        f"cut after layer2: settle, {both} A + {activations} B at once, 4 bits, {activations} padded views",
+        f"{case}-{name}",
+        f"{CASES[case]}: settle, {both} A + {activations} B at once, 4 bits, {activations} padded views",
         partial(gathered, both, activations),
         seeds=3,
         claim=CLAIM,
-        against="shallow-plain",
+        against=f"{case}-plain",
         presets=AUGMENTED,
-        changes={"cut": "layer2", "padding": 4},
+        changes={**at_cut, "padding": 4},
         trained=_moved_by_client,
     )
 
 
-SHALLOW = [
-    *(
+def _of_case(case: str, at_cut: Mapping[str, Any]) -> list[Row]:
+    """Plain, the paper's, and padded views, with other halves."""
+    usual = [
         replace(
             row,
-            name=f"shallow-{row.name}",
-            title=f"cut after layer2: {row.title}",
-            against="shallow-plain",
+            name=f"{case}-{row.name}",
+            title=f"{CASES[case]}: {row.title}",
+            against=f"{case}-plain",
             presets=AUGMENTED,
-            changes={"cut": "layer2"},
+            changes=at_cut,
         )
         for row in (PLAIN, PAPER)
-    ),
-    _padded("pad500", 2, 4),
-    _padded("pad250", 4, 8),
-]
+    ]
+    return [*usual, _padded(case, at_cut, "pad500", 2, 4), _padded(case, at_cut, "pad250", 4, 8)]
+
+
+SHALLOW = [*_of_case("shallow", {"cut": "layer2"}), *_of_case("wide", {"cut": "layer2", "client_width": 1.0})]
 
 GROUPS: Sequence[Sequence[Row]] = [
     [PLAIN, PAPER, BEST["few250"], BEST["few500"]],

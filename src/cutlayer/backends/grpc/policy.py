@@ -48,8 +48,9 @@ class Policy:
 
     def check_config(self, values: dict[str, object]) -> None:
         """Check the sizes in a server's config before anything is built from it, and its cut. Raises RefusedError."""
-        for name in ("width", "batch_size", "threads"):
-            got, most = values.get(name), getattr(self, name)
+        most_of = {"width": self.width, "client_width": self.width}
+        for name, most in {**most_of, "batch_size": self.batch_size, "threads": self.threads}.items():
+            got = values.get(name)
             if got is not None and not (isinstance(got, (int, float)) and 0 < got <= most):
                 raise RefusedError(f"{name}: this client takes at most {most}, the server asks for {got!r}")
         if self.cuts is not None and values.get("cut") not in self.cuts:
