@@ -98,12 +98,13 @@ def offered(**changes: object) -> str:
     [
         (offered(threads=100000), 1, "threads: this client takes at most"),
         (offered(model__width=1e9), 1, "width: this client takes at most 4.0, the server asks for 1000000000.0"),
+        (offered(model__client_width=5), 1, "client_width: this client takes at most 4.0, the server asks for 5"),
         (offered(training__batch_size=1 << 40), 1, "batch_size: this client takes at most 4096"),
         (offered(model__cut="[/x]\x1b[31m"), 2, "[/x]"),
         (offered(method__activations="fp32"), 1, "exact: 256 values of 32 bits a sample cross the cut"),
         (offered(), 2, "say --accept-cut layer3"),
     ],
-    ids=["threads", "width", "batch", "markup", "exact", "nobody is asked"],
+    ids=["threads", "width", "client width", "batch", "markup", "exact", "nobody is asked"],
 )
 def test_the_join_command_refuses_and_ends_in_order(
     config: str, status: int, reason: str, tmp_path: Path, capsys, monkeypatch

@@ -171,7 +171,7 @@ def test_a_run_of_version_0_1_is_resumed_compared_and_merged(tmp_path: Path, cap
     assert main(["compare", str(tmp_path / "old"), str(tmp_path / "whole")]) == 0
     shown = capsys.readouterr().out
     assert "data.folder" in shown
-    assert "schedule" not in shown  # which both chose alike
+    assert "method.schedule" not in shown  # which both chose alike
 
 
 def test_choices_by_the_names_of_the_command_line() -> None:

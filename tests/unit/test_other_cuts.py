@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from cutlayer import ConfigError, Fixed, Halves, Run, run_experiment, with_choices
+from cutlayer import ConfigError, Fixed, Halves, ModelConfig, Run, run_experiment, with_choices
 from cutlayer.data.augment import CropFlip
 from cutlayer.models.narrow import narrowed
 from cutlayer.models.padded import Crop, padded
-from cutlayer.runs.recipes import digits
+from cutlayer.runs.recipes import RECIPES, digits
 
 SAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -54,6 +54,22 @@ def test_crops_are_drawn_for_each_sample_in_training_and_the_middle_is_taken_oth
 def test_padding_that_is_no_multiple_of_the_stride() -> None:
     with pytest.raises(ConfigError, match=r"a multiple of the client half's stride; with 1 they grow from"):
         padded(halves(), SAMPLE, 1)
+
+
+def test_a_client_half_of_another_width() -> None:
+    config = with_choices(RECIPES["cifar10_small"](), width=0.125, client_width=0.5, cut="layer4")
+    halves = config.halves(config.data.outline())
+    client, server = halves.client, halves.server
+    wide = with_choices(config, width=0.5, client_width=None).halves(config.data.outline())
+    assert [weight.shape for weight in client.parameters()] == [weight.shape for weight in wide.client.parameters()]
+    assert server.eval()(client.eval()(torch.zeros(2, 3, 32, 32))).shape == (2, 10)
+    assert [w.shape[0] for w in server.parameters() if w.dim() == 4] == [32, 32, 64, 64, 64, 64]
+
+
+@pytest.mark.parametrize("wrong", [{"name": "cnn"}, {"name": "resnet18"}, {"name": "vgg11", "cut": "flatten"}], ids=str)
+def test_other_networks_have_one_width(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="client_width: expected a VGG that is cut after a layer"):
+        ModelConfig(**wrong, client_width=0.5)
 
 
 def test_a_narrow_cut_begins_as_a_projection() -> None:
