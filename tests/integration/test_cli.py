@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from cutlayer.cli.entry import main
+from cutlayer.cli.partition import PartitionArguments
 from cutlayer.data.datasets import DATASETS
 from cutlayer.models.networks import MODELS
 from cutlayer.runs.choices import Choices
@@ -157,6 +158,7 @@ def test_the_choices_of_the_config_are_those_there_are() -> None:
     hints = get_type_hints(Choices)
     for field, known in (("data", DATASETS), ("model", MODELS), ("schedule", SCHEDULES), ("strategy", STRATEGIES)):
         assert get_args(hints[field]) == tuple(known)
+    assert get_args(get_args(get_type_hints(PartitionArguments)["data"])[0]) == tuple(DATASETS)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:

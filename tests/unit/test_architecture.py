@@ -1,6 +1,7 @@
 """The shape of the house: imports run downwards and in no circle, and what is to be read stays small."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -75,6 +76,13 @@ def test_imports_run_downwards() -> None:
     inner = {name: modules for name, modules in GRAPH.items() if name != "cutlayer"}  # which only hands on names
     upwards = [f"{name} -> {to}" for name, modules in inner.items() for to in modules if rank(to) < rank(name)]
     assert not upwards
+
+
+def test_the_page_has_the_tree_in_this_order() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("```text\n")[2].partition("```")[0]
+    names = [name for line in tree.splitlines() if re.match(r"  \w", line) for name in re.split(r"  +", line)]
+    assert tuple(name.removesuffix("/") for name in names if name.removesuffix("/") in ORDER) == ORDER[1:]
 
 
 def test_no_import_is_hidden() -> None:

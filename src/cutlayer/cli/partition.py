@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -15,13 +14,14 @@ from cutlayer.data.partition.spec import make_partition
 from cutlayer.data.partition.value import Partition
 from cutlayer.errors import ConfigError
 from cutlayer.report.partition import save_figure, table
+from cutlayer.runs.choices import DataName
 
 
 @dataclasses.dataclass(frozen=True)
 class PartitionArguments:
     """Divide a data set's training samples among clients (--data), or show a partition's file (--show)."""
 
-    data: Literal["digits", "cifar10", "fashion_mnist"] | None = None
+    data: DataName | None = None
     """Data set to divide; with --show, the one to compare the file with."""
     data_dir: str | None = None
     """Folder with the data set's files; by default the environment variable CUTLAYER_DATA, or ./data."""

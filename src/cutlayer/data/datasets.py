@@ -156,21 +156,23 @@ class DataSet:
     Attributes:
         read: from the folder with its files to the training and the test part.
         shape: (C, H, W) of an image.
+        samples: of the training and the test part.
         mean, std: as in `Images`.
         classes: their number.
     """
 
     read: Callable[[Path], tuple[Images, Images]]
     shape: tuple[int, int, int]
+    samples: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int = 10
 
 
 DATASETS: dict[str, DataSet] = {
-    "digits": DataSet(lambda folder: digits(), (1, 8, 8), *DIGITS_STATS),
-    "cifar10": DataSet(cifar10, (3, 32, 32), *CIFAR10_STATS),
-    "fashion_mnist": DataSet(fashion_mnist, (1, 32, 32), *FASHION_MNIST_STATS),
+    "digits": DataSet(lambda folder: digits(), (1, 8, 8), (1437, 360), *DIGITS_STATS),
+    "cifar10": DataSet(cifar10, (3, 32, 32), (50_000, 10_000), *CIFAR10_STATS),
+    "fashion_mnist": DataSet(fashion_mnist, (1, 32, 32), (60_000, 10_000), *FASHION_MNIST_STATS),
 }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 
 from cutlayer.backends.client_data import client_data_of
+from cutlayer.data.datasets import DATASETS
 from cutlayer.data.images import Images
 from cutlayer.errors import ConfigError
 from cutlayer.planning.load import Load
 from cutlayer.runs.config import RunConfig
-
-SAMPLES = {"digits": (1437, 360), "cifar10": (50_000, 10_000), "fashion_mnist": (60_000, 10_000)}
-"""For training and for evaluation, of the data sets that need files."""
 
 
 def load_of(config: RunConfig) -> tuple[Load, bool]:
@@ -20,7 +18,7 @@ def load_of(config: RunConfig) -> tuple[Load, bool]:
         train, test = config.datasets()
         read = True
     except ConfigError:
-        if config.data.name not in SAMPLES or config.partition != "iid":
+        if config.data.name not in DATASETS or config.partition != "iid":
             raise
         outline, read = config.data.outline(), False
         wanted = config.data.train_samples, config.data.test_samples
@@ -32,7 +30,7 @@ def load_of(config: RunConfig) -> tuple[Load, bool]:
                 outline.std,
                 outline.classes,
             ).first(first)
-            for there, first in zip(SAMPLES[config.data.name], wanted, strict=True)
+            for there, first in zip(DATASETS[config.data.name].samples, wanted, strict=True)
         )
     parts, _ = config.divided(train)
     return Load(client_data_of(parts, test), config.method, config.training), read

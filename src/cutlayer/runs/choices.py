@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cutlayer.data.augment import Augment, CropFlip
+from cutlayer.data.datasets import DATASETS
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.memory.store import StoreOptions
 from cutlayer.method import NormInB
+from cutlayer.models.networks import MODELS
 from cutlayer.models.optim import Optimizer
 from cutlayer.privacy.defence import Defence
 from cutlayer.regularize import Regularize
@@ -22,6 +24,13 @@ from cutlayer.schedule import SCHEDULES
 from cutlayer.schedule.settle import Spread
 from cutlayer.stopping import Best, EarlyStopping
 from cutlayer.strategies import STRATEGIES
+
+# The names in each registry: the command line lists them and takes no others. To a type checker they are any text.
+if TYPE_CHECKING:
+    DataName = ModelName = ScheduleName = StrategyName = str
+else:
+    DataName, ModelName = Literal[*DATASETS], Literal[*MODELS]
+    ScheduleName, StrategyName = Literal[*SCHEDULES], Literal[*STRATEGIES]
 
 # Where a choice is in a config. Those that are missing here make up a schedule, a strategy, the codecs or augmentation.
 PLACES = {
@@ -75,7 +84,7 @@ SEVERAL = ("strategy", "average_every", "state", "fraction", "dropout", "replay_
 class Choices:
     """A config's choices. None of them has a default of its own: `of` takes them from a config."""
 
-    data: Literal["digits", "cifar10", "fashion_mnist"]
+    data: DataName
     """Data set."""
     data_dir: str | None
     """Folder with the data set's files; by default the environment variable CUTLAYER_DATA, or ./data."""
@@ -84,7 +93,7 @@ class Choices:
     test_samples: int | None
     """Evaluate on the first so many samples only."""
 
-    model: Literal["cnn", "vgg11", "vgg13", "resnet18", "efficientnet_lite0"]
+    model: ModelName
     """Network."""
     width: float
     """What the network's channels are multiplied with."""
@@ -102,7 +111,7 @@ class Choices:
     pretrained: bool
     """Whether the network begins with weights from ImageNet; efficientnet_lite0 alone has some."""
 
-    schedule: Literal["always", "drift", "drop", "plateau", "periodic", "once", "fixed", "settle", "budget"]
+    schedule: ScheduleName
     """When to communicate: "always" is plain split learning; see docs/schedules.md."""
     threshold: float | None
     """For drift, drop, plateau and budget: the change of the training loss that counts."""
@@ -145,7 +154,7 @@ class Choices:
     """Clients that the training data are divided among; see docs/many-clients.md. Client 0 holds the test data."""
     partition: str
     """Who has what: "iid", "dirichlet:ALPHA", "shards:N", "quantity:ALPHA" or a file; see docs/partitions.md."""
-    strategy: Literal["sequential", "splitfed_v1", "splitfed_v2", "parallel"]
+    strategy: StrategyName
     """How several clients work together."""
     average_every: int | None
     """Steps after which client halves are averaged, beside the end of an epoch; by default none (parallel: 1)."""
