@@ -1,6 +1,7 @@
 """`cutlayer attack` on the folder of a run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,37 @@ def test_attacks_write_lines_a_gallery_and_a_table(run: Path, capsys: pytest.Cap
     assert "known_half" in shown
     assert "mean image" in shown
     assert "norm AUC" in shown
+    shown = " ".join(shown.split())
+    assert "known_half: 50 steps of the usual 500; the attacker has" in shown
+    assert "decoder: 5 epochs of the usual 50; the attacker has" in shown
+    assert "of 200 auxiliary images" in shown
+    assert "Shorter than usual. What an attack got leaks; what it did not, a longer one may get." in shown
+    assert (found["decoder"]["took"], found["decoder"]["public"]) == ({"epochs": 5}, 200)
+
+
+def test_an_attack_of_its_usual_length_is_not_called_short(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attack", str(run), "--attack", "known_half", "--images", "2", "--public", "10"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "known_half: 500 steps; the attacker has" in shown
+    assert "What an attack got leaks; what it did not, a longer one may get." in shown
+    assert "Shorter" not in shown
+
+
+def test_a_report_says_how_long_attacks_were(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "attacks.jsonl").unlink(missing_ok=True)
+    assert main(["report", str(folder)]) == 0
+    assert "What attacks got back" not in (folder / "report.html").read_text()
+    for effort in ("1", "0.02"):  # the newest counts
+        options = ["--images", "4", "--public", "30", "--effort", effort]
+        assert main(["attack", str(folder), "--attack", "known_half", "frames", *options]) == 0
+    assert main(["report", str(folder)]) == 0
+    for suffix in (".html", ".md"):
+        text = (folder / f"report{suffix}").read_text()
+        assert "What attacks got back" in text
+        assert "10 steps of the usual 500" in text
+        assert "500 steps" not in text.replace("usual 500 steps", "")
+        assert "Shorter than usual. What an attack got leaks; what it did not, a longer one may get." in text
 
 
 def test_a_second_attack_adds_to_the_lines(run: Path) -> None:
@@ -88,7 +120,9 @@ def test_advice_has_a_line_for_each_cut_and_a_figure(run: Path, capsys: pytest.C
     assert by_cut["layer1"]["sample_bytes"] == pytest.approx(8 * 8 * 8, abs=1)
     with Image.open(run / "advice.png") as image:
         assert image.format == "PNG"
-    assert "MFLOPs B, A" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "MFLOPs B, A" in shown
+    assert "known_half: 50 steps of the usual 500, 100 auxiliary images Shorter than" in " ".join(shown.split())
     plan = ["plan", "digits", "--cuts", "layer1", "pool", "--width", "0.5", "--train-samples", "200"]
     assert main([*plan, "--advice", str(run / "advice.jsonl")]) == 0
     shown = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Clients on a Ray cluster: the bits of one process, also if actors die. Real processes, SIGKILL."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -22,8 +23,13 @@ from cutlayer import (
     StoreOptions,
     Task,
     fit,
+    run_experiment,
+    with_choices,
 )
+from cutlayer.backends.local import LOCAL
 from cutlayer.backends.ray import Ray
+from cutlayer.runs.client_half import LocalLoss
+from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
 from cutlayer.strategies import STRATEGIES
 from tests.helpers.small import data, equal, halves, training
@@ -71,6 +77,16 @@ def test_a_run_leaves_no_files_of_its_actors(tmp_path: Path) -> None:
     run(method, backend=Ray(actors=1), on_epoch=lambda record: seen.extend(tmp_path.iterdir()))
     assert seen  # halves that are not in memory
     assert not list(tmp_path.iterdir())
+
+
+def test_a_client_that_trains_by_itself_does_so_in_its_actor() -> None:
+    """CSE-FSL; between machines it is refused."""
+    small = {"schedule": "always", "train_samples": 100, "test_samples": 40, "epochs": 2, "threads": 1, "width": 0.5}
+    config = dataclasses.replace(with_choices(digits(), **small), client_half=LocalLoss(every=2))
+    here, there = (run_experiment(config, progress=False, backend=where) for where in (LOCAL, Ray(actors=1)))
+    assert same(there, here)
+    assert there.history.exchanges == "BB"
+    assert equal(there.halves.client, here.halves.client)  # its head, too
 
 
 class Hunter:

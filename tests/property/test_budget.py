@@ -1,13 +1,17 @@
 """A budget is kept by real runs: random budgets, codecs, data sizes and numbers of clients, by their ledgers."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from cutlayer import Budget, ConfigError, Fleet, History, Method, fit
+from cutlayer import Always, Budget, ConfigError, Fleet, Halves, History, Method, Optimizer, Training, fit
 from cutlayer.strategies import STRATEGIES
 from tests.helpers.small import data, halves, training
 
+SGD = Optimizer(lr=1e-3, schedule="constant")
 CODECS = ["fp32", "fp8", "int4+zstd", "mxfp4+zstd/ef>topk0.5>fp8_e5m2", "delta0.2>mxfp4+zstd/mxfp4"]
 
 
@@ -41,6 +45,27 @@ def test_the_ledger_ends_at_or_below(sizes, codec, strategy, parts, times, compu
     assert history.bytes() <= megabytes * 1e6
     assert gflops is None or history.flops("client") <= gflops * 1e9
     assert set(history.exchanges) <= set("ABC")
+
+
+@pytest.mark.parametrize("kind", ["masks", "probabilities"])
+def test_labels_of_many_numbers_are_in_it(kind: str) -> None:
+    """The first mask is of zeros, a byte each; later ones leave pixels out (-100), which takes eight."""
+    draw = torch.Generator().manual_seed(0)
+    inputs, masks = torch.randn(64, 3, 8, 8, generator=draw), torch.zeros(64, 8, 8, dtype=torch.int64)
+    masks[8:] = -100
+    masks[8:, 0] = 1
+    labels = masks if kind == "masks" else torch.rand(64, 10, generator=draw, dtype=torch.float64).softmax(1)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(128, 10))
+    network = Halves(nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(2, 2, 1) if kind == "masks" else flat)
+    chosen = Training(epochs=8, batch_size=8, shuffle=False, client=SGD, server=SGD)
+
+    def spent(method: Method) -> int:
+        return fit(network, TensorDataset(inputs, labels), method=method, training=chosen).history.bytes()
+
+    epoch = spent(Method.of(Always(), "fp8")) / 8
+    for times in (2.6, 3.3, 4.5):
+        used = spent(Method.of(Budget(megabytes=times * epoch / 1e6), "fp8"))
+        assert 0.5 * times * epoch <= used <= times * epoch
 
 
 @pytest.mark.parametrize("codec", CODECS)

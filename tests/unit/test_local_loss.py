@@ -115,5 +115,7 @@ def test_it_is_not_served_and_not_with_defences_that_train_along(tmp_path: Path)
     with pytest.raises(ConfigError, match="expected no padding, bind, budget, nopeek"):
         replace(CONFIG, method=replace(CONFIG.method, defence=Defence(nopeek=1.0)))
     halves = CONFIG.halves(CONFIG.data.outline())
-    with pytest.raises(ConfigError, match="for one process"):
+    with pytest.raises(
+        ConfigError, match=r"LocalLoss\) is not served: .* Ray cluster .* or serve a half that is trained"
+    ):
         serve(halves.server, (1,), listen="127.0.0.1:0", run=tmp_path, client_half=halves.client)

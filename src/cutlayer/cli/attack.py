@@ -15,7 +15,7 @@ from cutlayer.privacy.assess import ATTACKS, LEAKS, assess, frame_leak, get_atta
 from cutlayer.privacy.gallery import save_gallery
 from cutlayer.records.environment import environment
 from cutlayer.records.lines import Lines
-from cutlayer.report.privacy import advice_table, attack_table, leak_table, save_advice_figure
+from cutlayer.report.privacy import advice_table, attack_table, leak_table, save_advice_figure, short, spent
 from cutlayer.runs.attack import Attacked, attacked
 from cutlayer.runs.experiment import threads
 from cutlayer.runs.run import Run
@@ -80,7 +80,8 @@ def _attack(run: Run, found: Attacked, names: Sequence[str], chosen: AttackArgum
         assessment, images = assess(name, get_attack(name, chosen.effort), found.target)
         lines.append({**assessment.as_dict(), **about})
         assessments.append(assessment)
-        rows[f"{name}: SSIM {assessment.scores['ssim'].mean:.3f}"] = images
+        took = f", {spent(name, assessment.took)}" if short(name, assessment.took) else ""
+        rows[f"{name}: SSIM {assessment.scores['ssim'].mean:.3f}{took}"] = images
     if assessments:
         console.print(attack_table(assessments, f"{run.folder.name} after {found.epochs} epochs"))
         file = run.folder / "attacks.png"

@@ -36,6 +36,10 @@ LEAKS = ("labels", "frames")
 """What else `cutlayer attack` measures: labels from gradients, and what frames say by themselves."""
 
 
+LENGTHS = ("epochs", "steps", "rounds")
+"""What a longer attack has more of."""
+
+
 def get_attack(name: str, effort: float = 1.0) -> Attack:
     """The attack of this name, with so many times its usual steps. Raises ConfigError with the known names."""
     if name not in ATTACKS:
@@ -43,12 +47,13 @@ def get_attack(name: str, effort: float = 1.0) -> Attack:
     if not effort > 0:
         raise ConfigError(f"effort must be above 0, got {effort}")
     attack: Any = ATTACKS[name]
-    lengths = {
-        field.name: max(1, round(getattr(attack, field.name) * effort))
-        for field in dataclasses.fields(attack)
-        if field.name in ("epochs", "steps", "rounds")
-    }
-    return dataclasses.replace(attack, **lengths)
+    return dataclasses.replace(attack, **{n: max(1, round(usual * effort)) for n, usual in lengths(attack).items()})
+
+
+def lengths(attack: Attack) -> dict[str, int]:
+    """How long an attack takes, such as {"steps": 500}; empty for one of another kind."""
+    known = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
+    return {field.name: getattr(attack, field.name) for field in known if field.name in LENGTHS}
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Assessment:
     Attributes:
         attack: its name.
         knows: what the attacker must have.
+        took: how long it was, such as {"steps": 500}.
+        public: how many images of its own the attacker had.
         scores: "mse", "psnr", "ssim" and "recognized" (whether the task's own network still gives the label) of the
             reconstructions.
         baseline: the same of the mean public image.
@@ -65,6 +72,8 @@ class Assessment:
 
     attack: str
     knows: str
+    took: Mapping[str, int]
+    public: int
     scores: Mapping[str, Spread]
     baseline: Mapping[str, Spread]
 
@@ -75,14 +84,15 @@ class Assessment:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; an infinite PSNR, of perfect copies, is None."""
-        return {"attack": self.attack, "scores": _plain(self.scores), "baseline": _plain(self.baseline)}
+        about = {"attack": self.attack, "took": dict(self.took), "public": self.public}
+        return {**about, "scores": _plain(self.scores), "baseline": _plain(self.baseline)}
 
 
 def assess(name: str, attack: Attack, target: Target) -> tuple[Assessment, Tensor]:
     """Attack a target; the scores, and the reconstructions [N, C, H, W]."""
     images = attack(target)
     scores, baseline = _scores(target, images), _scores(target, mean_image(target))
-    return Assessment(name, attack.knows, scores, baseline), images
+    return Assessment(name, attack.knows, lengths(attack), len(target.public), scores, baseline), images
 
 
 def label_leak(target: Target) -> dict[str, float]:

@@ -13,6 +13,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.report import accuracy
 from cutlayer.report.accuracy import Scored
 from cutlayer.report.charts import Series, heat_map, lines, timeline
+from cutlayer.report.privacy import any_short, attack_rows, bound
 from cutlayer.report.spreadsheet import csv_text
 from cutlayer.report.table import comparison_rows, lengths
 from cutlayer.report.view import RunView, differing, epoch_rows, facts, letters
@@ -51,6 +52,8 @@ def html(views: Sequence[RunView], title: str, commands: Sequence[str | None]) -
             (f"{a} {v.name}", safe(_classes(v.confusion, "true class by class"))) for a, v in named if v.confusion
         ],
         partitions=[(f"{a} {v.name}", safe(_classes(v.clients, "client by class"))) for a, v in named if v.clients],
+        attacks=_attacks(views),
+        bound=bound(any(any_short(view.attacks) for view in views)),
         pictures=[(f"{a} {name}", base64.b64encode(png).decode()) for a, v in named for name, png in v.pictures],
     )
 
@@ -71,6 +74,10 @@ def markdown(views: Sequence[RunView], title: str, commands: Sequence[str | None
                 header = ["", *map(str, range(len(counts[0])))]
                 rows = [[str(n), *map(str, row)] for n, row in enumerate(counts)]
                 parts.append(f"## {about}: {name}\n\n" + _markdown_table(header, rows))
+    if attacks := _attacks(views):
+        table = _markdown_table([*attacks[0]], [[*row.values()] for row in attacks])
+        said = bound(any(any_short(view.attacks) for view in views))
+        parts.append(f"## What attacks got back\n\n{table}\n\n{said}")
     for name, view in zip(names, views, strict=True):
         if rows := list(epoch_rows(view)):
             columns = [column for column in _columns(rows) if column != "run"]
@@ -102,6 +109,11 @@ def _scored(views: Sequence[RunView]) -> dict[str, Scored]:
 def _not_compared(runs: Mapping[str, Scored], commands: Sequence[str | None]) -> list[str]:
     known = {letter: command for letter, command in zip(runs, commands, strict=True) if command is not None}
     return accuracy.not_compared(runs, known)
+
+
+def _attacks(views: Sequence[RunView]) -> list[dict[str, str]]:
+    named = zip(letters(len(views)), views, strict=True)
+    return [{"run": f"{letter} {view.name}", **row} for letter, view in named for row in attack_rows(view.attacks)]
 
 
 def _missing(views: Sequence[RunView]) -> list[str]:

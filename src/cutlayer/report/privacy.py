@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -12,7 +13,7 @@ from rich.table import Table
 from cutlayer import files
 from cutlayer.errors import ConfigError
 from cutlayer.privacy.advise import Advice
-from cutlayer.privacy.assess import Assessment
+from cutlayer.privacy.assess import ATTACKS, Assessment, lengths
 from cutlayer.report.units import human_bytes
 
 COLUMNS = ("mse", "psnr", "ssim", "recognized")
@@ -22,11 +23,60 @@ CAPTION = (
 )
 
 
+def spent(name: str, took: Mapping[str, int]) -> str:
+    """How long an attack was, beside its usual length; "" if that is not known."""
+    usual = lengths(ATTACKS[name]) if name in ATTACKS else {}
+    return ", ".join(
+        f"{count} {what}" + (f" of the usual {usual[what]}" if usual.get(what, count) != count else "")
+        for what, count in took.items()
+    )
+
+
+def short(name: str, took: Mapping[str, int]) -> bool:
+    """Whether an attack was shorter than it usually is."""
+    usual = lengths(ATTACKS[name]) if name in ATTACKS else {}
+    return any(took[what] < count for what, count in usual.items() if what in took)
+
+
+def bound(shorter: bool) -> str:
+    """What attacks say of what leaks, and what they do not; of some that were `short` or none."""
+    return (
+        f"{'Shorter than usual. ' if shorter else ''}What an attack got leaks; what it did not, a longer one may get."
+    )
+
+
+def attack_rows(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The newest line of each attack that reconstructs images, as cells by column.
+
+    Args:
+        lines: of a run's attacks.jsonl, of this version or an older one.
+    """
+    newest = {line["attack"]: line for line in lines if "baseline" in line}
+    return [
+        {
+            "attack": name,
+            "after epochs": str(line["epochs"]),
+            "length": spent(name, line["took"]) if "took" in line else f"effort {line['effort']:g}",
+            "auxiliary images": str(line["public"]),
+            "SSIM": f"{line['scores']['ssim']['mean']:.3f} ± {line['scores']['ssim']['std']:.3f}",
+            "SSIM of the mean image": f"{line['baseline']['ssim']['mean']:.3f}",
+        }
+        for name, line in newest.items()
+    ]
+
+
+def any_short(lines: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any of such lines is of an attack that was shorter than it usually is."""
+    return any(line.get("effort", 1.0) < 1 or short(line["attack"], line.get("took", {})) for line in lines)
+
+
 def attack_table(assessments: Sequence[Assessment], title: str = "") -> Table:
     """A row for each attack, mean and sample standard deviation over images; the mean image last, as the yardstick."""
     count = assessments[0].scores["mse"].count if assessments else 0
-    known = "".join(f"\n{each.attack}: the attacker has {each.knows}" for each in assessments)
-    caption = f"{count} images, mean ± standard deviation; mean image: no attack{known}"
+    public = assessments[0].public if assessments else 0
+    known = [f"{each.attack}: {spent(each.attack, each.took)}; the attacker has {each.knows}" for each in assessments]
+    about = f"{count} images, mean ± standard deviation; mean image: of {public} auxiliary images, no attack"
+    caption = "\n".join([about, *known, bound(any(short(each.attack, each.took) for each in assessments))])
     table = Table(title=title or None, title_justify="left", caption=caption, caption_justify="left")
     for name in ("attack", "MSE", "PSNR, dB", "SSIM", "recognized"):
         table.add_column(name, overflow="fold")
@@ -62,8 +112,11 @@ def leak_table(name: str, values: Mapping[str, float]) -> Table:
 
 def advice_table(advice: Iterable[Advice]) -> Table:
     """A row for each possible cut: what it costs the client, and what an attacker gets back."""
-    rows = list(advice)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left")
+    rows, caption = list(advice), CAPTION
+    for each in (each.assessment for each in rows[:1]):
+        how = f"{each.attack}: {spent(each.attack, each.took)}, {each.public} auxiliary images"
+        caption += f"\n{how}\n{bound(short(each.attack, each.took))}"
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for name in ("cut after", "shape", "MFLOPs B, A", "bytes", "corr.", "MSE", "SSIM"):
         table.add_column(name, justify="left" if name == "cut after" else "right", overflow="fold")
     for each in rows:

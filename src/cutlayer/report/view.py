@@ -24,6 +24,7 @@ class RunView:
         confusion: of the merged model on the test data: of the samples of each class (rows) how many it takes for
             which (columns); empty if that could not be found out.
         clients: samples of each class (columns) with each client (rows); empty if they are not known.
+        attacks: lines of attacks.jsonl.
         pictures: names and PNG files of a privacy gallery.
         missing: what there is not, and why, in sentences.
     """
@@ -35,6 +36,7 @@ class RunView:
     environment: Mapping[str, Any] = field(default_factory=dict)
     confusion: Sequence[Sequence[int]] = ()
     clients: Sequence[Sequence[int]] = ()
+    attacks: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[tuple[str, bytes]] = ()
     missing: Sequence[str] = ()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from cutlayer.data.partition.value import Partition
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.files import unsealed
 from cutlayer.records.history import Baseline, EpochRecord, History
+from cutlayer.records.lines import Lines
 from cutlayer.report.view import RunView
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.run import Run
@@ -43,6 +45,7 @@ def view_of(folder: str | Path) -> RunView:
         environment=content.get("environment", {}),
         confusion=_confusion(run, config, missing) if config else (),
         clients=_clients(run, missing),
+        attacks=_attacks(run, missing),
         pictures=_pictures(run.folder),
         missing=missing,
     )
@@ -127,6 +130,15 @@ def _clients(run: Run, missing: list[str]) -> Sequence[Sequence[int]]:
     if len(counts) > MOST_CLIENTS:
         missing.append(f"who has what: of {len(counts)} clients the first {MOST_CLIENTS} are shown")
     return counts[:MOST_CLIENTS].tolist()
+
+
+def _attacks(run: Run, missing: list[str]) -> Sequence[Mapping[str, Any]]:
+    """What attacks got back, that reconstruct images."""
+    try:
+        return [line for line in Lines(run.folder / "attacks.jsonl").read() if "baseline" in line]
+    except CutlayerError as error:
+        missing.append(f"what attacks got back: {error}")
+        return ()
 
 
 def _pictures(folder: Path) -> list[tuple[str, bytes]]:

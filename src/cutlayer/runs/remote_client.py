@@ -155,6 +155,7 @@ class RemoteClient:
             epoch_forward=plain.forward,
             epoch_defence=plain.defence,
             epoch_bytes=plain.bytes,
+            epoch_labels=plain.labels,
             weights_bytes=len(weights_frame(Weights(0, 1), client.half.state_dict())),
             half_bytes=self.half_bytes,
             terms=terms_of(self.method, self.training, client.cut_shape, client.half),

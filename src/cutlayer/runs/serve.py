@@ -86,7 +86,11 @@ def serve(
         Stopped: the run was asked to stop; the same call goes on with it.
     """
     if isinstance(client_half, SelfTraining):
-        raise ConfigError("a client half with a loss of its own (LocalLoss) is for one process; serve another one")
+        raise ConfigError(
+            "client_half: one that trains by itself (LocalLoss) is not served: what a client and a server agree on "
+            "before a run does not say which batches it sends. Train it in one process or on a Ray cluster "
+            "(run_experiment(config, backend=Ray())), or serve a half that is trained with the server"
+        )
     operation = Operation(Listening.of(listen), waits, limits, callbacks, stop or Stop())
     outline = Outline(clients, client_half, cut_shape, method, training)
     folder, chosen = Run(run), _chosen(config, outline, task)

@@ -24,6 +24,7 @@ class PlainEpoch:
         bytes: of all frames in both directions, but for those of weights.
         forward: FLOPs of the client half, forward alone.
         defence: FLOPs of the client's defences in an A epoch, which are no part of plain split learning.
+        labels: bytes that labels may take beyond those in `bytes`, if later ones are larger numbers than the first.
     """
 
     samples: int
@@ -32,6 +33,7 @@ class PlainEpoch:
     bytes: int
     forward: int
     defence: int = 0
+    labels: int = 0
 
     @staticmethod
     def of(client: Client) -> PlainEpoch:
@@ -54,4 +56,5 @@ class PlainEpoch:
         forward = sum(count * client.flops(size)[0] for size, count in sizes.items())
         backward = sum(count * client.flops(size)[1] for size, count in sizes.items())
         defence = sum(count * client.defence.flops(size) for size, count in sizes.items())
-        return PlainEpoch(samples, steps, forward + backward, total, forward, defence)
+        wider = 0 if label.is_floating_point() else samples * (8 * label.numel() - encode_exactly(label).nbytes)
+        return PlainEpoch(samples, steps, forward + backward, total, forward, defence, wider)

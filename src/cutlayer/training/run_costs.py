@@ -18,7 +18,7 @@ FRAME_BYTES = 128
 CLIENT_BYTES = 4096
 """More than the plans, questions and answers of a client in an epoch."""
 LABEL_BYTES = 9
-"""More than a sample's label grows if classes are many, and what says that the sample was sent."""
+"""More than a sample's label of one number grows if classes are many, and what says that the sample was sent."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class RunCosts:
     def _around(self, client: PlainEpoch, microbatches: int) -> int:
         """Labels, ids, headers."""
         tensors = client.samples * numel(self.shape) * 4 * (1 if self.frozen else 2)
-        return (client.bytes - tensors) * microbatches + client.samples * LABEL_BYTES + CLIENT_BYTES
+        labels = max(client.samples * LABEL_BYTES, client.labels + client.samples)
+        return (client.bytes - tensors) * microbatches + labels + CLIENT_BYTES
 
     def _averages(self) -> int:
         """Weights up and down, in an A epoch of several clients."""

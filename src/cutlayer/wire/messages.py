@@ -126,6 +126,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         epoch_samples, epoch_steps, epoch_flops, epoch_bytes, epoch_forward: of an epoch of plain split learning, see
             `plain`.
         epoch_defence: FLOPs of its defences in an A epoch.
+        epoch_labels: bytes that its labels may take in an epoch beyond those in `epoch_bytes`.
         weights_bytes: bytes of a frame that holds the client half.
         half_bytes: bytes of the largest such frame.
         terms: what both sides must agree on, by name.
@@ -149,6 +150,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     epoch_forward: int = 0
     epoch_defence: int = 0
     epoch_bytes: int = 0
+    epoch_labels: int = 0
     weights_bytes: int = 0
     half_bytes: int = 0
     terms: dict[str, str] = {}

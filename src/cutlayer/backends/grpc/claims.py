@@ -125,6 +125,7 @@ class Claims:
             "epoch_forward": (0, MOST_FLOPS),
             "epoch_defence": (0, MOST_FLOPS),
             "epoch_bytes": (0, samples * (8 * math.prod(self.run.cut_shape) + (1 << 17))),
+            "epoch_labels": (0, samples << 16),
             "half_bytes": (0, self.half_bytes),
             "weights_bytes": (0, self.half_bytes),
         }

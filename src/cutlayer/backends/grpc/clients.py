@@ -108,7 +108,10 @@ class GrpcClients(Clients):
         fields = [field.name for field in dataclasses.fields(ClientSummary)]
         self.summaries = [ClientSummary(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
         self.plain = [
-            PlainEpoch(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes, h.epoch_forward, h.epoch_defence)
+            PlainEpoch(
+                *(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes, h.epoch_forward, h.epoch_defence),
+                h.epoch_labels,
+            )
             for h in hellos
         ]
         self.weights_bytes = hellos[0].weights_bytes
