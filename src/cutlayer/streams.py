@@ -1,4 +1,4 @@
-"""Streams of bytes of one kind, compressed near their entropy, each for itself: a byte that tells how, then
+"""Streams of bytes of one kind, each compressed by itself, near its entropy: a byte that tells how, then
 
     0  the bytes as they are: coding did not pay
     1  compressed length, 8 bytes | Zstandard frame of the bytes

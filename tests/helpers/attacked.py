@@ -22,12 +22,12 @@ from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.backends.grpc.session import Session, open_channel
-from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.join import join
 from cutlayer.runs.remote_client import Membership, RemoteClient
 from cutlayer.runs.serve import Callbacks, Listening, Served, Waits, serve
+from cutlayer.stop_request import Stop, Stopped
 from cutlayer.wire.frames import Frame, pack, read, unpack
 from cutlayer.wire.messages import Finished, Hello, Plan, Refusal, Step
 from tests.helpers.small import data, equal, training

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from cutlayer.backends.grpc.stop import Stopped
 from cutlayer.data.datasets import outline
 from cutlayer.data.images import Images
 from cutlayer.records.history import EpochRecord
@@ -19,6 +18,7 @@ from cutlayer.runs.config import RunConfig
 from cutlayer.runs.fit import Result, fit
 from cutlayer.runs.join import join
 from cutlayer.runs.serve import Callbacks, Served, serve
+from cutlayer.stop_request import Stopped
 
 CUT = (16, 4, 4)
 

@@ -27,10 +27,10 @@ from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, CONFIRM, MORE
 from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.session import check_health, fetch_config
-from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.cli.entry import main
 from cutlayer.codecs import Encoded, encode_exactly, get_codec
 from cutlayer.runs.serve import Callbacks, Served, Waits, serve
+from cutlayer.stop_request import Stop, Stopped
 from cutlayer.wire.frames import MAGIC, PREFIX, VERSION, Frame, pack
 from cutlayer.wire.messages import Done, Plan
 from tests.helpers.attacked import (

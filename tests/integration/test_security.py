@@ -21,7 +21,6 @@ from cutlayer.backends.grpc.certs import common_name, make_certificates
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, LAST, Connection
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.backends.grpc.session import check_health, fetch_config, open_channel
-from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.datasets import outline
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig
@@ -29,6 +28,7 @@ from cutlayer.runs.join import join
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.remote_client import Membership, RemoteClient
 from cutlayer.runs.serve import Callbacks, Listening, serve
+from cutlayer.stop_request import Stop, Stopped
 from cutlayer.wire.frames import Frame, pack, unpack
 from cutlayer.wire.messages import Hello, Refusal, Welcome
 from tests.helpers import processes

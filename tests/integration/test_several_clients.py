@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import Images
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.choices import with_choices
@@ -16,6 +15,7 @@ from cutlayer.runs.fit import fit
 from cutlayer.runs.recipes import digits
 from cutlayer.runs.run import Run
 from cutlayer.runs.serve import Waits
+from cutlayer.stop_request import Stop, Stopped
 from tests.helpers.threads import Together, in_process, part, shares
 
 

@@ -12,11 +12,11 @@ import torch
 
 from cutlayer import RefusedError
 from cutlayer.backends.grpc.limits import ClientLimits
-from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.recipes import digits
+from cutlayer.stop_request import Stop, Stopped
 from tests.helpers.threads import Together, in_process, shares
 
 CONFIG = with_choices(digits(), epochs=6, batch_size=32, test_samples=40, schedule="always", threads=1)

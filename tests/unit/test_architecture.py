@@ -20,12 +20,13 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 ORDER = (
     "__main__", "cli", "studies", "planning", "runs", "device", "backends", "training", "report", "records", "method",
     "fleet", "metric", "strategies", "stopping", "regularize", "privacy", "models", "data", "memory", "wire", "codecs",
-    "schedule", "describe", "files", "durable", "temporary", "seeds", "naming", "formats", "streams", "errors",
+    "schedule", "describe", "files", "durable", "temporary", "stop_request", "seeds", "naming", "formats", "streams",
+    "errors",
 )
 # fmt: on
 
 # Imported in a function: what comes with an extra, or is slow to import and seldom needed.
-LATE = {"PIL", "cutlayer.backends.ray", "cutlayer.cli.grpc", "dp_accounting", "grpc"}
+LATE = {"PIL", "cutlayer.backends.ray", "cutlayer.cli.remote", "dp_accounting", "grpc"}
 LATE |= {"jinja2", "matplotlib", "onnxruntime", "onnxscript", "pandas", "prometheus_client", "ray", "sklearn"}
 LATE |= {"torch.utils.tensorboard"}
 # For its types alone: what comes with an extra.

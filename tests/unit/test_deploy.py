@@ -7,8 +7,8 @@ import tyro
 import yaml
 
 from cutlayer.cli.certs import CertsArguments
-from cutlayer.cli.grpc import HealthArguments, parse_serve
 from cutlayer.cli.joining import JoinArguments
+from cutlayer.cli.serving import HealthArguments, parse_serve
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

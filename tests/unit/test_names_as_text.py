@@ -34,7 +34,7 @@ def view(name: str, exchange: str = "A") -> RunView:
 def test_the_name_of_a_run_is_no_formula_and_no_markup() -> None:
     name = "=<b>a|b</b>"
     assert "\n'=<b>" in epochs_csv([view(name)])
-    tables = markdown([view(name), view("other")], name)
+    tables = markdown([view(name), view("other")], name, [None, None])
     assert "<b>" not in tables
     assert "&lt;b&gt;a\\|b" in tables
 

@@ -23,7 +23,7 @@ from cutlayer.training.averaging import weights_frame
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.peers import Peer
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.training.server import Server
 from cutlayer.wire.messages import Weights
 

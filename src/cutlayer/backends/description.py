@@ -11,7 +11,7 @@ from cutlayer.describe import describe, fingerprint
 from cutlayer.models.cut import is_frozen
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.client import Client
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 
 
 def client_summary(client: Client) -> ClientSummary:

@@ -1,4 +1,4 @@
-"""The command line: a file for each command."""
+"""The command line: commands, which `entry` names, and what they share."""
 
 from cutlayer.cli.entry import main
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from torch import nn
 
 from cutlayer.backends.grpc.rpc import KEEPALIVE
-from cutlayer.backends.grpc.stop import Stop, Stopped
 from cutlayer.data.images import Images
 from cutlayer.errors import ConfigError
 from cutlayer.models.cut import copied
+from cutlayer.stop_request import Stop, Stopped
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 T = TypeVar("T")

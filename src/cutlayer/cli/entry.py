@@ -1,4 +1,4 @@
-"""The command line: `cutlayer COMMAND ...`; each command has a file of its own."""
+"""The command line: `cutlayer COMMAND ...`. `COMMANDS` names them all; those between machines are in `remote`, too."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def remote(name: str, about: str) -> Callable[[Sequence[str], Console], None]:
         if name != "serve":  # which has gRPC's core log who is refused; the others see for themselves what is wrong
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
-            from cutlayer.cli import grpc as machines
+            from cutlayer.cli import remote as machines
         except ModuleNotFoundError as error:
             raise ConfigError(f"`cutlayer {name}` needs {error.name}: pip install 'cutlayer[grpc]'") from None
         machines.COMMANDS[name](arguments, console)

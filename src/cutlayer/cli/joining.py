@@ -13,13 +13,13 @@ from torch import nn
 
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.session import own_name, wait_for_config
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
 from cutlayer.cli.consent import PolicyArguments, ask, check_sizes
 from cutlayer.data.partition import Partition
 from cutlayer.errors import ConfigError, harmless
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.join import join
+from cutlayer.stop_request import Stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

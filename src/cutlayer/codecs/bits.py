@@ -1,7 +1,8 @@
-"""Bits that lie tightly: codes of fewer than eight bits, packed as planes of four, two and one bits.
+"""Packed bits: codes of fewer than eight bits, in planes of four, two and one bits.
 
 A code of six bits is four high bits and two low ones; the high ones of all codes of a row come first, then the low
-ones. So the bytes of a plane are of one kind, which an entropy coder can model, and rows of any length pack tightly.
+ones. So the bytes of a plane are of one kind, which an entropy coder can model, and a row of any length
+wastes less than a byte in each plane.
 """
 
 from __future__ import annotations

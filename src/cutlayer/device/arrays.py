@@ -1,4 +1,4 @@
-"""What a device's codecs are made of: small floats, powers of two and bits that lie tightly, in NumPy."""
+"""What a device's codecs are made of: small floats, powers of two and packed bits, in NumPy."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def e4m3(codes: Bytes) -> Floats:
 
 
 def pack_bits(codes: Bytes, width: int) -> tuple[Bytes, list[int]]:
-    """Codes [B, n] below 2^width, tightly, as planes of 8, 4, 2 and 1 bits; and the bytes of each plane."""
+    """Codes [B, n] below 2^width, packed as planes of 8, 4, 2 and 1 bits; and the bytes of each plane."""
     planes, above = [], width
     for plane in (8, 4, 2, 1):
         if not width & plane:

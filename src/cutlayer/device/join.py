@@ -128,7 +128,7 @@ class Joining:
         )
 
     def _plain_bytes(self, sizes: list[int]) -> int:
-        """Of an epoch in 32 bits, as `training.plain` counts them."""
+        """Of an epoch in 32 bits, as `training.plain_epoch` counts them."""
         total = frame_length(Plan(0, 1, "B")) + frame_length(Done(0, 1, 1, {}))
         assert self.train.labels is not None
         label, last = self.train.labels.max(keepdims=True), np.array([len(self.train) - 1])
@@ -159,7 +159,7 @@ class Joining:
                 self._epoch(session, message)
             elif isinstance(message, EvaluationRequest):
                 self._evaluate(session, message)
-            elif isinstance(message, Calibrate):  # of a half that stands still there is nothing to measure
+            elif isinstance(message, Calibrate):  # of a frozen half there is nothing to measure
                 self._calibrate(session, message)
             elif isinstance(message, Weights):
                 raise RefusedError(f"weights came: {NEEDS_TORCH}")
@@ -247,7 +247,7 @@ def join(
     give_up_after: float | None = None,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Take part in a run whose client half stands still, from a device without PyTorch.
+    """Take part in a run whose client half is frozen, from a device without PyTorch.
 
     Args:
         server: HOST:PORT on this machine, or an `Endpoint`, with certificates for one elsewhere.

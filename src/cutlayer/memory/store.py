@@ -1,4 +1,7 @@
-"""The replay store: each sample's newest activation, encoded, with its label."""
+"""The replay store: each sample's newest activation, or its newest views, encoded, with its label.
+
+B epochs fill it, and so do A epochs with `views_from` or a codec of changes (`delta`).
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from cutlayer.errors import ConfigError, DamagedError
 from cutlayer.files import load_tensors, locked, save_sealed, sealed, unsealed
 from cutlayer.method import Training
 from cutlayer.records.checkpoint import Checkpoints
-from cutlayer.records.counts import Counts, content_of
+from cutlayer.records.count_files import Counts, content_of
 from cutlayer.records.environment import environment
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines

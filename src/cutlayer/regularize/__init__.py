@@ -4,8 +4,8 @@ All of it is done by the server, on decoded activations, in A, B and C epochs al
 """
 
 from cutlayer.regularize.base import Regularize
+from cutlayer.regularize.dropout import dropped
 from cutlayer.regularize.mixing import Mixture, mixed
-from cutlayer.regularize.noise import dropped
 from cutlayer.regularize.smoothing import smoothed
 
 __all__ = ["Mixture", "Regularize", "dropped", "mixed", "smoothed"]

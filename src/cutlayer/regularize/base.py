@@ -22,9 +22,9 @@ class Regularize:
     label_smoothing: float = 0.0
     """Part of a label that is spread over all classes; see `smoothing`."""
     dropout: float = 0.0
-    """Chance that a value at the cut is set to 0; see `noise`."""
+    """Chance that a value at the cut is set to 0; see `dropout`."""
     channel_dropout: float = 0.0
-    """Chance that a whole channel at the cut is set to 0; see `noise`."""
+    """Chance that a whole channel at the cut is set to 0; see `dropout`."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

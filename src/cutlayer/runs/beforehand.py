@@ -1,4 +1,4 @@
-"""What a client does before a run whose client half stands still in it: trains it by itself, or leaves it as it is."""
+"""What a client does before a run in which its half is frozen: trains it by itself, or leaves it as it is."""
 
 from __future__ import annotations
 

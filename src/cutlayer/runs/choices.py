@@ -19,7 +19,16 @@ from cutlayer.models.optim import Optimizer
 from cutlayer.privacy.defence import Defence
 from cutlayer.regularize import Regularize
 from cutlayer.runs.config import RunConfig
-from cutlayer.runs.places import SCHEDULE_VALUES, at, codecs_of, name_of, pair_of, replaced, schedule_of, strategy_of
+from cutlayer.runs.config_paths import (
+    SCHEDULE_VALUES,
+    at,
+    codecs_of,
+    name_of,
+    pair_of,
+    replaced,
+    schedule_of,
+    strategy_of,
+)
 from cutlayer.schedule import SCHEDULES
 from cutlayer.schedule.settle import Spread
 from cutlayer.stopping import Best, EarlyStopping
@@ -33,7 +42,7 @@ else:
     ScheduleName, StrategyName = Literal[*SCHEDULES], Literal[*STRATEGIES]
 
 # Where a choice is in a config. Those that are missing here make up a schedule, a strategy, the codecs or augmentation.
-PLACES = {
+CONFIG_PATHS = {
     "data": "data.name",
     "data_dir": "data.folder",
     "train_samples": "data.train_samples",
@@ -218,7 +227,7 @@ class Choices:
         schedule, strategy, best = method.schedule, method.fleet.strategy, training.keep_best
         every = getattr(strategy, "average_every", None)
         made: dict[str, Any] = {
-            **{name: at(config, place) for name, place in PLACES.items()},
+            **{name: at(config, place) for name, place in CONFIG_PATHS.items()},
             **{name: getattr(schedule, field, None) for name, field in SCHEDULE_VALUES.items()},
             "schedule": name_of(schedule, SCHEDULES),
             "strategy": name_of(strategy, STRATEGIES),
@@ -252,10 +261,10 @@ def with_choices(config: RunConfig, **choices: Any) -> RunConfig:
     known = [field.name for field in dataclasses.fields(Choices)]
     if strange := [name for name in choices if name not in known]:
         raise ConfigError(unknown("choice", strange[0], known))
-    given = {name: value for name, value in choices.items() if name in PLACES or value is not None}
+    given = {name: value for name, value in choices.items() if name in CONFIG_PATHS or value is not None}
     method = config.method
     values: dict[str, Any] = {
-        **{PLACES[name]: value for name, value in given.items() if name in PLACES},
+        **{CONFIG_PATHS[name]: value for name, value in given.items() if name in CONFIG_PATHS},
         "method.schedule": schedule_of(method.schedule, given),
         "method.fleet.strategy": strategy_of(method.fleet.strategy, given),
         **{f"method.{name}": spec for name, spec in codecs_of(method, given).items()},

@@ -1,6 +1,6 @@
-"""How a client half comes about that is not trained with the server: choices, so that no gradients are sent.
+"""Client halves that are trained without the server's gradients, or not at all: the choices.
 
-Most are made before the run, by `beforehand`, and stand still in it, so that with the schedule `Once` activations go up
+Most are made before the run, by `beforehand`, and are frozen in it, so that with the schedule `Once` activations go up
 once.
 """
 
@@ -12,7 +12,7 @@ from cutlayer.errors import ConfigError
 
 
 class ClientHalf:
-    """Base of the ways in which a client half comes about without gradients from the server."""
+    """Base of these choices."""
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ class LocalLoss(ClientHalf):
 
 
 BEFOREHAND = (LocalHead, Untrained)
-"""Those that are made before the run, and stand still in it."""
+"""Those that are made before the run, and frozen in it."""
 CLIENT_HALVES: dict[str, type[ClientHalf]] = {kind.__name__: kind for kind in (*BEFOREHAND, LocalLoss)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method
-from cutlayer.runs.choices import PLACES, SEVERAL, Choices, with_choices
+from cutlayer.runs.choices import CONFIG_PATHS, SEVERAL, Choices, with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.recipes import RECIPES
 
@@ -47,7 +47,7 @@ def plain_command(config: Mapping[str, Any]) -> str | None:
 
 def _counts(name: str, value: Any, config: RunConfig) -> bool:
     """Whether a choice is one in this config: not for several clients if there is one, nor of another schedule."""
-    return (config.clients > 1 or name not in SEVERAL) and (value is not None or name in PLACES)
+    return (config.clients > 1 or name not in SEVERAL) and (value is not None or name in CONFIG_PATHS)
 
 
 def _options(name: str, value: Any, usual: Any) -> Iterator[str]:

@@ -108,8 +108,8 @@ class RunConfig:
         partition: who has what: "iid", "dirichlet:ALPHA", "shards:N", "quantity:ALPHA" or a file; see
             docs/partitions.md.
         threads: PyTorch's threads on the CPU; part of what fixes a result to the bit. None leaves them alone.
-        client_half: how the client half comes about beforehand, if it is not trained with the server but frozen, such
-            as `LocalHead()`; for one client.
+        client_half: how the client half is trained if not by the server's gradients: before the run, and then frozen in
+            it, such as `LocalHead()`, or all through it, `LocalLoss()`; for one client.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -10,7 +10,7 @@ from cutlayer.data.augment import Augment, CropFlip
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError, unknown
 from cutlayer.method import Method
-from cutlayer.runs.choices import PLACES
+from cutlayer.runs.choices import CONFIG_PATHS
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.config_json import encode
 from cutlayer.schedule import Schedule, make_schedule
@@ -30,11 +30,11 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(values.get("data"), str):
         return _with_later_choices(_with_strategy(values))
-    known = [*PLACES, *MADE]
+    known = [*CONFIG_PATHS, *MADE]
     if strange := [name for name in values if name not in known]:
         raise ConfigError(unknown("config field", strange[0], known))
     new = RunConfig().as_dict()
-    for name, place in PLACES.items():
+    for name, place in CONFIG_PATHS.items():
         if name in values:
             _put(new, place, values[name])
     activations, gradients = get_pair(values.get("codec", "fp8"))

@@ -1,4 +1,8 @@
-"""A client's process: it does what the server's plan says, and does not share its half, its optimizer and its data."""
+"""A client's process: it does what the server's plan says, as far as the client's policy allows.
+
+Its data and its optimizer stay here. So does its half, unless several clients share one, as in SplitFed, and the policy
+lets it.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from cutlayer.backends.grpc.policy import OWN_HALF, Policy
 from cutlayer.backends.grpc.renewal import warn_of_expiry
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.session import own_name
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.errors import ConfigError
 from cutlayer.files import locked
 from cutlayer.method import Method, Training, require_choices
 from cutlayer.runs.remote_client import Membership, RemoteClient
+from cutlayer.stop_request import Stop
 
 __all__ = ["Endpoint", "Policy", "Stop", "join"]
 

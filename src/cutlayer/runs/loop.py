@@ -6,7 +6,8 @@
     checks                       training.checks.FrameChecks
     decode                       training.server.Server.take
     server half, loss, backward,
-    update, encode               training.server.Server.train
+    update                       training.server.Server.train -> learner.Learner.train -> step.TrainingStep
+    encode                       training.server.Server.train
     wire
     decode, backward, update     training.client.Client.backward
 
@@ -22,7 +23,6 @@ from contextlib import suppress
 from typing import Any
 
 from cutlayer.backends.base import Clients
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.folder import RunFolder
@@ -30,6 +30,7 @@ from cutlayer.records.history import EpochRecord, crossed
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.runs.overfitting_watch import watch
 from cutlayer.schedule import Exchange
+from cutlayer.stop_request import Stop
 from cutlayer.strategies.protocols import Participant
 from cutlayer.training.baseline import baseline_of
 from cutlayer.training.end_of_epoch import evaluate, measure, testers

@@ -19,7 +19,6 @@ from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.policy import OWN_HALF, Policy
 from cutlayer.backends.grpc.sending import Sender
 from cutlayer.backends.grpc.session import Endpoint, Pause, Session
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.terms import largest_frame, terms_of
 from cutlayer.durable import replace
 from cutlayer.errors import DamagedError, RefusedError, harmless
@@ -29,11 +28,12 @@ from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.state_dicts import Stateful
 from cutlayer.runs.secret import client_secret
+from cutlayer.stop_request import Stop
 from cutlayer.training.averaging import largest_weights, weights_frame
 from cutlayer.training.client import Client
 from cutlayer.training.halves import TrainedHalf
 from cutlayer.training.job import ClientJob
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.wire.frames import read
 from cutlayer.wire.messages import (
     Calibrate,

@@ -17,7 +17,6 @@ from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.listener import Listener
 from cutlayer.backends.grpc.operation import Callbacks, Listening, Operation, Waits
 from cutlayer.backends.grpc.revocations import Revocations
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Task, Training, require_choices
@@ -29,6 +28,7 @@ from cutlayer.runs.loop import Loop
 from cutlayer.runs.metrics import Metrics, shown
 from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
+from cutlayer.stop_request import Stop
 from cutlayer.training.job import Job
 from cutlayer.wire.messages import Saved
 

@@ -1,4 +1,4 @@
-"""When to communicate: a schedule a file. `make_schedule` makes one by its name."""
+"""When to communicate: a file for each family of schedules. `make_schedule` makes one by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How several clients train one network together: strategies, each named for its publication and in a file of its own.
+"""How several clients train one network together: strategies, named as in their publications, a file for each family.
 
 A strategy is a frozen value with one function, the order of things in an A or a B epoch. It sees the clients as
 participants (`protocols`): each gives its next batch of a step, or None at its end, and takes the answer. They are

@@ -42,7 +42,7 @@ ONE_UPLOAD = [
     Row("random", "random client half, one upload, 4 bits", fixed(Once(), FOUR_BITS), client_half=Untrained()),
     Row("randomfew", "random client half, as 5 A + 14 B", FEW["few250"][1], client_half=Untrained()),
 ]
-"""With a client half that stands still A epochs are B epochs."""
+"""With a frozen client half A epochs are B epochs."""
 
 NOTES = [
     "Yardsticks: *uncut training* of the same network gives the weights of plain split learning in 32 bits, bit for "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cutlayer.codecs.base import numel
 from cutlayer.records.history import Baseline
 from cutlayer.strategies import Sequential
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.training.server import Server
 
 

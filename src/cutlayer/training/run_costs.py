@@ -11,7 +11,7 @@ from cutlayer.codecs.base import Codec, numel
 from cutlayer.method import Method, Training
 from cutlayer.schedule import Cost, Exchange, Outlook
 from cutlayer.training.calibration import CALIBRATION_BATCHES
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 
 FRAME_BYTES = 128
 """More than the headers of a step grow with large numbers, and a lossless stage adds to what it cannot make smaller."""

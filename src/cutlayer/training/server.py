@@ -23,7 +23,7 @@ from cutlayer.training.divergence import out_of_line, require_finite
 from cutlayer.training.evaluation import Evaluation
 from cutlayer.training.job import Job
 from cutlayer.training.learner import Learner
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.training.run_costs import RunCosts
 from cutlayer.training.states import States
 from cutlayer.wire.frames import Frame, PackedFrame, Received, packed

@@ -1,1 +1,1 @@
-"""The wire: frames, and the backends that move them."""
+"""The wire: messages, and the frames that they cross in. What moves frames is in `backends`."""

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from cutlayer.backends.grpc.claims import Claims
 from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
 from cutlayer.backends.grpc.rpc import KEEPALIVE
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import RefusedError
+from cutlayer.stop_request import Stop
 from cutlayer.wire.messages import Hello, Welcome
 
 READY_SECONDS = 60.0

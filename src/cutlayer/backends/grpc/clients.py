@@ -31,7 +31,7 @@ from cutlayer.training.averaging import SharedHalf
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.peers import send
-from cutlayer.training.plain import PlainEpoch
+from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, pack, packed
 from cutlayer.wire.messages import Finished, Saved, Weights

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.rpc import Endpoint
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.records.history import EpochRecord
+from cutlayer.stop_request import Stop
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from cutlayer.backends.grpc.link import Link, LinkClosed
 from cutlayer.backends.grpc.operation import Waits
 from cutlayer.backends.grpc.refusals import Refusals
-from cutlayer.backends.grpc.stop import Stop
 from cutlayer.backends.grpc.waiting import LONG, Waiting
 from cutlayer.errors import ClientUnavailableError, RefusedError
 from cutlayer.records.ledger import Ledger
+from cutlayer.stop_request import Stop
 from cutlayer.wire.frames import Frame, pack
 from cutlayer.wire.messages import Refusal
 

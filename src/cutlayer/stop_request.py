@@ -1,4 +1,4 @@
-"""The end on demand: SIGINT and SIGTERM let the epoch under way finish, a second one does not."""
+"""Stopping on request: after SIGINT or SIGTERM the epoch under way finishes; a second one ends it at once."""
 
 from __future__ import annotations
 

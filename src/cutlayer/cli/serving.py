@@ -1,4 +1,4 @@
-"""The command line between machines: `cutlayer certs`, `serve`, `join`, `health`."""
+"""The commands of a server between machines: `cutlayer serve`, and `health`, which asks it how it is."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from cutlayer.backends.grpc.limits import ClientLimits, read_quotas
 from cutlayer.backends.grpc.operation import Callbacks, Listening, Waits
 from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.session import check_health
-from cutlayer.backends.grpc.stop import Stop
-from cutlayer.cli.answer import answer
 from cutlayer.cli.arguments import parse_recipe
-from cutlayer.cli.certs import certs
 from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
-from cutlayer.cli.joining import join_command
 from cutlayer.cli.shown import schedule_of
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.report import ProgressView
@@ -30,6 +26,7 @@ from cutlayer.runs.config import RunConfig
 from cutlayer.runs.recipes import RECIPES
 from cutlayer.runs.run import Run
 from cutlayer.runs.serve import Served, serve
+from cutlayer.stop_request import Stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +175,3 @@ def health(arguments: Sequence[str], console: Console) -> None:
     if status != "SERVING":
         raise RefusedError(f"{chosen.address}: {status}")
     console.print(status)
-
-
-COMMANDS = {"certs": certs, "answer": answer, "serve": serve_command, "join": join_command, "health": health}
