@@ -87,7 +87,7 @@ class Clients(ABC):
     def completed(self, epoch: int, clients: Sequence[int]) -> None:  # noqa: B027
         """These did all that the epoch asked of them."""
 
-    def before_exchange(self) -> Sequence[int]:
+    def epochs_before_exchange(self) -> Sequence[int]:
         """The epochs of a checkpoint that is to stay: the newest from before the last exchange, if one is needed."""
         return ()
 

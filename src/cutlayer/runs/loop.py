@@ -34,7 +34,7 @@ from cutlayer.stop_request import Stop
 from cutlayer.strategies.protocols import Participant
 from cutlayer.training.baseline import baseline_of
 from cutlayer.training.end_of_epoch import evaluate, measure, testers
-from cutlayer.training.participants import LiveParticipant, ReplayedParticipant, calibrate
+from cutlayer.training.participants import LiveParticipant, ReplayedParticipant, calibrate_clients
 from cutlayer.training.peers import Peer
 from cutlayer.training.server import Server
 
@@ -49,13 +49,16 @@ def train_epoch(server: Server, peers: Sequence[Peer]) -> float:
     else:
         participants = participants_of(server, peers)
         if server.calibrates():
-            calibrate(server, participants)
+            calibrate_clients(server, participants)
         server.strategy.train(server, participants)
     return server.finish()
 
 
 def participants_of(server: Server, peers: Sequence[Peer]) -> list[Participant]:
-    """Who takes part in an epoch, by number: the clients that are there, and the store for those that are not."""
+    """Who takes part in an epoch, by number: the clients that are there, and the store for those that are not.
+
+    Those that should be there and are not are added to `server.absent`.
+    """
     there = {peer.number: peer for peer in peers}
     participants: list[Participant] = []
     for client in range(len(server.clients)):
@@ -129,7 +132,7 @@ class Loop:
                 self.go_back(reason)
                 continue
             except DivergedError as error:
-                self.go_back(self._way_back(error))
+                self.go_back(self._reason_to_go_back(error))
                 continue
             except BaseException:
                 self.give_up()
@@ -161,7 +164,7 @@ class Loop:
             self._restore(state)
             return
 
-    def _way_back(self, error: DivergedError) -> StateLostError:
+    def _reason_to_go_back(self, error: DivergedError) -> StateLostError:
         """Why to go back when training diverged, and then without whom. Raises the error if there is no way on.
 
         Should it diverge again before it has come further, what came before was spoiled, too: the newest checkpoint is
@@ -243,13 +246,16 @@ class Loop:
 
     # --- checkpoints ---
 
-    def way_back(self) -> Sequence[int]:
+    def epochs_to_keep(self) -> Sequence[int]:
         """The epochs of a checkpoint that stays beside the newest, unless only one is to stay."""
-        return self.clients.before_exchange() if self.training.keep_checkpoints > 1 else ()
+        return self.clients.epochs_before_exchange() if self.training.keep_checkpoints > 1 else ()
 
     def _save(self) -> None:
         if self.checkpoints is not None:
-            keep, also = self.training.keep_checkpoints, {*self.training.ending.kept(self.records), *self.way_back()}
+            keep, also = (
+                self.training.keep_checkpoints,
+                {*self.training.ending.kept(self.records), *self.epochs_to_keep()},
+            )
             state = {**self.server.state_dict(), **self.clients.state_dict()}
             self.checkpoints.save(len(self.records), self.parts, state, keep=keep, also=also)
             self._saved()

@@ -130,7 +130,7 @@ def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict
 def _oldest(loop: Loop) -> Saved:
     """The oldest checkpoint that the server may go back to, and the best epoch's, if that is to stay."""
     assert loop.checkpoints is not None
-    oldest = min(*loop.checkpoints.epochs()[-loop.training.keep_checkpoints :], *loop.way_back(), 1 << 62)
+    oldest = min(*loop.checkpoints.epochs()[-loop.training.keep_checkpoints :], *loop.epochs_to_keep(), 1 << 62)
     return Saved(oldest, max(loop.training.ending.kept(loop.records), default=-1))
 
 

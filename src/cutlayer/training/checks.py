@@ -176,8 +176,8 @@ class FrameChecks:
         self._check_labels(labels, ids, self._label_kinds.get(test), require)
         return activations, ids, labels, sent
 
-    def labels_are(self, labels: Tensor, *, test: bool = False) -> None:
-        """These were taken and used: from now on all labels are of their kind."""
+    def remember_label_kind(self, labels: Tensor, *, test: bool = False) -> None:
+        """These were taken and used: from now on all labels must be of their kind."""
         self._label_kinds.setdefault(test, _kind(labels))
 
     def knows_labels(self, *, test: bool = False) -> bool:

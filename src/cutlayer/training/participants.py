@@ -176,7 +176,7 @@ class LiveParticipant(Participant):
         self.server.absent.add(self.client)
 
 
-def calibrate(server: Server, participants: Sequence[Participant]) -> None:
+def calibrate_clients(server: Server, participants: Sequence[Participant]) -> None:
     """Have the clients of a B epoch measure the statistics of batch norm anew, all at the same time, and pool them."""
     clients = [each for each in participants if isinstance(each, LiveParticipant)]
     for client in clients:

@@ -53,25 +53,25 @@ class Replay:
             sample_bytes = sum(self.codec.layout(job.cut_shape)) + 8
             self.store.check_budget(self.codec.name, job.cut_shape, sample_bytes)
 
-    def rows(self, client: int | None) -> tuple[int, int]:
+    def samples_of(self, client: int | None) -> tuple[int, int]:
         """First sample of a client, or of all, and the one after the last."""
         return (0, self.offsets[-1]) if client is None else (self.offsets[client], self.offsets[client + 1])
 
     def has(self, client: int) -> bool:
         """Whether anything of this client is stored."""
-        return any(self.store.holds(*rows) for rows in self.views.ranges(*self.rows(client)))
+        return any(self.store.holds(*rows) for rows in self.views.ranges(*self.samples_of(client)))
 
     def forget(self, client: int) -> None:
         """Drop all views that are stored of this client."""
-        for rows in self.views.ranges(*self.rows(client)):
+        for rows in self.views.ranges(*self.samples_of(client)):
             self.store.clear(*rows)
-        self.views.forget(*self.rows(client))
+        self.views.forget(*self.samples_of(client))
 
     def magnitudes(self, clients: Iterable[int]) -> dict[int, float]:
         """The largest magnitude of what is stored of each of these clients, if anything is."""
         found: dict[int, float] = {}
         for client in clients:
-            for rows in self.views.ranges(*self.rows(client)):
+            for rows in self.views.ranges(*self.samples_of(client)):
                 for ids in self.store.draw(self.clients[client].batch_size, ids=rows):
                     largest = magnitude(self.codec.decode(self.store.encoded(ids)))
                     found[client] = max(largest, found.get(client, 0.0))
@@ -79,7 +79,7 @@ class Replay:
 
     def digest(self, client: int) -> int:
         """A digest of what is stored of this client."""
-        return self.store.digest(*self.rows(client))
+        return self.store.digest(*self.samples_of(client))
 
     def stores(self, batch: StepBatch, epoch: int) -> bool:
         """Whether a batch of an epoch is to be stored: one that is to be replayed, or to be references."""
@@ -95,9 +95,9 @@ class Replay:
         shuffle = generator(self.seed, "replay", epoch, *own)
         batch_size = sum(sizes) if client is None and self.joint else max(sizes)
         if self.views.count == 1:
-            yield from self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=self.rows(client))
+            yield from self.store.draw(batch_size, shuffle, drop_last=drop_last, ids=self.samples_of(client))
             return
-        present, choose = self.views.present(*self.rows(client)), generator(self.seed, "views", epoch, *own)
+        present, choose = self.views.present(*self.samples_of(client)), generator(self.seed, "views", epoch, *own)
         for ids in batches_of(present, batch_size, shuffle, drop_last=drop_last):
             yield self.views.drawn(ids, choose)
 
@@ -157,5 +157,5 @@ class Replay:
             lacking = (ids - self.offsets[client])[~(sent | known)].tolist()
             raise RefusedError(f"client {client}: sent: expected changes of samples {lacking}, which have no reference")
         if anew:
-            self.store.clear(*self.rows(client))  # with delta there is one view, so a sample's row is its number
+            self.store.clear(*self.samples_of(client))  # with delta there is one view, so a sample's row is its number
         return moved(references(self.store, ids, changes), sent.to(changes.device), changes)

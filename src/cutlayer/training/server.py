@@ -99,7 +99,7 @@ class Server:
             weights_bytes: of a frame with the weights of the client half.
         """
         self._costs = RunCosts(plain, weights_bytes, self.cut_shape, self.share, self.states.frozen)
-        self.states.plan(self._costs.outlook(self.method, self.job.training))
+        self.states.fit_to(self._costs.outlook(self.method, self.job.training))
 
     # --- an epoch -----------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Server:
         for batch in batches:
             if batch.client is not None and batch.message is not None:
                 self._last[batch.client] = batch.message
-                self.checks.labels_are(batch.labels)
+                self.checks.remember_label_kind(batch.labels)
         samples = sum(len(batch) for batch in batches)
         return [self._reply(batch, samples) for batch in batches]
 
@@ -237,7 +237,7 @@ class Server:
         """Drop all that is stored of a client."""
         self.replayed.forget(client)
         if self.feedback is not None:
-            self.feedback.store.clear(*self.replayed.rows(client))
+            self.feedback.store.clear(*self.replayed.samples_of(client))
         self.evaluation.forget(client)
 
     def evaluate(self) -> dict[str, float]:

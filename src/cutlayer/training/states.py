@@ -24,7 +24,7 @@ class States:
         self.state = self._useful(schedule.start())
         self.own: list[State] = [self.state] * owners
 
-    def plan(self, outlook: Outlook) -> None:
+    def fit_to(self, outlook: Outlook) -> None:
         """Begin with the schedule as it is in a run with this outlook. Raises ConfigError if it cannot be followed."""
         if self.own and isinstance(self.schedule, Budget):
             raise ConfigError('a budget is for all clients together: expected state="shared", got "own"')

@@ -163,9 +163,9 @@ class GrpcClients(Clients):
             with suppress(ClientUnavailableError):
                 send(self.ledger, peer, saved)
 
-    def before_exchange(self) -> list[int]:
+    def epochs_before_exchange(self) -> list[int]:
         """For a client that has lost what it saved in the last one."""
-        return self._way_back.before_exchange(self._took_part)
+        return self._way_back.epochs_before_exchange(self._took_part)
 
     def completed(self, epoch: int, clients: Sequence[int]) -> None:
         """These have a checkpoint after this epoch."""

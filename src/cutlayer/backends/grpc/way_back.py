@@ -76,7 +76,7 @@ class WayBack:
         )
         return False
 
-    def before_exchange(self, took_part: Sequence[int]) -> list[int]:
+    def epochs_before_exchange(self, took_part: Sequence[int]) -> list[int]:
         """The newest of the server's checkpoints from before the last exchange, in which clients saved theirs."""
         last = max(took_part, default=0)
         older = [epochs for epochs, state in self._checkpoints.states().items() if max(state["took_part"]) < last]
