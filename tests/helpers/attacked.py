@@ -69,6 +69,7 @@ class Attacked:
 
     Args:
         patience: None waits for all clients, to the bits of all three; otherwise mallory may be left out.
+        all_names: whose the data are, if clients are to be admitted later.
         waits: in place of what goes with this patience.
         listening: what is chosen of a `Listening` beside the address and the certificates.
     """
@@ -81,14 +82,19 @@ class Attacked:
         patience: float | None = PATIENCE,
         epochs: int = 4,
         names: tuple[str, ...] = NAMES,
+        all_names: tuple[str, ...] = (),
+        method: Method = METHOD,
+        network: Halves | None = None,
+        keep_checkpoints: int = 2,
         waits: Waits | None = None,
         limits: ClientLimits = ClientLimits(),
         **listening: Any,
     ) -> None:
         self.folder, self.tls, self.epochs, self.names = folder, tls, epochs, names
-        self.method, self.training = METHOD, training(epochs)
-        self.half, server_half = (copy.deepcopy(half) for half in (halves().client, halves().server))
-        self.data = shares(names)
+        self.method, network = method, network or halves()
+        self.training = training(epochs, keep_checkpoints=keep_checkpoints)
+        self.half, server_half = (copy.deepcopy(half) for half in (network.client, network.server))
+        self.data = shares(all_names or names)
         self.stop, self.served, self.error = Stop(), None, None
         self.port, self._listening = 0, threading.Event()
         self.joined: dict[str, torch.nn.Module] = {}

@@ -24,7 +24,7 @@ class BadServer:
         self.listener = Listener(Endpoint("127.0.0.1:0"), reception)
         self.address = f"127.0.0.1:{self.listener.port}"
 
-    def _admit(self, hello: Hello) -> tuple[Welcome, Connection]:
+    def _admit(self, hello: Hello, alive: object = None) -> tuple[Welcome, Connection]:
         self.hello = hello
         return Welcome(0, "session", self.link.received, "run", -1 if hello.session else 0), self.link.attach(
             hello.received

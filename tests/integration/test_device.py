@@ -14,7 +14,7 @@ import torch
 
 from cutlayer import Run, run_experiment, with_choices
 from cutlayer.backends.grpc.certs import make_certificates
-from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.name_files import Revocations
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.backends.grpc.session import open_channel
 from cutlayer.cli import main

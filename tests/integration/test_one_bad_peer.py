@@ -25,7 +25,7 @@ from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.grpc.health import READINESS
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, CONFIRM, MORE
-from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.name_files import Revocations
 from cutlayer.backends.grpc.session import check_health, fetch_config
 from cutlayer.cli.entry import main
 from cutlayer.codecs import Encoded, encode_exactly, get_codec

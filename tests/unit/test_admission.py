@@ -11,8 +11,8 @@ from cutlayer.backends.grpc.admission import Admission
 from cutlayer.backends.grpc.claims import Claims, Outline
 from cutlayer.backends.grpc.clients import GrpcClients
 from cutlayer.backends.grpc.limits import ClientLimits
+from cutlayer.backends.grpc.name_files import Revocations
 from cutlayer.backends.grpc.operation import Listening, Operation
-from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ConfigError, RefusedError

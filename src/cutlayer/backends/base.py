@@ -84,6 +84,17 @@ class Clients(ABC):
     def training_over(self) -> None:  # noqa: B027
         """All steps of the epoch are done; evaluation follows."""
 
+    def changed(self, epochs: int) -> bool:
+        """Whether others take part in the epoch after so many than in the one before; the loop is to begin anew."""
+        return False
+
+    def may_come(self, client: int) -> bool:
+        """Whether an epoch that needs this client alone is to wait for it."""
+        return client not in self.left_out
+
+    def between_epochs(self) -> None:  # noqa: B027
+        """An epoch is about to begin."""
+
     def completed(self, epoch: int, clients: Sequence[int]) -> None:  # noqa: B027
         """These did all that the epoch asked of them."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import tyro
 from rich.console import Console
 
-from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.name_files import Revocations, read_again_on_signal
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.models.flops import FlopTable
 from cutlayer.runs.answer import Answers
@@ -54,7 +53,7 @@ def answer(arguments: Sequence[str], console: Console) -> None:
     answers = Answers(halves.server, cut_shape, codec, endpoint, revoked)
     how = "mutual TLS" if chosen.tls else "plain text"
     console.print(f"answering on port {answers.port} ({how}), activations in {answers.codec.name}")
-    with revoked.on_signal() if revoked is not None else nullcontext():
+    with read_again_on_signal(revoked):
         try:
             answers.wait()
         except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Annotated
 
 import tyro
@@ -13,8 +12,8 @@ from rich.console import Console
 from cutlayer.backends.grpc.corelog import log_refusals
 from cutlayer.backends.grpc.health import LIVENESS, READINESS
 from cutlayer.backends.grpc.limits import ClientLimits, read_quotas
+from cutlayer.backends.grpc.name_files import Admissions, Revocations, read_again_on_signal
 from cutlayer.backends.grpc.operation import Callbacks, Listening, Waits
-from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.backends.grpc.session import check_health
 from cutlayer.cli.arguments import parse_recipe
 from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
@@ -63,6 +62,9 @@ class ServeArguments(ConnectionArguments):
     """Times that the server goes back to an older checkpoint for one client that has lost its newest."""
     revoked: str | None = None
     """File with the names, one a line, of clients whose certificates do not count any more; read again on SIGHUP."""
+    admit: str | None = None
+    """File with the names, one a line, of clients that may join after the run has begun: each is admitted at the end of
+    the epoch in which it comes. Read again on SIGHUP."""
     metrics: str | None = None
     """HOST:PORT to show metrics at, in Prometheus' format, such as 127.0.0.1:9100."""
     slowest_link: int = ClientLimits.slowest >> 10
@@ -150,11 +152,14 @@ def _served(
         console.print(line, soft_wrap=True)
 
     revoked = Revocations(chosen.revoked) if chosen.revoked is not None else None
-    with revoked.on_signal() if revoked is not None else nullcontext():
+    admitted = Admissions(chosen.admit) if chosen.admit is not None else None
+    with read_again_on_signal(revoked, admitted):
         return serve(
             halves.server,
             cut_shape_of(halves.client, outline),
-            listen=Listening(chosen.listen, **chosen.secured(), revoked=revoked, metrics=chosen.metrics),
+            listen=Listening(
+                chosen.listen, **chosen.secured(), revoked=revoked, admitted=admitted, metrics=chosen.metrics
+            ),
             run=folder.folder,
             clients=chosen.client,
             client_half=halves.client,

@@ -57,10 +57,17 @@ class ReplayStore:
         capacity: number of samples; ids go from 0 to capacity - 1.
         options: placement and budgets.
         name: what an error calls it.
+        blocks: equal parts of the rows, each of which has a row for every sample; see `views`.
+
+    Attributes:
+        grows: whether a checkpoint may hold fewer samples, from before clients were admitted: the rest are new.
     """
 
-    def __init__(self, capacity: int, options: StoreOptions = StoreOptions(), name: str = "replay store") -> None:
-        self.capacity, self.options, self.name = capacity, options, name
+    def __init__(
+        self, capacity: int, options: StoreOptions = StoreOptions(), name: str = "replay store", blocks: int = 1
+    ) -> None:
+        self.capacity, self.options, self.name, self.blocks = capacity, options, name, blocks
+        self.grows = False
         self.codec = ""
         self.shape: tuple[int, ...] = ()
         self.version = 0
@@ -233,12 +240,21 @@ class ReplayStore:
         if arrays:
             self._allocate(state["codec"], tuple(state["shape"]), arrays)
             for name, array in arrays.items():
-                self._arrays[name][:] = array
-        self._present[:] = state["present"]
-        self.version = state["version"]
+                self._fill(self._arrays[name], array)
+        self._present[:] = False
+        self._fill(self._present, state["present"])
+        # If it grew, its files in the checkpoint are not those of the next one.
+        self.version = state["version"] + (len(state["present"]) < self.capacity)
+
+    def _fill(self, target: np.ndarray, source: np.ndarray) -> None:
+        """Copy rows into the beginning of each block."""
+        own, others = (
+            each.reshape(self.blocks, len(each) // self.blocks, *each.shape[1:]) for each in (target, source)
+        )
+        own[:, : others.shape[1]] = others
 
     def _check_capacity(self, present: np.ndarray) -> None:
-        if len(present) != self.capacity:
+        if len(present) > self.capacity or (len(present) < self.capacity and not self.grows):
             raise ConfigError(
                 f"the {self.name} of the checkpoint holds {len(present)} samples, the data set has {self.capacity}"
             )

@@ -72,7 +72,8 @@ class Views:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        self._written[:] = state["written"]
+        written = state["written"]  # of fewer samples, if clients were admitted since
+        self._written[: len(written)], self._written[len(written) :] = written, 0
 
 
 def check_views(views: int, views_from: int | None, activations: str) -> None:

@@ -23,12 +23,9 @@ from cutlayer.records.environment import environment
 from cutlayer.records.history import Baseline, EpochRecord, History, crossed
 from cutlayer.records.lines import Lines
 from cutlayer.records.noted import delivered
+from cutlayer.records.resumable import hindrances
 from cutlayer.records.state_dicts import Stateful
 
-# What may change when a run is resumed: its end, and what has no influence on the bits.
-FREE = ("epochs", "checkpoint_every", "keep_checkpoints", "live")
-FREE_WHOLE = ("keep_best", "early_stopping")
-FREE_STORE = ("placement", "memory_budget_mib", "disk_budget_mib", "folder")
 ENTRIES = ("config", "facts", "baseline", "environment", "init", "changes")  # of config.json
 NO_MODEL_YET = "Run(folder).model() gives that of the newest checkpoint, and puts a served run's halves together"
 
@@ -132,12 +129,8 @@ class RunFolder:
         replace(self.config_file, json.dumps(sealed(content), indent=2) + "\n")
 
     def check(self, config: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
-        """Raise ConfigError that names what differs from what the run was begun with, and may not (see FREE)."""
-        before = self.read_config()
-        changed = differences(before["config"], config)
-        different = {path: how for path, how in changed.items() if not _free(path)}
-        different |= differences(before.get("facts", {}), facts or {})
-        if different:
+        """Raise ConfigError that names what differs from what the run was begun with, and may not."""
+        if different := hindrances(self.read_config(), config, facts or {}):
             named = "; ".join(f"{path}: {how}" for path, how in different.items())
             raise ConfigError(f"{self.folder} was begun with something else and cannot be resumed with this: {named}")
 
@@ -167,6 +160,13 @@ class RunFolder:
                 epochs,
                 lengths[0],
             )
+
+    def note(self, changes: Sequence[str], baseline: Baseline) -> None:
+        """Have config.json say that clients came or went, and what savings are measured against since."""
+        content = self.read_config()
+        if new := [change for change in changes if change not in content.get("changes", [])]:
+            said = [*content.get("changes", []), *new]
+            self._write_config({**content, "changes": said, "baseline": vars(baseline)})
 
     def forget_models(self, records: Sequence[EpochRecord], training: Training) -> None:
         """Before training goes on after these epochs: delete the models of a shorter run, and who has got them."""
@@ -288,13 +288,3 @@ class RunFolder:
             raise ConfigError(f"{self.model_file} is not of a network such as this: {wrong}")
         model.load_state_dict(weights)
         return model
-
-
-def _free(path: str) -> bool:
-    """Whether this choice may be another one when the run is resumed."""
-    *parents, name = path.split(".")
-    if parents[-1:] == ["store"]:
-        return name in FREE_STORE
-    if parents[:1] == ["task"]:
-        return False
-    return path == "data.folder" or name in FREE or any(part in FREE_WHOLE for part in (*parents[-1:], name))

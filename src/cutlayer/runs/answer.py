@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from cutlayer.backends.grpc.certs import read_certificates
+from cutlayer.backends.grpc.name_files import REVOKED, Revocations
 from cutlayer.backends.grpc.places import Deadlines
-from cutlayer.backends.grpc.revocations import REASON, Revocations
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint, certified_name, options
 from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.errors import ConfigError, RefusedError, harmless
@@ -99,7 +99,7 @@ class Answers:
     def _predict(self, requests: Iterator[bytes], context: Any) -> bytes:
         who = certified_name(context) if self._tls else ""
         if self._revoked is not None and who in self._revoked.names:
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, REASON)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, REVOKED)
         with self._place(who, context):
             with self._deadlines.within(self.request_seconds, context.cancel):
                 request = next(requests, b"")

@@ -121,12 +121,24 @@ class Loop:
             self._save()
         self.clients.load_state_dict(self.clients.state_dict())
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to train."""
+        return self.training.ending.reached(self.records)
+
     def train(self, listeners: Sequence[Callable[[EpochRecord], None]]) -> None:
-        """Train to the end, going back to the last checkpoint if something is lost."""
-        while not self.training.ending.reached(self.records):
+        """Train to the end, going back to the last checkpoint if something is lost.
+
+        If others are to take part from some epoch on, train up to it; there is a checkpoint then.
+        """
+        while not self.ended:
             try:
                 if self.stop is not None:
                     self.stop.check()
+                if self.clients.changed(len(self.records)):
+                    self.clients.collect()
+                    self._save_once()
+                    return
                 self.epoch()
             except (StateLostError, ClientUnavailableError) as reason:
                 self.go_back(reason)
@@ -199,15 +211,17 @@ class Loop:
 
     def epoch(self) -> None:
         """Train, evaluate, and write down what it gave."""
-        server, epoch = self.server, len(self.records)
-        exchange, states = server.states.exchange, server.states.letters()
-        each = server.states.each(len(server.clients))
+        server, epoch, count = self.server, len(self.records), len(self.server.clients)
+        self.clients.between_epochs()
+        called = server.states.call([client for client in range(count) if self.clients.may_come(client)])
+        exchange, states, each = server.states.exchange, server.states.letters(count), server.states.each(count)
         due = any(summary.test_samples for summary in server.clients) and self.training.evaluates(epoch)
         active = [client for client, planned in enumerate(each) if planned is not Exchange.NONE]
-        active = [client for client in active if client not in self.clients.left_out]
+        staying = [client for client in range(count) if client not in self.clients.left_out]
+        active = [client for client in active if client in staying]
         if active:
-            wanted = server.method.fleet.draw(self.training.seed, epoch, len(server.clients))
-            wanted = [client for client in wanted if client in active]
+            drawn = {staying[place] for place in server.method.fleet.draw(self.training.seed, epoch, len(staying))}
+            wanted = [client for client in active if client in drawn | called]
             with self.clients.exchange(epoch, wanted, active, server.calibrating()) as attendance:
                 loss = train_epoch(server, list(attendance.training.values()))
                 done = [client for client in attendance.training if client not in server.absent]
@@ -259,6 +273,11 @@ class Loop:
             state = {**self.server.state_dict(), **self.clients.state_dict()}
             self.checkpoints.save(len(self.records), self.parts, state, keep=keep, also=also)
             self._saved()
+
+    def _save_once(self) -> None:
+        """Save, unless there is a checkpoint after so many epochs already."""
+        if self.checkpoints is not None and len(self.records) not in self.checkpoints.epochs():
+            self._save()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """The parts are loaded; the rest of the state follows."""

@@ -15,24 +15,32 @@ from cutlayer.backends.grpc.claims import Outline
 from cutlayer.backends.grpc.clients import GrpcClients
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.listener import Listener
+from cutlayer.backends.grpc.name_files import Admissions, Revocations
 from cutlayer.backends.grpc.operation import Callbacks, Listening, Operation, Waits
-from cutlayer.backends.grpc.revocations import Revocations
 from cutlayer.describe import describe
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method, Task, Training, require_choices
 from cutlayer.models.auxiliary import SelfTraining
+from cutlayer.models.cut import copied
 from cutlayer.records.history import History
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.noted import delivered, left_out
 from cutlayer.runs.loop import Loop
 from cutlayer.runs.metrics import Metrics, shown
+from cutlayer.runs.rounds import Rounds
 from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
 from cutlayer.stop_request import Stop
 from cutlayer.training.job import Job
 from cutlayer.wire.messages import Saved
 
-__all__ = ["Callbacks", "ClientLimits", "Listening", "Revocations", "Served", "Stop", "Waits", "serve"]
+__all__ = ["Admissions", "Callbacks", "ClientLimits", "Listening", "Revocations", "Served", "Stop", "Waits", "serve"]
+
+
+ALONE = (
+    "admit: expected a run of two clients or more. The half of a single client never leaves it, so there is none that "
+    "another could begin with; begin a run of several from its weights"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +80,8 @@ def serve(
         listen: HOST:PORT on this machine, or a `Listening`, with certificates for what comes from others; port 0 takes
             a free one.
         run: the run's folder. If a run was begun there, this goes on with it, to the same bits.
-        clients: their names, as in their certificates.
+        clients: names of those that the run begins with, as in their certificates; others are admitted to it later if
+            `Listening.admitted` says so.
         client_half: for its structure alone, which a client's must equal; None compares clients with each other.
         config: what clients that ask for it are told, and config.json holds.
         waits: how long clients are waited for; by default in an epoch without end.
@@ -94,11 +103,13 @@ def serve(
     operation = Operation(Listening.of(listen), waits, limits, callbacks, stop or Stop())
     outline = Outline(clients, client_half, cut_shape, method, training)
     folder, chosen = Run(run), _chosen(config, outline, task)
+    if operation.listening.admitted is not None and len(clients) < 2:
+        raise ConfigError(ALONE)
     with ExitStack() as stack:
         stack.enter_context(folder.locked())  # before anything of it is read, and before anyone can connect
         if folder.exists():
             folder.check(chosen)
-        joined = GrpcClients(outline, operation, folder.checkpoints, lambda: _oldest(loop), left_out(folder.folder))
+        joined = GrpcClients(outline, operation, folder.checkpoints, lambda: _oldest(rounds), left_out(folder.folder))
         listener = Listener(operation.listening, joined.reception(_offered(config, joined.claims.terms)))
         stack.callback(listener.close)
         stack.callback(joined.close)
@@ -107,13 +118,22 @@ def serve(
         callbacks.on_listening(listener.port)
         joined.meet()
         bfloat16 = all(summary.bfloat16 for summary in joined.summaries)
-        server = joined.server(Job(half, cut_shape, method, training, task, bfloat16), Ledger())
-        loop = Loop(joined, server, folder, folder.checkpoints, operation.stop)
-        loop.open(chosen, {}, resume=True)
-        metrics.records = lambda: loop.records
-        loop.train([callbacks.on_epoch])
-        save_halves(folder.folder, half, server.shared.tensors, joined.run)
-        joined.say_farewell(server, len(loop.records), delivered(folder.folder), waits.linger)
+        # A half that has run may not be copied any more, and each round needs one that has not.
+        blank = copied(half) if operation.listening.admitted is not None or joined.members.grown else None
+
+        def make() -> Loop:
+            fresh = half if blank is None else copied(blank)
+            job = Job(fresh, cut_shape, method, training, task, bfloat16)
+            made = Loop(joined, joined.server(job, Ledger()), folder, folder.checkpoints, operation.stop)
+            made.open(chosen, {}, resume=True)
+            return made
+
+        rounds = Rounds(joined, folder, make)
+        metrics.records = lambda: rounds.records
+        loop = rounds.train(callbacks.on_epoch)
+        save_halves(folder.folder, loop.server.half, loop.server.shared.tensors, joined.run)
+        half.load_state_dict(loop.server.half.state_dict())
+        joined.say_farewell(loop.server, len(loop.records), delivered(folder.folder), waits.linger)
     return Served(History(loop.records, loop.baseline, folder.given_up()), half, dict(joined.refusals.counts))
 
 
@@ -127,8 +147,10 @@ def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict
     return {**(config or described), "clients": list(outline.names)}
 
 
-def _oldest(loop: Loop) -> Saved:
+def _oldest(rounds: Rounds) -> Saved:
     """The oldest checkpoint that the server may go back to, and the best epoch's, if that is to stay."""
+    loop = rounds.loop
+    assert loop is not None
     assert loop.checkpoints is not None
     oldest = min(*loop.checkpoints.epochs()[-loop.training.keep_checkpoints :], *loop.epochs_to_keep(), 1 << 62)
     return Saved(oldest, max(loop.training.ending.kept(loop.records), default=-1))

@@ -45,7 +45,8 @@ class Replay:
         self.offsets = [sum(info.samples for info in clients[:c]) for c in range(len(clients) + 1)]
         self.views = Views(self.offsets[-1], job.method.views)
         name = f"replay store with {self.views.count} views a sample" if self.views.count > 1 else "replay store"
-        self.store = ReplayStore(self.views.rows, job.method.store, name) if store is None else store
+        made = ReplayStore(self.views.rows, job.method.store, name, self.views.count) if store is None else store
+        self.store = made
         self._fills_from = job.method.views_from
         frozen = all(info.frozen for info in clients)
         if self.delta or frozen or not isinstance(job.method.schedule, Always) or self._fills_from is not None:

@@ -125,7 +125,8 @@ class Server:
 
     def calibrates(self) -> bool:
         """Whether clients of this epoch are to measure the statistics of batch norm before they send activations."""
-        return self.stale and self.method.norm_in_b == "calibrated" and self.states.exchange is not Exchange.NONE
+        # Not for one that was admitted: what it alone measures would take the place of what all did.
+        return self.stale and self.method.norm_in_b == "calibrated" and self.states.scheduled is not Exchange.NONE
 
     def calibrating(self) -> list[int]:
         """The clients that send what they measured before they send activations."""
@@ -224,6 +225,7 @@ class Server:
         if self._costs is not None:
             took_part = [(client, self.states.of(client)) for client in self._last]
             spent = self._costs.spent(self.ledger.training_bytes(), took_part, self._calibrated)
+        self.states.owing = {client for client in self.states.owing if not self.replayed.has(client)}
         self.states.finish(loss, losses, self.absent, spent)
         return loss
 
@@ -232,6 +234,12 @@ class Server:
         exchanged = self.states.exchange is not Exchange.NONE
         magnitudes = self._magnitudes if exchanged else self.replayed.magnitudes(among)
         return out_of_line(magnitudes, among)
+
+    def may_have_grown(self) -> None:
+        """A checkpoint may be of fewer clients; the others were admitted after them."""
+        stores = [self.replayed.store, self.evaluation.store]
+        for store in [*stores, self.feedback.store] if self.feedback is not None else stores:
+            store.grows = True
 
     def forget(self, client: int) -> None:
         """Drop all that is stored of a client."""

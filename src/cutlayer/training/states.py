@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any
 
 from cutlayer.errors import ConfigError
@@ -17,12 +17,17 @@ class States:
         schedule: moves them on.
         owners: how many clients have a state of their own; 0 if one from the loss over all is for all.
         frozen: whether the client half is. No gradients are of use to it, so every A epoch is a B epoch.
+
+    Attributes:
+        owing: clients that were admitted in the midst of the run and of which nothing is stored yet.
     """
 
     def __init__(self, schedule: Schedule, owners: int = 0, *, frozen: bool = False) -> None:
         self.schedule, self.frozen = schedule, frozen
         self.state = self._useful(schedule.start())
         self.own: list[State] = [self.state] * owners
+        self.owing: set[int] = set()
+        self._called: frozenset[int] = frozenset()
 
     def fit_to(self, outlook: Outlook) -> None:
         """Begin with the schedule as it is in a run with this outlook. Raises ConfigError if it cannot be followed."""
@@ -38,21 +43,46 @@ class States:
         return self.state.epoch
 
     @property
-    def exchange(self) -> Exchange:
-        """What the epoch exchanges; if clients differ, the most that any does."""
+    def scheduled(self) -> Exchange:
+        """What the schedule has the epoch exchange; if clients differ, the most that any does."""
         return min((state.exchange for state in self.own), default=self.state.exchange)
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the epoch exchanges, with what clients send that are called."""
+        return min(self.scheduled, Exchange.ACTIVATIONS) if self._called else self.scheduled
 
     def of(self, client: int) -> Exchange:
         """What the epoch exchanges with a client."""
-        return self.state_of(client).exchange
+        return Exchange.ACTIVATIONS if client in self._called else self.state_of(client).exchange
+
+    def welcome(self, clients: Iterable[int]) -> None:
+        """These take part from the coming epoch on.
+
+        With a state of its own, a client begins as one that rests, so that its first epoch is B.
+        """
+        for client in clients:
+            if self.own:
+                self.own.append(State(Exchange.NONE, self.epoch))
+            self.owing.add(client)
+
+    def call(self, clients: Collection[int]) -> frozenset[int]:
+        """Have those of these clients that owe activations, and would rest in the coming epoch, send them in it.
+
+        Nothing is stored of them, and in a schedule that is in its C epochs for good nothing ever would be. Returns
+        those that are called.
+        """
+        resting = {client for client in clients if self.state_of(client).exchange is Exchange.NONE}
+        self._called = frozenset(resting & self.owing)
+        return self._called
 
     def each(self, clients: int) -> list[Exchange]:
         """What the epoch exchanges with each of so many clients."""
         return [self.of(client) for client in range(clients)]
 
-    def letters(self) -> str:
-        """The exchanges by client, if they have states of their own."""
-        return "".join(state.exchange for state in self.own)
+    def letters(self, clients: int) -> str:
+        """The exchanges of so many clients, by number, if they may differ."""
+        return "".join(self.each(clients)) if self.own or self._called else ""
 
     def state_of(self, client: int) -> State:
         """A client's state, which may be that of all."""
@@ -67,6 +97,7 @@ class States:
             absent: clients that did not do what was planned, and are to do it in the next epoch.
             spent: what the epoch cost.
         """
+        self._called = frozenset()
         if not self.own:
             self.state = self._useful(self.schedule.next(self.state, loss, spent))
             return
@@ -76,7 +107,7 @@ class States:
             else dataclasses.replace(state, epoch=state.epoch + 1)
             for client, state in enumerate(self.own)
         ]
-        self.state = State(self.exchange, self.epoch + 1, loss)
+        self.state = State(self.scheduled, self.epoch + 1, loss)
 
     def _useful(self, state: State) -> State:
         if self.frozen and state.exchange is Exchange.BOTH:
@@ -87,9 +118,11 @@ class States:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the schedule, and those of single clients as "own"; facts all of them."""
-        return {**self.state.as_dict(), "own": [state.as_dict() for state in self.own]}
+        owing = {"owing": sorted(self.owing)} if self.owing else {}
+        return {**self.state.as_dict(), "own": [state.as_dict() for state in self.own], **owing}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.state = State.from_dict(state)
         self.own = [State.from_dict(own) for own in state.get("own", [])]
+        self.owing, self._called = set(state.get("owing", ())), frozenset()

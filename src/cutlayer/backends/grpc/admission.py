@@ -13,12 +13,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from cutlayer.backends.grpc.claims import Claims
 from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
+from cutlayer.backends.grpc.newcomers import Newcomers, Roll
+from cutlayer.backends.grpc.refusals import SessionUnknown
 from cutlayer.backends.grpc.rpc import KEEPALIVE
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.backends.grpc.way_back import WayBack
@@ -28,10 +30,6 @@ from cutlayer.wire.messages import Hello, Welcome
 
 READY_SECONDS = 60.0
 """How long a client that comes while the server goes back to a checkpoint is held before it is to ask again."""
-
-
-class SessionUnknown(RefusedError):  # noqa: N818
-    """A client wants what this server has not got at the moment; it may begin a new session."""
 
 
 @dataclass
@@ -56,10 +54,11 @@ class Admission:
         patience: see `Waits`.
         keepalive: see `Endpoint`. So long a second process with a client's certificate is held, in case the first one
             has vanished.
-        known: their Hellos from earlier, if the run is not new.
+        known: their Hellos from earlier, by name, if the run is not new; those of clients that were admitted last.
 
     Attributes:
-        barred: clients that are let in no more, by name, and why.
+        names, hellos, barred: as in `Roll`.
+        newcomers: who waits to be admitted.
     """
 
     def __init__(
@@ -68,12 +67,13 @@ class Admission:
         way_back: WayBack,
         patience: float | None = None,
         keepalive: float = KEEPALIVE,
-        known: Sequence[Hello] = (),
+        known: Mapping[str, Hello] | None = None,
     ) -> None:
         self.claims, self.way_back, self.run = claims, way_back, way_back.run
-        self.names, self.patience, self.keepalive = list(claims.run.names), patience, keepalive
-        self.hellos: dict[int, Hello] = dict(enumerate(known))
-        self.barred: dict[str, str] = {}
+        self.patience, self.keepalive, known = patience, keepalive, known or {}
+        names = [*claims.run.names, *(name for name in known if name not in claims.run.names)]
+        roll = Roll(names, {names.index(name): hello for name, hello in known.items()})
+        self.names, self.hellos, self.barred = roll.names, roll.hellos, roll.barred
         self._sessions: dict[int, Session] = {}
         self._restore: list[int] | None = None  # None: the server is on its way back to a checkpoint
         self._saved: list[int] = [0] * len(self.names)  # what `_restore` would be if it went back now
@@ -82,10 +82,13 @@ class Admission:
         self._busy = self._broken = self._closed = False
         self._needed: set[int] = set()  # clients that the epoch under way depends on
         self._condition = threading.Condition()  # reentrant
+        self.newcomers = Newcomers(claims, way_back, roll, self._condition)
 
-    def admit(self, hello: Hello) -> tuple[Welcome, Connection]:
-        """Let a client in, or raise RefusedError."""
+    def admit(self, hello: Hello, alive: Callable[[], bool] = lambda: True) -> tuple[Welcome, Connection]:
+        """Let a client in, or raise RefusedError. A newcomer is held, while it is `alive`, until an epoch has ended."""
         with self._condition:
+            if hello.name in self.newcomers.expected and hello.name not in self.names:
+                self.newcomers.hold(hello, alive)
             number = self._check(hello)
             if hello.session:
                 return self._go_on(number, hello)
@@ -166,6 +169,8 @@ class Admission:
             with self._condition:
                 self._condition.wait_for(lambda: self._broken or self._complete(wanted), 0.5)
                 self.check()
+                if gone := [self.names[number] for number in wanted if self.names[number] in self.barred]:
+                    raise LinkClosed(f"{', '.join(gone)} takes part no more")
                 late = self.patience is not None and time.monotonic() - begin >= self.patience
                 links = self._there(range(len(self.names)))
                 if self._complete(wanted) or (late and links):
@@ -207,7 +212,7 @@ class Admission:
     def close(self) -> None:
         """Let no one in any more, and end all sessions."""
         with self._condition:
-            self._closed = True
+            self._closed = self.newcomers.closed = True
             for session in self._sessions.values():
                 session.link.close("the server went down")
             self._condition.notify_all()
@@ -217,7 +222,10 @@ class Admission:
     def _check(self, hello: Hello) -> int:
         """The client's number. Raises RefusedError for one that is not let in, and for what it may not claim."""
         if hello.name not in self.names:
-            raise RefusedError(f"name: expected one of {self.names}, got {hello.name!r}")
+            raise RefusedError(
+                f"name: expected one of {self.names}, got {hello.name!r}. The server's operator admits a client to a "
+                "run that has begun by its name in a file: serve --admit FILE, read again on SIGHUP"
+            )
         if hello.name in self.barred:
             raise RefusedError(f"client {hello.name} takes part no more: {self.barred[hello.name]}")
         number = self.names.index(hello.name)

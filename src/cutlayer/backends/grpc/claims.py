@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.method import Method, Training
 from cutlayer.training.averaging import largest_weights
+from cutlayer.training.checks import ClientSummary
+from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.wire.messages import Hello
 
 HALF = "client half"  # the one term that a server may not know by itself
@@ -45,7 +48,7 @@ class Outline:
     """What a server knows of a run before anyone has come.
 
     Attributes:
-        names: the clients, in the order of their numbers.
+        names: the clients that the run begins with, in the order of their numbers.
         half: the client half, for its structure alone; None compares the clients' halves with each other.
         cut_shape: shape of one sample's activations.
     """
@@ -81,8 +84,6 @@ class Claims:
             first: the Hello of the first client that came in, which says what the server cannot know.
             before: what this client said when it came for the first time.
         """
-        if hello.name not in self.run.names:
-            raise RefusedError(f"name: expected one of {list(self.run.names)}, got {hello.name!r}")
         half = (first or hello).terms.get(HALF)
         check_terms(self.terms if HALF in self.terms or half is None else {**self.terms, HALF: half}, hello.terms)
         for field, (least, most) in self._bounds(hello).items():
@@ -92,7 +93,8 @@ class Claims:
             if got > most:
                 advice = ADVICE.get(field, "")
                 raise RefusedError(f"{field}: expected at most {most}{advice}, got {got}")
-        self._check_room(hello)
+        if hello.name in self.run.names:
+            self._check_room(hello)
         if hello.frozen != hello.terms.get(HALF, "").endswith("(frozen)"):
             raise RefusedError(f"frozen: expected what its half says of itself, got {hello.frozen}")
         for field in IDENTITY:
@@ -106,6 +108,20 @@ class Claims:
                 f"bytes, half of --client-memory; one of {max(hello.batch_size, hello.test_batch_size)} samples may "
                 f"take {limit}. Choose a smaller batch_size"
             )
+
+    def check_newcomer(self, hello: Hello, members: Sequence[Hello]) -> None:
+        """Raise RefusedError for a claim with which a client cannot be admitted to a run of these."""
+        self.check(hello, members[0], None)
+        if hello.bfloat16 != (expected := all(member.bfloat16 for member in members)):
+            raise RefusedError(f"bfloat16: expected {expected}, as of the run's clients, got {hello.bfloat16}")
+        budget = self._budget_mib << 20
+        for field in ("samples", "test_samples"):
+            taken = self._sample_bytes * sum(getattr(member, field) for member in members)
+            if (needed := getattr(hello, field) * self._sample_bytes) > budget - taken:
+                raise RefusedError(
+                    f"{field}: {getattr(hello, field)} take up to {needed} bytes in the replay store, in which of "
+                    f"{budget >> 20} MiB up to {max(0, budget - taken)} bytes are free; raise the budget"
+                )
 
     def largest_frame(self, hello: Hello) -> int:
         """Bytes of the largest frame that this client has reason to send."""
@@ -130,10 +146,15 @@ class Claims:
             "weights_bytes": (0, self.half_bytes),
         }
 
+    @property
+    def _budget_mib(self) -> int:
+        """Of the replay store, wherever it lies."""
+        store = self.run.method.store
+        return store.memory_budget_mib if store.placement == "memory" else store.disk_budget_mib
+
     def _check_room(self, hello: Hello) -> None:
         """Whether what may be stored of a client fits its share of the store."""
-        store = self.run.method.store
-        budget = store.memory_budget_mib if store.placement == "memory" else store.disk_budget_mib
+        budget = self._budget_mib
         total = sum(self.limits.samples(name) for name in self.run.names)
         share = (budget << 20) * self.limits.samples(hello.name) // total
         for field in ("samples", "test_samples"):
@@ -142,6 +163,16 @@ class Claims:
                     f"{field}: {getattr(hello, field)} take up to {needed} bytes in the replay store, expected at most "
                     f"{share}, this client's share of {budget} MiB; raise the budget, or give each its quota (--quotas)"
                 )
+
+
+def summary_of(hello: Hello) -> ClientSummary:
+    """What the server is told of a client."""
+    return ClientSummary(**{each.name: getattr(hello, each.name) for each in dataclasses.fields(ClientSummary)})
+
+
+def plain_of(hello: Hello) -> PlainEpoch:
+    """A client's share of an epoch of plain split learning."""
+    return PlainEpoch(**{each.name: getattr(hello, f"epoch_{each.name}") for each in dataclasses.fields(PlainEpoch)})
 
 
 def as_json(hello: Hello) -> dict[str, object]:

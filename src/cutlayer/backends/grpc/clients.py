@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import secrets
 import time
@@ -13,30 +12,32 @@ from typing import Any, ClassVar
 
 from cutlayer.backends.base import Attendance, Clients
 from cutlayer.backends.grpc.admission import Admission
-from cutlayer.backends.grpc.claims import Claims, Outline, as_json, from_json
+from cutlayer.backends.grpc.claims import Claims, Outline, as_json, plain_of, summary_of
 from cutlayer.backends.grpc.listener import Reception
+from cutlayer.backends.grpc.members import Members, known_from
 from cutlayer.backends.grpc.operation import Operation
 from cutlayer.backends.grpc.peer import Desk, LinkPeer
 from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
-from cutlayer.backends.grpc.revocations import REASON
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
+from cutlayer.records.admitted import Admitted
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.records.ledger import Ledger
 from cutlayer.records.noted import Noted, gone_back
 from cutlayer.records.state_dicts import Store
 from cutlayer.training.averaging import SharedHalf
-from cutlayer.training.checks import ClientSummary
 from cutlayer.training.job import Job
 from cutlayer.training.peers import send
-from cutlayer.training.plain_epoch import PlainEpoch
 from cutlayer.training.server import Server
 from cutlayer.wire.frames import Frame, pack, packed
-from cutlayer.wire.messages import Finished, Saved, Weights
+from cutlayer.wire.messages import Finished, Hello, Saved, Weights
 
 log = logging.getLogger("cutlayer.server")
+
+ROOM = 64
+"""Clients that may be admitted to a run while one process serves it."""
 
 
 class GrpcClients(Clients):
@@ -46,7 +47,7 @@ class GrpcClients(Clients):
         run: what is known of it before anyone has come.
         operation: what the server's operator chooses.
         checkpoints: the run's.
-        left_out: the record of clients that the run goes on without.
+        left_out: the record of clients that the run goes on without, in its folder.
         oldest: called for the epochs of the oldest checkpoint that the server may go back to, and for those beside it.
     """
 
@@ -61,7 +62,7 @@ class GrpcClients(Clients):
         oldest: Callable[[], Saved],
         left_out: Noted,
     ) -> None:
-        self.names, self.half, self.waits, self.stop = list(run.names), run.half, operation.waits, operation.stop
+        self.half, self.waits, self.stop = run.half, operation.waits, operation.stop
         self.epochs, self._oldest, self._say = run.training.epochs, oldest, operation.callbacks.on_wait
         saved = checkpoints.state() or {}
         self.run = saved.get("run") or secrets.token_hex(8)
@@ -70,23 +71,29 @@ class GrpcClients(Clients):
         """Bytes of frames by client and direction, since this process began."""
         listening, limits = operation.listening, operation.limits
         self._desk = Desk(self.waits, self.waiting, self.refusals, self.stop, limits.slowest, self.traffic)
-        self._limits, self._named = limits, listening.tls is not None
-        hellos = [from_json(values) for values in saved.get("hellos", [])]
-        self._way_back = WayBack(self.run, checkpoints, limits.goings_back, gone_back(left_out.file.parent))
+        folder, self._begun = left_out.file.parent, int(saved.get("epoch", 0))
+        known = known_from(run.names, saved.get("hellos", []), Admitted(folder))
+        self._way_back = WayBack(self.run, checkpoints, limits.goings_back, gone_back(folder))
         self.claims = Claims(run, limits)
-        self.admission = Admission(self.claims, self._way_back, self.waits.patience, listening.keepalive, hellos)
+        self.admission = Admission(self.claims, self._way_back, self.waits.patience, listening.keepalive, known)
+        self.members, self.names = Members(self.admission, Admitted(folder), left_out), self.admission.names
+        self.places = Places(
+            self.names, limits, named=listening.tls is not None, room=ROOM if listening.admitted is not None else 0
+        )
         self.stores: dict[str, Store] = {}
-        self._took_part = [0] * len(run.names)
+        self._took_part = [0] * len(self.names)
         """After how many epochs each client did something last."""
-        self._left_out, self._forgotten, self._revoked = left_out, set(), set()
         self._server: Server | None = None
-        self._leave_out()
-        if listening.revoked is not None:
-            listening.revoked.listen(self._revoke)
-        self._strikes = [0] * len(run.names)
+        self._dropped: set[int] = set()
+        """Clients of which the server stores nothing any more."""
+        self._strikes: Counter[int] = Counter()
         """Epochs in a row that each client began and did not complete."""
         self._failed: tuple[int, set[int]] = (-1, set())
         """Clients with which this epoch came to nothing before."""
+        if listening.revoked is not None:
+            listening.revoked.listen(self.members.revoke)
+        if listening.admitted is not None:
+            listening.admitted.listen(self._expect)
 
     def _tell(self, line: str) -> None:
         line = f"epoch {self._epoch + 1}/{self.epochs}: {line}"
@@ -95,26 +102,52 @@ class GrpcClients(Clients):
 
     def reception(self, config: str) -> Reception:
         """Who is let in, for a listener; clients that ask get the run's config, as JSON."""
-        places = Places(self.names, self._limits, named=self._named)
         known = self.admission.barred
-        return Reception(self.admission.admit, config, self.refusals, places, self.waiting.awaited, known.get)
+        return Reception(self.admission.admit, config, self.refusals, self.places, self.waiting.awaited, known.get)
 
     def meet(self) -> None:
         """Learn what each client holds: from the newest checkpoint, or from the clients, once all have come."""
         if len(self.admission.hellos) < len(self.names):
             self.admission.open(self._took_part)
             self.admission.wait_for_all(self.stop, self.waiting)
-        hellos = [self.admission.hellos[number] for number in range(len(self.names))]
-        fields = [field.name for field in dataclasses.fields(ClientSummary)]
-        self.summaries = [ClientSummary(**{name: getattr(hello, name) for name in fields}) for hello in hellos]
-        self.plain = [
-            PlainEpoch(
-                *(h.epoch_samples, h.epoch_steps, h.epoch_flops, h.epoch_bytes, h.epoch_forward, h.epoch_defence),
-                h.epoch_labels,
-            )
-            for h in hellos
-        ]
+        self.group(self._begun)
+
+    def group(self, epochs: int, newcomer: Hello | None = None) -> None:
+        """Have those take part that do in the epoch after so many, and perhaps a newcomer."""
+        hellos = [self.admission.hellos[number] for number in range(self.members.count(epochs))]
+        hellos += [newcomer] if newcomer is not None else []
+        self.summaries, self.plain = [summary_of(hello) for hello in hellos], [plain_of(hello) for hello in hellos]
         self.weights_bytes = hellos[0].weights_bytes
+
+    def _expect(self, names: set[str]) -> None:
+        """These may come to be admitted. From any thread."""
+        try:
+            self.places.add(names)
+        except ConfigError as error:
+            log.warning("%s", error)
+            return
+        self.admission.newcomers.expect(names)
+
+    def let_go(self) -> None:
+        """Of the server, whose place another one takes."""
+        self._server = None
+
+    def changed(self, epochs: int) -> bool:
+        """Whether a client waits to be admitted, or the server went back behind the admission of one."""
+        self.members.epochs = epochs
+        return self.members.count(epochs) != len(self.summaries) or self.members.newcomer() is not None
+
+    def may_come(self, client: int) -> bool:
+        """With patience, if it is there: in an epoch in which the others rest, none of them need be."""
+        there = self.waits.patience is None or self.names[client] in self.admission.present()
+        return super().may_come(client) and there
+
+    def between_epochs(self) -> None:
+        """Of those that are left out nothing stays."""
+        for number in self.members.forgotten - self._dropped:
+            if self._server is not None and number < len(self.summaries):
+                self._server.forget(number)
+            self._dropped.add(number)
 
     def server(self, job: Job, ledger: Ledger) -> Server:
         """The server for these clients, which knows what their half must look like."""
@@ -122,6 +155,8 @@ class GrpcClients(Clients):
         if self.half is not None:
             server.shared = SharedHalf(self.half.state_dict())
         self.ledger, self._server = ledger, server
+        if self.members.grown or len(self.summaries) > len(self.names):
+            server.may_have_grown()
         return server
 
     @contextmanager
@@ -175,40 +210,18 @@ class GrpcClients(Clients):
 
     def leave_out(self, reason: DivergedError) -> bool:
         """Leave out the client whose activations are out of line, if another one is left."""
-        there = [number for number in range(len(self.names)) if number not in self.left_out]
+        there = [number for number in range(len(self.summaries)) if number not in self.left_out]
         if self._server is None or (number := self._server.suspect(there)) is None:
             return False
         why = f"training diverged on its activations, which are far larger than the others' ({reason})"
         log.warning("client %s is left out from now on: %s", self.names[number], why)
-        self._left_out.add(self.names[number], why)
-        self._leave_out()
+        self.members.leave_out(number, why)
         return True
-
-    def _leave_out(self) -> None:
-        """Let those in no more that left_out.json names."""
-        reasons = self._left_out.read()
-        self._forgotten = {number for number, name in enumerate(self.names) if name in reasons}
-        if len(self._forgotten) == len(self.names):
-            raise ConfigError(f"all clients of the run are left out, as {self._left_out.file} says")
-        for number in self._forgotten:
-            self.admission.bar(self.names[number], reasons[self.names[number]])
-
-    def _revoke(self, names: set[str]) -> None:
-        """Let these in no more, nor any others in place of them that were revoked before. From any thread."""
-        self._revoked = {number for number, name in enumerate(self.names) if name in names}
-        left_out = self._left_out.read()
-        for name in self.names:
-            if name in names:
-                self.admission.bar(name, REASON)
-            elif name in left_out:  # and stays so, whether it was revoked as well or not
-                self.admission.bar(name, left_out[name])
-            elif self.admission.barred.get(name) == REASON:
-                self.admission.barred.pop(name)
 
     @property
     def left_out(self) -> set[int]:  # type: ignore[override]
         """Those of left_out.json, and those whose certificates are revoked."""
-        return self._forgotten | self._revoked
+        return self.members.gone
 
     def stored_bytes(self) -> int | None:
         """Bytes of the replay store; None before it is there."""
@@ -230,19 +243,21 @@ class GrpcClients(Clients):
 
     def state_dict(self) -> dict[str, Any]:
         """The run's id, and what each client said of itself and took part in last."""
-        hellos = [as_json(self.admission.hellos[number]) for number in range(len(self.names))]
+        hellos = [as_json(self.admission.hellos[number]) for number in range(len(self.summaries))]
         self.admission.saved(self._took_part)
-        return {"run": self.run, "hellos": hellos, "took_part": list(self._took_part)}
+        return {"run": self.run, "hellos": hellos, "took_part": self._took_part[: len(hellos)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned, and let the clients in with the checkpoints that fit it.
 
-        Of those that are left out nothing stays.
+        Of those that are left out nothing stays. Clients that are not in it were admitted since.
         """
-        for number in self._forgotten:
-            if self._server is not None:
-                self._server.forget(number)
-        self._took_part = list(state["took_part"])
+        known, count = len(state["took_part"]), max(len(self.names), len(self.summaries))
+        self._took_part = [*state["took_part"], *(0,) * (count - known)]
+        self._dropped.clear()
+        self.between_epochs()
+        if self._server is not None:
+            self._server.states.welcome(range(known, len(self.summaries)))
         self.admission.open(self._took_part)
 
     # --- the end ---

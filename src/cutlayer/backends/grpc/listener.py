@@ -11,11 +11,10 @@ from typing import Any
 
 import grpc
 
-from cutlayer.backends.grpc.admission import SessionUnknown
 from cutlayer.backends.grpc.health import Health
 from cutlayer.backends.grpc.link import Connection
 from cutlayer.backends.grpc.places import Busy, Deadlines, Places, descriptors_for_strangers
-from cutlayer.backends.grpc.refusals import Refusals
+from cutlayer.backends.grpc.refusals import Refusals, SessionUnknown
 from cutlayer.backends.grpc.renewal import server_credentials
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, SERVICE, Endpoint, certified_name, options
 from cutlayer.errors import ConfigError, RefusedError, harmless
@@ -30,13 +29,14 @@ class Reception:
     """Who is let in, and what is told to those that ask.
 
     Attributes:
-        admit: from a client's Hello to the Welcome and the connection of its link; raises RefusedError.
+        admit: from a client's Hello, and whether it is still connected, to the Welcome and the connection of its link;
+            raises RefusedError.
         config: the run's config as JSON, for clients that ask.
         barred: why one of this name is told nothing; None for the others.
         missing: whom the run waits for at the moment, by name; none if it is ready.
     """
 
-    admit: Callable[[Hello], tuple[Welcome, Connection]]
+    admit: Callable[[Hello, Callable[[], bool]], tuple[Welcome, Connection]]
     config: str
     refusals: Refusals
     places: Places
@@ -55,7 +55,7 @@ class Listener:
         self.reception, self._deadlines = reception, Deadlines()
         self._offer = pack(Frame(Offer(reception.config)))
         places = reception.places
-        most = ("grpc.max_allowed_incoming_connections", descriptors_for_strangers(len(places.members)))
+        most = ("grpc.max_allowed_incoming_connections", descriptors_for_strangers(places.most))
         streams = ("grpc.max_concurrent_streams", 2 * places.limits.streams + 4)  # of a connection
         self._server = grpc.server(
             ThreadPoolExecutor(places.threads, "cutlayer-stream"), options=[*options(endpoint.keepalive), most, streams]
@@ -131,7 +131,7 @@ class Listener:
             raise RefusedError(f"expected a Hello first, and nothing else, got {type(hello).__name__}")
         if self._tls and who != hello.name:
             raise RefusedError(f"name: the certificate is made out to {who!r}, the client says {hello.name!r}")
-        return hello.name, *self.reception.admit(hello)
+        return hello.name, *self.reception.admit(hello, context.is_active)
 
     def _read(self, requests: Iterator[bytes], connection: Connection, refused: list[RefusedError]) -> None:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cutlayer.backends.grpc.limits import ClientLimits
-from cutlayer.backends.grpc.revocations import Revocations
+from cutlayer.backends.grpc.name_files import Admissions, Revocations
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.records.history import EpochRecord
 from cutlayer.stop_request import Stop
@@ -18,10 +18,12 @@ class Listening(Endpoint):
 
     Attributes:
         revoked: names whose certificates do not count any more.
+        admitted: names that are let into the run after it has begun, between two epochs.
         metrics: HOST:PORT to show metrics at, in Prometheus' format.
     """
 
     revoked: Revocations | None = None
+    admitted: Admissions | None = None
     metrics: str | None = None
 
 

@@ -34,10 +34,11 @@ class Places:
     Args:
         members: names of the run's clients.
         named: whether connections show whose they are, by TLS. If not, all of them share all places.
+        room: for clients that may be admitted later.
     """
 
-    def __init__(self, members: Collection[str], limits: ClientLimits, *, named: bool) -> None:
-        self.members, self.limits = frozenset(members), limits
+    def __init__(self, members: Collection[str], limits: ClientLimits, *, named: bool, room: int = 0) -> None:
+        self.members, self.limits, self.most = frozenset(members), limits, len(members) + room
         self._strangers = limits.strangers + (0 if named else len(self.members) * limits.streams)
         self._taken: Counter[str] = Counter()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -46,7 +47,16 @@ class Places:
     @property
     def threads(self) -> int:
         """Threads for all streams that may be open, and some to refuse others."""
-        return len(self.members) * (1 + self.limits.streams) + self.limits.strangers + SPARE
+        return self.most * (1 + self.limits.streams) + self.limits.strangers + SPARE
+
+    def add(self, names: Collection[str]) -> None:
+        """These are members, too. Raises ConfigError if there is no room for them."""
+        if len(members := self.members | set(names)) > self.most:
+            raise ConfigError(
+                f"admit: expected at most {self.most} clients in this process of the server, got {len(members)}; start "
+                "it again for more"
+            )
+        self.members = members
 
     @contextmanager
     def place(self, who: str) -> Iterator[None]:

@@ -6,13 +6,17 @@ import logging
 import threading
 from collections import Counter
 
-from cutlayer.errors import harmless
+from cutlayer.errors import RefusedError, harmless
 
 log = logging.getLogger("cutlayer.wire")
 
 MOST_NAMES = 1000
 """Of those that are counted by themselves. Strangers choose their names; the others are counted together."""
 OTHERS = "others"
+
+
+class SessionUnknown(RefusedError):  # noqa: N818
+    """A client wants what this server has not got at the moment; it may begin a new session."""
 
 
 class Refusals:

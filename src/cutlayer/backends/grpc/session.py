@@ -169,6 +169,7 @@ class Session:
         self.refusal: str | None = None
         self.hopeless = False
         self.known, self.connections = known, 0
+        self._call: Any = None
         self._attempts = Attempts(server.address, server.tls)
         self._back_off = back_off
         self._welcomed = threading.Event()
@@ -195,6 +196,8 @@ class Session:
     def close(self) -> None:
         """End the session."""
         self.link.close("this client ended the session")
+        if self._call is not None and self.welcome is None:  # held by the server, it would not end by itself
+            self._call.cancel()
         self._thread.join(5.0)
 
     def _keep_connected(self) -> None:
@@ -232,7 +235,7 @@ class Session:
 
         session = self.welcome.session if self.welcome is not None else ""
         hello = msgspec.structs.replace(self.hello, session=session, received=self.link.received)
-        call = channel.stream_stream(f"/{SERVICE}/Exchange")(outgoing())
+        call = self._call = channel.stream_stream(f"/{SERVICE}/Exchange")(outgoing())
         try:
             for message in call:
                 if opened:

@@ -8,7 +8,8 @@ again, to the same bits. As a client may say anything of its checkpoints, this h
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cutlayer.errors import DamagedError, RefusedError
 from cutlayer.records.checkpoint import Checkpoints
@@ -54,9 +55,7 @@ class WayBack:
         if self.over:
             raise RefusedError(f"{lacks}; the run is at its end, no epoch is trained again: restore its folder")
         own = self._checkpoints.states()
-        if not (
-            fitting := [epochs for epochs, state in own.items() if state["took_part"][number] in hello.checkpoints]
-        ):
+        if not (fitting := [epochs for epochs, state in own.items() if _took_part(state, number) in hello.checkpoints]):
             raise RefusedError(f"{lacks}; none of the server's, after {list(own)} epochs, goes with them: {else_}")
         times = self._times.get(hello.name, 0) + 1
         if times > self.most:
@@ -94,3 +93,8 @@ class WayBack:
             log.warning("not gone back further: %s", error)
             return
         self._checkpoints.prune(range(wanted + 1))
+
+
+def _took_part(state: Mapping[str, Any], number: int) -> int:
+    """After how many epochs of a checkpoint a client did something last; 0 for one that was admitted later."""
+    return (*state["took_part"], *(0,) * number)[number]

@@ -1,0 +1,343 @@
+"""Clients that come to a run that has begun, and clients that leave it for good. Server and clients are threads."""
+
+import copy
+import functools
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from cutlayer import Always, Budget, ConfigError, Drop, Fleet, Method, Once, Periodic, fit
+from cutlayer.backends.grpc.limits import ClientLimits
+from cutlayer.backends.grpc.name_files import Admissions, Revocations
+from cutlayer.errors import RefusedError
+from cutlayer.files import load_tensors
+from cutlayer.records.checkpoint import Checkpoints
+from cutlayer.runs.run import Run
+from cutlayer.runs.serve import Served, serve
+from cutlayer.strategies import ParallelSplit, Sequential, SplitFedV1
+from tests.helpers import small
+from tests.helpers.attacked import CUT, METHOD, NAMES, Attacked, certificates, halves, training
+
+BEGUN = ("alice", "bob")
+WAITS = "client mallory waits to be admitted"
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory) -> Path:
+    return certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog) -> None:
+    caplog.set_level(logging.INFO)
+
+
+class Patient(Attacked):
+    """Begins to train once it is told to."""
+
+    begin_now = threading.Event()
+
+    def _listens(self, port: int) -> None:
+        super()._listens(port)
+        self.begin_now.wait(60)
+
+
+class Growing:
+    """A run of alice and bob to which mallory, who means no harm here, is admitted."""
+
+    def __init__(self, folder: Path, tls: Path, caplog, kind: type[Attacked] = Attacked, **more: object) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.caplog, self._names = folder, caplog, folder / "admit.txt"
+        self._names.write_text("# none yet\n")
+        self.admissions = Admissions(self._names)
+        chosen = {"patience": None, "epochs": 6, "method": METHOD, **more}
+        self.scene = kind(folder, tls, names=BEGUN, all_names=NAMES, admitted=self.admissions, **chosen)
+
+    def __enter__(self) -> "Growing":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.scene.__exit__(*exc)
+
+    def expect(self, *names: str) -> None:
+        """The operator changes the file, and tells the server."""
+        self._names.write_text("\n".join(names))
+        self.admissions.reread()
+
+    def admit_after(self, epochs: int) -> None:
+        """mallory comes while so many epochs are done, and is there before the next one begins."""
+        done = 0
+
+        def count(exchange: str) -> None:
+            nonlocal done
+            done += 1
+            if done == epochs:
+                self.come()
+
+        self.scene.watch(count)
+
+    def come(self) -> None:
+        before = self.caplog.text.count(WAITS)
+        self.expect("mallory")
+        self.scene.begin("mallory")
+        deadline = time.monotonic() + 30
+        while self.caplog.text.count(WAITS) == before:
+            assert time.monotonic() < deadline, self.scene.errors
+            time.sleep(0.01)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Of all halves, at the end."""
+        served = self.scene.end()
+        state = {f"server.{name}": value for name, value in served.half.state_dict().items()}
+        for name, half in self.scene.joined.items():
+            state |= {f"{name}.{key}": value for key, value in half.state_dict().items()}
+        return state
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def admitted(folder: Path, tls: Path, caplog, after: int = 3, **more: object) -> tuple[dict[str, torch.Tensor], Served]:
+    """The run in which mallory is admitted after so many epochs."""
+    with Growing(folder, tls, caplog, **more) as growing:
+        growing.admit_after(after)
+        growing.scene.begin(*BEGUN)
+        weights = growing.weights()
+        assert growing.scene.served is not None
+        return weights, growing.scene.served
+
+
+# --- what comes of it ---
+
+
+class Learner:
+    """A module with its optimizer, as one writes it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = copy.deepcopy(module)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def by_hand(sets: list, joins: list[int], epochs: int) -> tuple[nn.Module, nn.Module]:
+    """SplitFedV2 as a plain loop: each client takes part from an epoch on, and begins with the others' average."""
+    server, mean, clients = Learner(halves().server), copy.deepcopy(halves().client), {}
+    for epoch in range(epochs):
+        for number, since in enumerate(joins):
+            if since == epoch:
+                clients[number] = Learner(mean)
+        parts = {n: list(zip(*(t.split(8) for t in sets[n].tensors), strict=True)) for n in clients}
+        for step in range(max(map(len, parts.values()))):
+            for number in (n for n in clients if step < len(parts[n])):
+                inputs, labels = parts[number][step]
+                loss = cross_entropy(server.module(clients[number].module(inputs)), labels)
+                for learner in (server, clients[number]):
+                    learner.optimizer.zero_grad()
+                loss.backward()
+                for learner in (server, clients[number]):
+                    learner.optimizer.step()
+        total = sum(len(sets[n]) for n in clients)
+        states = {n: learner.module.state_dict() for n, learner in clients.items()}
+        average = {k: sum(len(sets[n]) / total * states[n][k].double() for n in clients) for k in states[0]}
+        for module in (mean, *(learner.module for learner in clients.values())):
+            module.load_state_dict(average)
+    return mean, server.module
+
+
+def test_a_client_is_admitted_between_two_epochs_as_in_a_loop_by_hand(tls: Path, tmp_path: Path, caplog) -> None:
+    weights, served = admitted(tmp_path, tls, caplog, after=2, method=Method(Always()), epochs=5)
+    epochs = served.history.epochs
+    assert [record.samples for record in epochs] == [40, 40, 48, 48, 48]
+    assert all(record.absent == [] for record in epochs)
+    client, server = by_hand(small.data(), [0, 0, 2], 5)
+    for name, half in (("alice", client), ("bob", client), ("mallory", client), ("server", server)):
+        for key, value in half.state_dict().items():
+            torch.testing.assert_close(weights[f"{name}.{key}"], value, rtol=1e-4, atol=1e-6)
+    assert caplog.text.count("connected from") - caplog.text.count("disconnected") <= 3
+    assert "a new session" not in caplog.text  # nobody's connection was broken for it
+    changes = json.loads((tmp_path / "server" / "config.json").read_text())["changes"]
+    said = "client mallory was admitted, with 8 samples and 0 test samples; scores count these from then on"
+    assert changes == [f"after 2 epochs: {said}"]
+    history = Run(tmp_path / "server").history()
+    assert history.baseline.samples == 48
+    assert history.traffic_reduction == pytest.approx(1, rel=1e-6)  # 32 bits in every epoch
+
+
+RUNS = {
+    "periodic": {"method": METHOD, "keep_checkpoints": 10},
+    "views": {"method": Method.of(Periodic(period=3), "fp8", views=2)},
+    "delta": {"method": Method.of(Periodic(period=3), "delta>mxfp4+zstd/ef>mxfp4")},
+    "splitfed_v1": {"method": Method.of(Periodic(period=3), "fp8", fleet=Fleet(strategy=SplitFedV1(average_every=1)))},
+    "sequential": {"method": Method.of(Periodic(period=3), "fp8", fleet=Fleet(strategy=Sequential()))},
+    "parallel": {"method": Method.of(Periodic(period=3), "fp8", fleet=Fleet(strategy=ParallelSplit()))},
+    "own": {"method": Method.of(Drop(threshold=0.05), "fp8", fleet=Fleet(state="own"))},
+    "some": {"method": Method.of(Periodic(period=3), "fp8", fleet=Fleet(fraction=0.5))},
+    "norm": {"method": METHOD, "network": small.halves(norm=True)},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_the_same_as_a_restart_with_one_client_more(name: str, tls: Path, tmp_path: Path, caplog) -> None:
+    """And a run with it is killed and resumed to the same bits, also from a checkpoint from before it was admitted."""
+    chosen = RUNS[name]
+    live, served = admitted(tmp_path / "live", tls, caplog, **chosen)
+    folder = tmp_path / "restarted"
+    with Growing(folder, tls, caplog, **chosen) as growing:
+        growing.scene.stop_after(3)
+        growing.scene.begin(*BEGUN)
+        growing.scene.thread.join(60)
+    assert not (folder / "server" / "admitted.json").exists()
+    Patient.begin_now.clear()
+    with Growing(folder, tls, caplog, Patient, **chosen) as growing:
+        growing.come()
+        Patient.begin_now.set()
+        growing.scene.stop_after(5)
+        growing.scene.begin(*BEGUN)
+        growing.scene.thread.join(60)
+    assert json.loads((folder / "server" / "admitted.json").read_text())["clients"][0]["since"] == 3
+    checkpoints = Checkpoints(folder / "server" / "checkpoints")
+    if name == "periodic":
+        assert checkpoints.epochs() == [0, 1, 2, 3, 4, 5]
+        for epochs in (3, 4, 5):
+            (checkpoints.place(epochs) / "server.safetensors").write_bytes(b"")
+    with Growing(folder, tls, caplog, **chosen) as growing:  # which need not be told again
+        growing.scene.begin(*NAMES)
+        assert same(growing.weights(), live)
+        assert growing.scene.served.history.exchanges == served.history.exchanges
+        assert growing.scene.served.history.losses == served.history.losses
+
+
+def test_in_c_epochs_for_good_a_newcomer_sends_once_and_the_others_rest(tls: Path, tmp_path: Path, caplog) -> None:
+    _, served = admitted(tmp_path, tls, caplog, after=4, method=Method.of(Once(), "fp8"), epochs=7)
+    epochs = served.history.epochs
+    assert [record.exchange for record in epochs] == ["A", "B", "C", "C", "B", "C", "C"]
+    assert [record.states for record in epochs] == ["", "", "", "", "CCB", "", ""]
+    assert [record.samples for record in epochs] == [40, 40, 40, 40, 48, 48, 48]
+    rows = sum(record.bytes["up"].get("activations", 0) for record in epochs[4:])
+    assert rows == 8 * CUT[0] + 4  # a byte a value, and a scale
+
+
+# --- who is not admitted changes nothing ---
+
+
+@functools.cache
+def undisturbed(epochs: int = 6) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    result = fit(halves(), small.data()[:2], method=METHOD, training=training(epochs)).halves
+    return result.client.state_dict(), result.server.state_dict()
+
+
+def assert_undisturbed(growing: Growing) -> None:
+    weights, (client, server) = growing.weights(), undisturbed()
+    expected = {f"server.{key}": value for key, value in server.items()}
+    for name in BEGUN:
+        expected |= {f"{name}.{key}": value for key, value in client.items()}
+    assert same({name: weights[name] for name in expected}, expected)
+    assert not (growing.folder / "server" / "admitted.json").exists()
+    assert "changes" not in Run(growing.folder / "server").read_config()
+
+
+def test_who_is_refused_or_dies_before_it_is_admitted_changes_nothing(tls: Path, tmp_path: Path, caplog) -> None:
+    limits = ClientLimits(max_samples=100, quotas={"mallory": 50})
+    with Growing(tmp_path, tls, caplog, limits=limits) as growing:
+        scene, done = growing.scene, threading.Event()
+
+        def attack(exchange: str) -> None:
+            if done.is_set():
+                return
+            done.set()
+            honest = scene.hello()
+            assert "admits a client to a run that has begun by its name in a file" in scene.refusal(honest)
+            growing.expect("mallory")
+            wrong = {"samples": 51, "batch_size": 1 << 20, "terms": {**honest.terms, "colour": "red"}, "bfloat16": True}
+            for field, value in wrong.items():
+                reason = scene.refusal(scene.hello(**{field: value}))
+                assert ("colour" if field == "terms" else field) in reason
+            assert "give it an empty folder" in scene.refusal(scene.hello(run="other"))
+            with pytest.raises(TimeoutError):  # it waits, and is gone before the epoch is at its end
+                scene.join("mallory", folder=tmp_path / "dying", stop=Vanishing())
+            time.sleep(1.0)
+
+        scene.watch(attack)
+        scene.begin(*BEGUN)
+        assert_undisturbed(growing)
+    assert WAITS in caplog.text
+
+
+class Vanishing:
+    """The end of a process that waits to be let in."""
+
+    requested, saved = False, None
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + 1.0
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise TimeoutError
+
+
+def test_who_does_not_fit_in_is_turned_away_with_the_reason(tls: Path, tmp_path: Path, caplog) -> None:
+    """What an epoch of all clients may cost is known once it has come."""
+    method = Method.of(Budget(megabytes=0.05), "fp8")
+    with Growing(tmp_path, tls, caplog, method=method) as growing:
+        reasons, scene = [], growing.scene
+
+        def ask(exchange: str) -> None:
+            if not reasons:
+                growing.expect("mallory")
+                huge = scene.hello(epoch_bytes=1 << 24, epoch_samples=8)
+                threading.Thread(target=lambda: reasons.append(scene.refusal(huge)), daemon=True).start()
+                reasons.append("")
+                time.sleep(1.0)
+
+        scene.watch(ask)
+        scene.begin(*BEGUN)
+        served = scene.end()
+    assert "client mallory cannot be admitted: budget: 0.05 MB do not pay for the first epochs" in reasons[1]
+    plain = fit(halves(), small.data()[:2], method=method, training=training(6))
+    assert served.history.losses == plain.history.losses
+    assert not (tmp_path / "server" / "admitted.json").exists()
+
+
+def test_a_run_of_one_client_takes_in_no_other(tmp_path: Path) -> None:
+    names = tmp_path / "admit.txt"
+    names.write_text("bob\n")
+    from cutlayer.runs.serve import Listening
+
+    listening = Listening("127.0.0.1:0", admitted=Admissions(names))
+    with pytest.raises(ConfigError, match="admit: expected a run of two clients or more"):
+        serve(halves().server, CUT, listen=listening, run=tmp_path / "run", clients=("alice",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_client_that_is_waited_for_and_revoked_is_waited_for_no_more(tls: Path, tmp_path: Path) -> None:
+    """It is not even connected."""
+    file = tmp_path / "revoked.txt"
+    file.write_text("")
+    revoked = Revocations(file)
+    with Attacked(tmp_path, tls, patience=None, revoked=revoked) as scene:
+        session = scene.session()
+        scene.begin(*BEGUN)
+        session.link.disconnect()
+        session.close()
+        time.sleep(1.0)
+        file.write_text("mallory\n")
+        revoked.reread()
+        scene.finish(*BEGUN)
+
+
+def stored(folder: Path, part: str = "store") -> list[bool]:
+    """Which samples are in the store of the newest checkpoint."""
+    import numpy as np
+
+    return np.load(Checkpoints(folder / "checkpoints").latest() / part / "present.npy").tolist()  # type: ignore[operator]
+
+
+_ = load_tensors, RefusedError
