@@ -20,7 +20,7 @@ class BadServer:
 
     def __init__(self, config: str = "{}") -> None:
         self.link = Link(1 << 24)
-        reception = Reception(self._admit, config, Refusals(), Places(["client"], ClientLimits(), named=False))
+        reception = Reception(self._admit, config, Refusals(), Places(["client"], ClientLimits(), named=False), print)
         self.listener = Listener(Endpoint("127.0.0.1:0"), reception)
         self.address = f"127.0.0.1:{self.listener.port}"
 

@@ -8,22 +8,27 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cutlayer import Always, Budget, ConfigError, Drop, Fleet, Method, Once, Periodic, fit
+from cutlayer.backends.grpc.calls import leave, wait_for_config
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.name_files import Admissions, Revocations
+from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
 from cutlayer.errors import RefusedError
-from cutlayer.files import load_tensors
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.runs.run import Run
-from cutlayer.runs.serve import Served, serve
+from cutlayer.runs.serve import Listening, Served, serve
 from cutlayer.strategies import ParallelSplit, Sequential, SplitFedV1
+from cutlayer.wire.envelope import seal
+from cutlayer.wire.messages import Leave
 from tests.helpers import small
-from tests.helpers.attacked import CUT, METHOD, NAMES, Attacked, certificates, halves, training
+from tests.helpers.attacked import CUT, METHOD, NAMES, Attacked, certificates, halves, plan_of, training
 
 BEGUN = ("alice", "bob")
 WAITS = "client mallory waits to be admitted"
@@ -309,8 +314,6 @@ def test_who_does_not_fit_in_is_turned_away_with_the_reason(tls: Path, tmp_path:
 def test_a_run_of_one_client_takes_in_no_other(tmp_path: Path) -> None:
     names = tmp_path / "admit.txt"
     names.write_text("bob\n")
-    from cutlayer.runs.serve import Listening
-
     listening = Listening("127.0.0.1:0", admitted=Admissions(names))
     with pytest.raises(ConfigError, match="admit: expected a run of two clients or more"):
         serve(halves().server, CUT, listen=listening, run=tmp_path / "run", clients=("alice",))
@@ -333,11 +336,97 @@ def test_a_client_that_is_waited_for_and_revoked_is_waited_for_no_more(tls: Path
         scene.finish(*BEGUN)
 
 
-def stored(folder: Path, part: str = "store") -> list[bool]:
-    """Which samples are in the store of the newest checkpoint."""
-    import numpy as np
-
-    return np.load(Checkpoints(folder / "checkpoints").latest() / part / "present.npy").tolist()  # type: ignore[operator]
+# --- who leaves ---
 
 
-_ = load_tensors, RefusedError
+def stored(folder: Path) -> list[bool]:
+    """Which samples are in the store of the server's newest checkpoint."""
+    newest = Checkpoints(folder / "server" / "checkpoints").latest()
+    assert newest is not None
+    return np.load(newest / "store" / "present.npy").tolist()
+
+
+class Scene(Attacked):
+    """mallory, honest, leaves at some moment."""
+
+    def leave(self, name: str = "mallory") -> None:
+        leave(Endpoint(self.address, self.tls / name))
+
+
+def test_a_client_leaves_while_it_is_waited_for(tls: Path, tmp_path: Path, caplog) -> None:
+    """Its process is stopped in an A epoch, and says a moment later that it does not come back."""
+    with Scene(tmp_path, tls, patience=None) as scene:
+        scene.begin(*BEGUN)
+        session = scene.session()
+        plan_of(session)
+        session.link.disconnect()
+        session.close()
+        refusals = []
+
+        def come_back(exchange: str) -> None:
+            refusals.append(scene.refusal(scene.hello()))
+            with pytest.raises(RefusedError, match="takes part no more"):
+                wait_for_config(scene.address, tls / "mallory")
+
+        scene.watch(come_back)
+        scene.leave()
+        scene.leave()  # again, which changes nothing
+        served = scene.finish(*BEGUN)
+    assert all("takes part no more: it left the run by itself, after 0 epochs" in refusal for refusal in refusals)
+    assert refusals
+    assert served.history.given_up["down"] > 0
+    assert caplog.text.count("client mallory leaves the run") == 1
+
+
+@pytest.mark.parametrize("state", ["shared", "own"])
+def test_one_that_rests_leaves_between_two_epochs_with_its_samples(
+    state: str, tls: Path, tmp_path: Path, caplog
+) -> None:
+    """And stays away when the server is started again; the last one stays."""
+    method = Method.of(Once(), "fp8", fleet=Fleet(state=state))  # A B C C C C
+    with Scene(tmp_path, tls, patience=None, method=method, epochs=6) as scene:
+        done = []
+
+        def count(exchange: str) -> None:
+            done.append(exchange)
+            if len(done) == 3:
+                scene.leave()
+
+        scene.watch(count)
+        scene.stop_after(5)
+        scene.begin(*NAMES)
+        scene.thread.join(60)
+    records = Run(tmp_path / "server").records()
+    assert [record.samples for record in records] == [48, 48, 48, 40, 40]
+    assert [record.exchange for record in records] == ["A", "B", "C", "C", "C"]
+    assert all(record.absent == [] for record in records)
+    assert stored(tmp_path) == [True] * 40 + [False] * 8
+    with Scene(tmp_path, tls, patience=None, method=method, epochs=6) as scene:
+        scene.begin(*BEGUN)
+        scene.end()
+    assert Run(tmp_path / "server").records()[-1].samples == 40
+    said = ["client mallory takes part no more: it left the run by itself, after 3 epochs"]
+    assert Run(tmp_path / "server").read_config()["changes"] == said
+    assert len(json.loads((tmp_path / "server" / "delivered.json").read_text())) == 2 + 1  # and a checksum
+
+
+def test_others_cannot_be_made_to_leave_and_the_last_one_stays(tls: Path, tmp_path: Path) -> None:
+    with Scene(tmp_path, tls, patience=None, names=BEGUN, all_names=NAMES) as scene:
+        with pytest.raises(RefusedError, match="name: expected one of"):
+            scene.leave("mallory")
+        with scene.channel("mallory") as channel:
+            call = channel.unary_unary(f"/{SERVICE}/Leave")
+            with pytest.raises(grpc.RpcError, match="made out to 'mallory', the client says 'alice'"):
+                call(seal(Leave("alice")), timeout=10)
+            with pytest.raises(grpc.RpcError, match="expected a client to leave, got Hello"):
+                call(seal(scene.hello("alice")), timeout=10)
+        scene.begin("alice")
+        time.sleep(0.5)
+        with pytest.raises(RefusedError, match="there is no run to leave"):
+            scene.leave("bob")
+        scene.begin("bob")
+        deadline = time.monotonic() + 30
+        while not Run(tmp_path / "server").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        scene.end()

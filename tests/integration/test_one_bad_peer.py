@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from cutlayer import ConfigError, Method, Periodic, RefusedError, files, fit
+from cutlayer.backends.grpc.calls import check_health, fetch_config
 from cutlayer.backends.grpc.certs import make_certificates
 from cutlayer.backends.grpc.health import READINESS
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, CONFIRM, MORE
 from cutlayer.backends.grpc.name_files import Revocations
-from cutlayer.backends.grpc.session import check_health, fetch_config
 from cutlayer.cli.entry import main
 from cutlayer.codecs import Encoded, encode_exactly, get_codec
 from cutlayer.runs.serve import Callbacks, Served, Waits, serve

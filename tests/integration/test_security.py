@@ -17,10 +17,11 @@ import torch
 
 from cutlayer import ConfigError, RefusedError
 from cutlayer.backends.client_data import ClientData
+from cutlayer.backends.grpc.calls import check_health, fetch_config
 from cutlayer.backends.grpc.certs import common_name, make_certificates
 from cutlayer.backends.grpc.link import CHUNK, CHUNK_BYTES, LAST, Connection
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
-from cutlayer.backends.grpc.session import check_health, fetch_config, open_channel
+from cutlayer.backends.grpc.session import open_channel
 from cutlayer.data.datasets import outline
 from cutlayer.runs.choices import with_choices
 from cutlayer.runs.config import RunConfig

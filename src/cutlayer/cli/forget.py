@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from cutlayer.errors import ConfigError
+from cutlayer.records.admitted import Admitted
 from cutlayer.records.noted import left_out
 from cutlayer.runs.run import Run
 
@@ -30,6 +31,8 @@ def forget(arguments: Sequence[str], console: Console) -> None:
     chosen = tyro.cli(ForgetArguments, prog="cutlayer forget", args=arguments)
     run = Run(chosen.run)
     names = run.read_config()["config"].get("clients", [])
+    if isinstance(names, list):
+        names += [client.name for client in Admitted(run.folder).read()]
     if not isinstance(names, list) or chosen.client not in names:
         raise ConfigError(f"client: expected one of a served run, {names}, got {chosen.client!r}")
     with run.locked():
@@ -38,9 +41,10 @@ def forget(arguments: Sequence[str], console: Console) -> None:
             raise ConfigError(f"{chosen.client} is the last client of {run.folder}; without it there is no run")
         if chosen.back_to is not None and chosen.back_to not in there:
             raise ConfigError(f"back_to: {run.folder} has checkpoints after {there} epochs, not after {chosen.back_to}")
-        left_out(run.folder).add(chosen.client, "left out with `cutlayer forget`")
         if chosen.back_to is not None:
             run.checkpoints.prune(range(chosen.back_to + 1))
+        done = max(run.checkpoints.epochs(), default=0)
+        left_out(run.folder).add(chosen.client, f"left out with `cutlayer forget`, after {done} epochs")
     console.print(
         f"{chosen.client} takes part in {run.folder} no more. `cutlayer serve` goes on without it and its samples; "
         "checkpoints from before hold them until newer ones take their place",

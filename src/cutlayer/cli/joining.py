@@ -11,8 +11,9 @@ import tyro
 from rich.console import Console
 from torch import nn
 
+from cutlayer.backends.grpc.calls import leave, wait_for_config
 from cutlayer.backends.grpc.rpc import Endpoint
-from cutlayer.backends.grpc.session import own_name, wait_for_config
+from cutlayer.backends.grpc.session import own_name
 from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
 from cutlayer.cli.consent import PolicyArguments, ask, check_sizes
 from cutlayer.data.partition import Partition
@@ -44,6 +45,9 @@ class JoinArguments(PolicyArguments, ConnectionArguments):
     """Device of the client half."""
     give_up_after: float | None = None
     """Seconds without a server after which to end; by default never."""
+    leave: bool = False
+    """Leave the run for good, in place of taking part: nobody waits for this client any more, and the server drops what
+    it stores of it."""
 
 
 def join_command(arguments: Sequence[str], console: Console) -> None:
@@ -51,8 +55,20 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
     chosen = tyro.cli(JoinArguments, prog="cutlayer join", args=arguments)
     server = Endpoint(chosen.address, **chosen.secured())
     prepare(None, chosen.log)
+    if chosen.leave:
+        until_stopped(lambda stop: _leave(chosen, server, console, stop), chosen.run_dir, console)
+        return
     if until_stopped(lambda stop: _join(chosen, server, console, stop), chosen.run_dir, console) is not None:
         console.print(f"finished: {chosen.run_dir}/client.safetensors", soft_wrap=True)
+
+
+def _leave(chosen: JoinArguments, server: Endpoint, console: Console, stop: Stop) -> None:
+    leave(server, chosen.name, give_up_after=chosen.give_up_after, check=stop.check)
+    console.print(
+        "left the run for good. The server drops what it stores of this client before the next epoch; what the network "
+        "has learned from it stays. This client's checkpoints are where they were",
+        soft_wrap=True,
+    )
 
 
 def _join(chosen: JoinArguments, server: Endpoint, console: Console, stop: Stop) -> nn.Module:

@@ -9,12 +9,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from cutlayer.backends.grpc.calls import check_health
 from cutlayer.backends.grpc.corelog import log_refusals
 from cutlayer.backends.grpc.health import LIVENESS, READINESS
 from cutlayer.backends.grpc.limits import ClientLimits, read_quotas
 from cutlayer.backends.grpc.name_files import Admissions, Revocations, read_again_on_signal
 from cutlayer.backends.grpc.operation import Callbacks, Listening, Waits
-from cutlayer.backends.grpc.session import check_health
 from cutlayer.cli.arguments import parse_recipe
 from cutlayer.cli.connection import ConnectionArguments, cut_shape_of, prepare, until_stopped
 from cutlayer.cli.shown import schedule_of

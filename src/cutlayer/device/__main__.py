@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cutlayer.backends.grpc.calls import leave
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.device.ask import ask
 from cutlayer.device.half import Data, DeviceHalf
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(level=os.environ.get("CUTLAYER_LOG", "WARNING"), format="%(asctime)s %(name)s: %(message)s")
     try:
-        (_join if chosen.command == "join" else _predict)(chosen)
+        {"join": _join, "leave": _leave, "predict": _predict}[chosen.command](chosen)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
@@ -37,18 +38,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cutlayer-device", description="A client without PyTorch: ONNX and NumPy.")
     commands = parser.add_subparsers(dest="command", required=True)
     joining = commands.add_parser("join", help="take part in the B epochs of a run that is served with --frozen")
+    leaving = commands.add_parser("leave", help="leave a run for good: nobody waits for this device any more")
     asking = commands.add_parser("predict", help="send activations to `cutlayer answer`, and get outputs")
-    for each in (joining, asking):
+    for each in (joining, leaving, asking):
         each.add_argument("address", help="HOST:PORT of the server")
-        each.add_argument("--half", required=True, help="folder of `cutlayer export`")
-        each.add_argument("--data", required=True, help=".npz file with inputs and labels")
         each.add_argument("--tls", help="this device's folder of certificates")
         each.add_argument("--insecure-plaintext", action="store_true", help="allow other machines without TLS")
+    for each in (joining, leaving):
+        each.add_argument("--name", default="client", help="this device's name, without TLS")
+        each.add_argument("--give-up-after", type=float, help="seconds without a server after which to end")
+    for each in (joining, asking):
+        each.add_argument("--half", required=True, help="folder of `cutlayer export`")
+        each.add_argument("--data", required=True, help=".npz file with inputs and labels")
         each.add_argument("--threads", type=int, default=0, help="of onnxruntime; by default all cores")
     joining.add_argument("--test", help=".npz file to evaluate with")
     joining.add_argument("--run-dir", default="runs/device", help="remembers how far it is (%(default)s)")
-    joining.add_argument("--name", default="client", help="this device's name, without TLS")
-    joining.add_argument("--give-up-after", type=float, help="seconds without a server after which to end")
     asking.add_argument("--codec", help="of the activations; by default that of the export")
     asking.add_argument("--output", help=".npy file for the outputs")
     return parser
@@ -72,6 +76,11 @@ def _join(chosen: argparse.Namespace) -> None:
         on_epoch=lambda epoch: print(f"epoch {epoch + 1}: B", flush=True),
     )
     print("finished")
+
+
+def _leave(chosen: argparse.Namespace) -> None:
+    leave(_server(chosen), chosen.name, give_up_after=chosen.give_up_after)
+    print("left the run for good")
 
 
 def _predict(chosen: argparse.Namespace) -> None:

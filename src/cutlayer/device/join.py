@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from cutlayer.backends.grpc.calls import wait_for_config
 from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.rpc import Endpoint
-from cutlayer.backends.grpc.session import Pause, Session, own_name, wait_for_config
+from cutlayer.backends.grpc.session import Pause, Session, own_name
 from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
 from cutlayer.device.encode import DeviceCodec, integers
 from cutlayer.device.half import Data, DeviceHalf, batches, frame

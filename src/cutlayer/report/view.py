@@ -27,6 +27,7 @@ class RunView:
         attacks: lines of attacks.jsonl.
         pictures: names and PNG files of a privacy gallery.
         missing: what there is not, and why, in sentences.
+        changes: what was changed in the midst of the run, and which clients came and went, in sentences.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RunView:
     attacks: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[tuple[str, bytes]] = ()
     missing: Sequence[str] = ()
+    changes: Sequence[str] = ()
 
     @property
     def metric(self) -> str:
@@ -127,4 +129,5 @@ def facts(view: RunView, cost: str = "") -> list[tuple[str, str]]:
     for name, ratio in (("traffic", history.traffic_reduction), ("client FLOPs", history.client_flops_reduction)):
         if math.isfinite(ratio):
             found.append((f"{name} reduced", f"{ratio:.3g}x against plain split learning"))
+    found += [("changed on the way", change) for change in view.changes]
     return found

@@ -48,6 +48,7 @@ def view_of(folder: str | Path) -> RunView:
         attacks=_attacks(run, missing),
         pictures=_pictures(run.folder),
         missing=missing,
+        changes=[str(change) for change in content.get("changes", [])],
     )
 
 

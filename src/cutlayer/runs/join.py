@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from cutlayer.backends.client_data import ClientData
+from cutlayer.backends.grpc.calls import leave
 from cutlayer.backends.grpc.policy import OWN_HALF, Policy
 from cutlayer.backends.grpc.renewal import warn_of_expiry
 from cutlayer.backends.grpc.rpc import Endpoint
@@ -23,7 +24,7 @@ from cutlayer.method import Method, Training, require_choices
 from cutlayer.runs.remote_client import Membership, RemoteClient
 from cutlayer.stop_request import Stop
 
-__all__ = ["Endpoint", "Policy", "Stop", "join"]
+__all__ = ["Endpoint", "Policy", "Stop", "join", "leave"]
 
 
 def join(

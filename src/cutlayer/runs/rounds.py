@@ -45,7 +45,7 @@ class Rounds:
             self._note(loop)
             if loop.ended:
                 return loop
-            loop.train([listener, lambda record, loop=loop: self._note(loop)])
+            loop.train([lambda record, loop=loop: self._note(loop), listener])
             if not loop.ended:
                 self._records, self.loop = loop.records, None
                 del loop
@@ -70,6 +70,7 @@ class Rounds:
 
     def _note(self, loop: Loop) -> None:
         """Have the run's manifest say who came and who went."""
+        self.clients.members.epochs = len(loop.records)
         said = self.clients.members.said()
         if said != self._noted:
             self.folder.note(said, loop.baseline)

@@ -242,7 +242,8 @@ class Server:
             store.grows = True
 
     def forget(self, client: int) -> None:
-        """Drop all that is stored of a client."""
+        """Drop all that is stored of a client, which takes part no more."""
+        self.states.rest(client)
         self.replayed.forget(client)
         if self.feedback is not None:
             self.feedback.store.clear(*self.replayed.samples_of(client))

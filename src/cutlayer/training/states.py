@@ -66,6 +66,12 @@ class States:
                 self.own.append(State(Exchange.NONE, self.epoch))
             self.owing.add(client)
 
+    def rest(self, client: int) -> None:
+        """One takes part no more."""
+        self.owing.discard(client)
+        if self.own:
+            self.own[client] = dataclasses.replace(self.own[client], exchange=Exchange.NONE)
+
     def call(self, clients: Collection[int]) -> frozenset[int]:
         """Have those of these clients that owe activations, and would rest in the coming epoch, send them in it.
 

@@ -192,6 +192,12 @@ class Saved(msgspec.Struct, frozen=True, tag="saved", forbid_unknown_fields=True
     best: int = -1
 
 
+class Leave(msgspec.Struct, frozen=True, tag="leave", forbid_unknown_fields=True):
+    """Client to server: it leaves the run for good. The answer is a `Finished`."""
+
+    name: str
+
+
 class EvaluationRequest(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
     """Server to client: send the activations of the test data."""
 
@@ -210,7 +216,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True, 
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished", forbid_unknown_fields=True):
-    """Server to client: the run is at its end."""
+    """Server to client: the run is at its end, for this client at least."""
 
 
 class Offer(msgspec.Struct, frozen=True, tag="offer", forbid_unknown_fields=True):
@@ -245,6 +251,7 @@ Message = (
     | Welcome
     | Refusal
     | Saved
+    | Leave
     | EvaluationRequest
     | Done
     | Finished

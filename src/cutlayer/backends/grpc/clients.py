@@ -102,8 +102,8 @@ class GrpcClients(Clients):
 
     def reception(self, config: str) -> Reception:
         """Who is let in, for a listener; clients that ask get the run's config, as JSON."""
-        known = self.admission.barred
-        return Reception(self.admission.admit, config, self.refusals, self.places, self.waiting.awaited, known.get)
+        why, missing = self.admission.barred.get, self.waiting.awaited
+        return Reception(self.admission.admit, config, self.refusals, self.places, self.members.leave, missing, why)
 
     def meet(self) -> None:
         """Learn what each client holds: from the newest checkpoint, or from the clients, once all have come."""

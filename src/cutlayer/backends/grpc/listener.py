@@ -19,7 +19,7 @@ from cutlayer.backends.grpc.renewal import server_credentials
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, SERVICE, Endpoint, certified_name, options
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
-from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
+from cutlayer.wire.messages import Finished, Hello, Leave, Offer, Refusal, Welcome
 
 log = logging.getLogger("cutlayer.wire")
 
@@ -33,6 +33,7 @@ class Reception:
             raises RefusedError.
         config: the run's config as JSON, for clients that ask.
         barred: why one of this name is told nothing; None for the others.
+        leave: called with the name of a client that leaves for good; raises RefusedError.
         missing: whom the run waits for at the moment, by name; none if it is ready.
     """
 
@@ -40,6 +41,7 @@ class Reception:
     config: str
     refusals: Refusals
     places: Places
+    leave: Callable[[str], None]
     missing: Callable[[], list[str]] = list
     barred: Callable[[str], str | None] = lambda name: None
 
@@ -63,6 +65,7 @@ class Listener:
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
             "Config": grpc.unary_unary_rpc_method_handler(self._config),
+            "Leave": grpc.unary_unary_rpc_method_handler(self._leave),
         }
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         self._health = Health(reception.missing)
@@ -118,6 +121,26 @@ class Listener:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"client {harmless(who, 80)} takes part no more: {why}")
         return self._offer
 
+    def _leave(self, request: bytes, context: Any) -> bytes:
+        who = self._identity(context) or context.peer().rpartition(":")[0]
+        try:
+            with self.reception.places.place(who):
+                message = read(request).message
+                if not isinstance(message, Leave):
+                    raise RefusedError(f"expected a client to leave, got {type(message).__name__}")
+                self._require_own(message.name, who)
+                self.reception.leave(message.name)
+        except RefusedError as error:
+            self.reception.refusals.add(who, error, context.peer())
+            busy = isinstance(error, Busy)
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED if busy else grpc.StatusCode.FAILED_PRECONDITION
+            context.abort(code, harmless(error, 500))
+        return pack(Frame(Finished()))
+
+    def _require_own(self, name: str, who: str) -> None:
+        if self._tls and who != name:
+            raise RefusedError(f"name: the certificate is made out to {who!r}, the client says {name!r}")
+
     def _identity(self, context: Any) -> str:
         """The name in the certificate; empty without TLS."""
         return certified_name(context) if self._tls else ""
@@ -129,8 +152,7 @@ class Listener:
         hello = read(first).message
         if not isinstance(hello, Hello):
             raise RefusedError(f"expected a Hello first, and nothing else, got {type(hello).__name__}")
-        if self._tls and who != hello.name:
-            raise RefusedError(f"name: the certificate is made out to {who!r}, the client says {hello.name!r}")
+        self._require_own(hello.name, who)
         return hello.name, *self.reception.admit(hello, context.is_active)
 
     def _read(self, requests: Iterator[bytes], connection: Connection, refused: list[RefusedError]) -> None:

@@ -100,6 +100,10 @@ class Members:
         with self._lock:
             if name not in self.names:
                 raise RefusedError(f"name: expected one of {self.names}, got {name!r}")
+            if len(self.admission.hellos) < len(self.names):
+                raise RefusedError(
+                    "leave: there is no run to leave, it has not begun; whoever does not come is not in it"
+                )
             gone, number = self.gone, self.names.index(name)
             if number in self.forgotten:
                 return

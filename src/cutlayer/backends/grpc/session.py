@@ -5,7 +5,6 @@ The client may sit behind a router. If the connection is lost, it is made again.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -17,16 +16,14 @@ from typing import Any
 
 import grpc
 import msgspec
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cutlayer.backends.grpc.certs import SERVER_NAME, common_name, read_certificates
-from cutlayer.backends.grpc.health import LIVENESS, WAITING
 from cutlayer.backends.grpc.link import Connection, Link, LinkClosed
-from cutlayer.backends.grpc.rpc import HELLO_SECONDS, KEEPALIVE, SERVICE, Endpoint, options
-from cutlayer.backends.grpc.trouble import Attempts, explain
+from cutlayer.backends.grpc.rpc import KEEPALIVE, SERVICE, Endpoint, options
+from cutlayer.backends.grpc.trouble import Attempts
 from cutlayer.errors import ConfigError, CutlayerError, RefusedError, harmless
 from cutlayer.wire.envelope import header_of, seal
-from cutlayer.wire.messages import Hello, Offer, Refusal, Welcome
+from cutlayer.wire.messages import Hello, Refusal, Welcome
 
 log = logging.getLogger("cutlayer.wire")
 
@@ -48,65 +45,6 @@ def open_channel(address: str, tls: str | Path | None, chosen: list[tuple[str, i
 def own_name(tls: str | Path) -> str:
     """The name that the certificate in this folder is made out to."""
     return common_name(read_certificates(tls)[1])
-
-
-def fetch_config(address: str, tls: str | Path | None) -> str:
-    """The config of the run that a server holds, as JSON. Raises grpc.RpcError if it cannot be reached."""
-    with open_channel(address, tls) as channel:
-        offer = header_of(channel.unary_unary(f"/{SERVICE}/Config")(b"", timeout=HELLO_SECONDS))[0].message
-        if not isinstance(offer, Offer):
-            raise RefusedError(f"expected the server's config, got {type(offer).__name__}")
-        return offer.config
-
-
-def wait_for_config(
-    address: str, tls: str | Path | None, give_up_after: float | None = None, check: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """The config of the run that a server holds, once it can be reached.
-
-    Args:
-        give_up_after: seconds without a server after which this raises RefusedError; None tries for ever.
-        check: called between attempts; raises what is to end this.
-
-    Raises:
-        ConfigError: there can be no connection until someone mends something.
-        RefusedError: what came is no config.
-    """
-    started, wait, attempts = time.monotonic(), 0.2, Attempts(address, tls)
-    while True:
-        check()
-        try:
-            config = json.loads(fetch_config(address, tls))
-        except (ValueError, RecursionError) as error:
-            raise RefusedError(f"expected the server's config, got something else: {error}") from None
-        except grpc.RpcError as error:
-            reason = f"no connection to {address}: "
-            if attempts.failed(error):
-                raise ConfigError(reason + attempts.last) from None
-            if give_up_after is not None and time.monotonic() - started > give_up_after:
-                raise RefusedError(reason + attempts.last) from None
-            check()
-            time.sleep(wait)
-            wait = min(2 * wait, 5.0)
-        else:
-            if not isinstance(config, dict):
-                raise RefusedError(f"expected the server's config, got a {type(config).__name__}")
-            return config
-
-
-def check_health(address: str, tls: str | Path | None, service: str = LIVENESS) -> str:
-    """What the health service says of "liveness" or "readiness", such as "SERVING", with whom a run waits for; or why
-    there is no answer."""
-    with open_channel(address, tls) as channel:
-        try:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            request = health_pb2.HealthCheckRequest(service=service)
-            reply, call = stub.Check.with_call(request, timeout=HELLO_SECONDS)
-        except grpc.RpcError as error:
-            return explain(address, tls, error).reason
-        status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-        missing = [harmless(value) for key, value in call.trailing_metadata() or () if key == WAITING]
-        return f"{status}, waiting for {', '.join(missing)}" if missing else status
 
 
 class Pause:
