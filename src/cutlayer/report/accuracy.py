@@ -45,9 +45,11 @@ class Scored:
         if "data" not in config:  # begun from Python: what can be said of halves and data
             return {name: value for name, value in self.facts.items() if not name.startswith("batches")}
         clients, model = config.get("clients", 1), config["model"]
+        # The cut changes nothing of the network, unless its layers up to there have a width of their own.
+        free = {*AT_CUT} if model.get("client_width") is not None else {*AT_CUT, "cut"}
         return (
             {name: value for name, value in config["data"].items() if name != "folder"},
-            {name: value for name, value in model.items() if name != "cut" and name not in AT_CUT},
+            {name: value for name, value in model.items() if value is not None and name not in free},
             clients if isinstance(clients, int) else len(clients),  # a served run has their names
             config.get("partition", "iid"),
         )
