@@ -33,10 +33,10 @@ from cutlayer.backends.grpc.certs import SERVER_NAME, make_certificates
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import Link
 from cutlayer.backends.grpc.listener import Listener, Reception
-from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.session import Session
+from cutlayer.backends.grpc.slots import Slots
 from cutlayer.codecs import encode_exactly, get_codec
 from cutlayer.errors import CutlayerError
 from cutlayer.records.environment import environment
@@ -67,8 +67,8 @@ def answer_links(tls: str | None, ports: multiprocessing.Queue, replies: dict[in
     def admit(hello: Hello):
         return Welcome(0, "session", link.received, "run", 0), link.attach(hello.received)
 
-    places = Places(["client"], ClientLimits(), named=tls is not None)
-    listener = Listener(Endpoint("127.0.0.1:0", tls), Reception(admit, "", Refusals(), places))
+    slots = Slots(["client"], ClientLimits(), named=tls is not None)
+    listener = Listener(Endpoint("127.0.0.1:0", tls), Reception(admit, "", Refusals(), slots))
     ports.put(listener.port)
     try:
         while data := link.receive(600):

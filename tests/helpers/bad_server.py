@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.link import Connection, Link
 from cutlayer.backends.grpc.listener import Listener, Reception
-from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
 from cutlayer.backends.grpc.rpc import Endpoint
+from cutlayer.backends.grpc.slots import Slots
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Done, Hello, Message, Welcome
 
@@ -20,7 +20,7 @@ class BadServer:
 
     def __init__(self, config: str = "{}") -> None:
         self.link = Link(1 << 24)
-        reception = Reception(self._admit, config, Refusals(), Places(["client"], ClientLimits(), named=False), print)
+        reception = Reception(self._admit, config, Refusals(), Slots(["client"], ClientLimits(), named=False), print)
         self.listener = Listener(Endpoint("127.0.0.1:0"), reception)
         self.address = f"127.0.0.1:{self.listener.port}"
 

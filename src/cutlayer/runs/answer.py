@@ -15,8 +15,8 @@ from torch import nn
 
 from cutlayer.backends.grpc.certs import read_certificates
 from cutlayer.backends.grpc.name_files import REVOKED, Revocations
-from cutlayer.backends.grpc.places import Deadlines
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint, certified_name, options
+from cutlayer.backends.grpc.slots import Deadlines
 from cutlayer.codecs import encode_exactly, evaluation_codec, get_transfer, isfinite
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read

@@ -17,8 +17,8 @@ from cutlayer.backends.grpc.listener import Reception
 from cutlayer.backends.grpc.members import Members, known_from
 from cutlayer.backends.grpc.operation import Operation
 from cutlayer.backends.grpc.peer import Desk, LinkPeer
-from cutlayer.backends.grpc.places import Places
 from cutlayer.backends.grpc.refusals import Refusals
+from cutlayer.backends.grpc.slots import Slots
 from cutlayer.backends.grpc.waiting import Waiting
 from cutlayer.backends.grpc.way_back import WayBack
 from cutlayer.errors import ClientUnavailableError, ConfigError, DivergedError, StateLostError
@@ -77,7 +77,7 @@ class GrpcClients(Clients):
         self.claims = Claims(run, limits)
         self.admission = Admission(self.claims, self._way_back, self.waits.patience, listening.keepalive, known)
         self.members, self.names = Members(self.admission, Admitted(folder), left_out), self.admission.names
-        self.places = Places(
+        self.slots = Slots(
             self.names, limits, named=listening.tls is not None, room=ROOM if listening.admitted is not None else 0
         )
         self.stores: dict[str, Store] = {}
@@ -103,7 +103,7 @@ class GrpcClients(Clients):
     def reception(self, config: str) -> Reception:
         """Who is let in, for a listener; clients that ask get the run's config, as JSON."""
         why, missing = self.admission.barred.get, self.waiting.awaited
-        return Reception(self.admission.admit, config, self.refusals, self.places, self.members.leave, missing, why)
+        return Reception(self.admission.admit, config, self.refusals, self.slots, self.members.leave, missing, why)
 
     def meet(self) -> None:
         """Learn what each client holds: from the newest checkpoint, or from the clients, once all have come."""
@@ -122,7 +122,7 @@ class GrpcClients(Clients):
     def _expect(self, names: set[str]) -> None:
         """These may come to be admitted. From any thread."""
         try:
-            self.places.add(names)
+            self.slots.add(names)
         except ConfigError as error:
             log.warning("%s", error)
             return

@@ -13,10 +13,10 @@ import grpc
 
 from cutlayer.backends.grpc.health import Health
 from cutlayer.backends.grpc.link import Connection
-from cutlayer.backends.grpc.places import Busy, Deadlines, Places, descriptors_for_strangers
 from cutlayer.backends.grpc.refusals import Refusals, SessionUnknown
 from cutlayer.backends.grpc.renewal import server_credentials
 from cutlayer.backends.grpc.rpc import HELLO_SECONDS, SERVICE, Endpoint, certified_name, options
+from cutlayer.backends.grpc.slots import Busy, Deadlines, Slots, descriptors_for_strangers
 from cutlayer.errors import ConfigError, RefusedError, harmless
 from cutlayer.wire.frames import Frame, pack, read
 from cutlayer.wire.messages import Finished, Hello, Leave, Offer, Refusal, Welcome
@@ -40,7 +40,7 @@ class Reception:
     admit: Callable[[Hello, Callable[[], bool]], tuple[Welcome, Connection]]
     config: str
     refusals: Refusals
-    places: Places
+    slots: Slots
     leave: Callable[[str], None]
     missing: Callable[[], list[str]] = list
     barred: Callable[[str], str | None] = lambda name: None
@@ -56,11 +56,11 @@ class Listener:
     def __init__(self, endpoint: Endpoint, reception: Reception) -> None:
         self.reception, self._deadlines = reception, Deadlines()
         self._offer = pack(Frame(Offer(reception.config)))
-        places = reception.places
-        most = ("grpc.max_allowed_incoming_connections", descriptors_for_strangers(places.most))
-        streams = ("grpc.max_concurrent_streams", 2 * places.limits.streams + 4)  # of a connection
+        slots = reception.slots
+        most = ("grpc.max_allowed_incoming_connections", descriptors_for_strangers(slots.most))
+        streams = ("grpc.max_concurrent_streams", 2 * slots.limits.streams + 4)  # of a connection
         self._server = grpc.server(
-            ThreadPoolExecutor(places.threads, "cutlayer-stream"), options=[*options(endpoint.keepalive), most, streams]
+            ThreadPoolExecutor(slots.threads, "cutlayer-stream"), options=[*options(endpoint.keepalive), most, streams]
         )
         handlers = {
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
@@ -90,7 +90,7 @@ class Listener:
         peer = context.peer()
         who = self._identity(context) or peer.rpartition(":")[0]
         try:
-            with self.reception.places.place(who):
+            with self.reception.slots.slot(who):
                 name, welcome, connection = self._meet(requests, context, who)
         except Busy as error:  # which says nothing of a session: the client tries again
             self.reception.refusals.add(who, error, peer)
@@ -124,7 +124,7 @@ class Listener:
     def _leave(self, request: bytes, context: Any) -> bytes:
         who = self._identity(context) or context.peer().rpartition(":")[0]
         try:
-            with self.reception.places.place(who):
+            with self.reception.slots.slot(who):
                 message = read(request).message
                 if not isinstance(message, Leave):
                     raise RefusedError(f"expected a client to leave, got {type(message).__name__}")

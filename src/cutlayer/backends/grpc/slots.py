@@ -1,6 +1,6 @@
-"""Places for connections that have no session yet: so many for each client, so many for all strangers together.
+"""Slots for connections that have no session yet: so many for each client, so many for all strangers together.
 
-Who opens streams and says nothing takes up its own places alone. A stream without a place is refused at once.
+Who opens streams and says nothing uses up its own slots alone. A stream without a slot is refused at once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ MOST_BUCKETS = 1024
 
 
 class Busy(RefusedError):  # noqa: N818
-    """There is no place for a connection at the moment."""
+    """There is no slot for a connection at the moment."""
 
 
-class Places:
+class Slots:
     """Who may begin a connection.
 
     Args:
         members: names of the run's clients.
-        named: whether connections show whose they are, by TLS. If not, all of them share all places.
+        named: whether connections show whose they are, by TLS. If not, all of them share all slots.
         room: for clients that may be admitted later.
     """
 
@@ -59,8 +59,8 @@ class Places:
         self.members = members
 
     @contextmanager
-    def place(self, who: str) -> Iterator[None]:
-        """Inside the block a stream without a session has a place. Raises Busy if there is none.
+    def slot(self, who: str) -> Iterator[None]:
+        """Inside the block a stream without a session has a slot. Raises Busy if there is none.
 
         Args:
             who: the name in the certificate; without TLS the address.
