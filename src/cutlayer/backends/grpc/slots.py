@@ -39,7 +39,7 @@ class Slots:
 
     def __init__(self, members: Collection[str], limits: ClientLimits, *, named: bool, room: int = 0) -> None:
         self.members, self.limits, self.most = frozenset(members), limits, len(members) + room
-        self._strangers = limits.strangers + (0 if named else len(self.members) * limits.streams)
+        self._named = named
         self._taken: Counter[str] = Counter()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
@@ -48,6 +48,11 @@ class Slots:
     def threads(self) -> int:
         """Threads for all streams that may be open, and some to refuse others."""
         return self.most * (1 + self.limits.streams) + self.limits.strangers + SPARE
+
+    @property
+    def _shared(self) -> int:
+        """Slots for all who are not known by name: all that there are, if nobody is."""
+        return self.limits.strangers + (0 if self._named else len(self.members) * self.limits.streams)
 
     def add(self, names: Collection[str]) -> None:
         """These are members, too. Raises ConfigError if there is no room for them."""
@@ -66,7 +71,7 @@ class Slots:
             who: the name in the certificate; without TLS the address.
         """
         member = who in self.members
-        key, most = (who, self.limits.streams) if member else ("", self._strangers)
+        key, most = (who, self.limits.streams) if member else ("", self._shared)
         with self._lock:
             if not self._attempt(who):
                 raise Busy(f"{who}: expected at most {self.limits.attempt_rate:g} connections a second")
