@@ -44,10 +44,10 @@ class JoinArguments(PolicyArguments, ConnectionArguments):
     device: str = "cpu"
     """Device of the client half."""
     give_up_after: float | None = None
-    """Seconds without a server after which to end; by default never."""
+    """Seconds without a server after which to end; by default never. To wait to be let in is not to be without one."""
     leave: bool = False
     """Leave the run for good, in place of taking part: nobody waits for this client any more, and the server drops what
-    it stores of it."""
+    it stores of it. Only with --tls, as the certificate says who leaves."""
 
 
 def join_command(arguments: Sequence[str], console: Console) -> None:
@@ -63,7 +63,7 @@ def join_command(arguments: Sequence[str], console: Console) -> None:
 
 
 def _leave(chosen: JoinArguments, server: Endpoint, console: Console, stop: Stop) -> None:
-    leave(server, chosen.name, give_up_after=chosen.give_up_after, check=stop.check)
+    leave(server, give_up_after=chosen.give_up_after, check=stop.check)
     console.print(
         "left the run for good. The server drops what it stores of this client before the next epoch; what the network "
         "has learned from it stays. This client's checkpoints are where they were",

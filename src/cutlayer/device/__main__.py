@@ -38,14 +38,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cutlayer-device", description="A client without PyTorch: ONNX and NumPy.")
     commands = parser.add_subparsers(dest="command", required=True)
     joining = commands.add_parser("join", help="take part in the B epochs of a run that is served with --frozen")
-    leaving = commands.add_parser("leave", help="leave a run for good: nobody waits for this device any more")
+    leaving = commands.add_parser("leave", help="leave a run for good, with --tls alone: nobody waits for it any more")
     asking = commands.add_parser("predict", help="send activations to `cutlayer answer`, and get outputs")
     for each in (joining, leaving, asking):
         each.add_argument("address", help="HOST:PORT of the server")
         each.add_argument("--tls", help="this device's folder of certificates")
         each.add_argument("--insecure-plaintext", action="store_true", help="allow other machines without TLS")
+    joining.add_argument("--name", default="client", help="this device's name, without TLS")
     for each in (joining, leaving):
-        each.add_argument("--name", default="client", help="this device's name, without TLS")
         each.add_argument("--give-up-after", type=float, help="seconds without a server after which to end")
     for each in (joining, asking):
         each.add_argument("--half", required=True, help="folder of `cutlayer export`")
@@ -79,7 +79,7 @@ def _join(chosen: argparse.Namespace) -> None:
 
 
 def _leave(chosen: argparse.Namespace) -> None:
-    leave(_server(chosen), chosen.name, give_up_after=chosen.give_up_after)
+    leave(_server(chosen), give_up_after=chosen.give_up_after)
     print("left the run for good")
 
 

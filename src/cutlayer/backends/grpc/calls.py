@@ -57,7 +57,6 @@ def wait_for_config(
 
 def leave(
     server: str | Endpoint,
-    name: str | None = None,
     *,
     give_up_after: float | None = None,
     check: Callable[[], None] = lambda: None,
@@ -67,17 +66,21 @@ def leave(
     To leave again changes nothing. What the halves have learned from the client's data stays in them.
 
     Args:
-        server: HOST:PORT on this machine, or an `Endpoint`, with certificates for one elsewhere.
-        name: this client's name; by default the one in its certificate, without TLS "client".
+        server: an `Endpoint` with this client's certificates, which say who leaves.
         give_up_after: seconds without a server after which this raises RefusedError; None tries for ever.
         check: called between attempts; raises what is to end this.
 
     Raises:
-        ConfigError: there can be no connection until someone mends something.
+        ConfigError: there are no certificates, or there can be no connection until someone mends something.
         RefusedError: the client is not of the run, or the last one in it.
     """
     endpoint = Endpoint.of(server)
-    said = seal(Leave(own_name(endpoint.tls) if endpoint.tls is not None else name or "client"))
+    if endpoint.tls is None:
+        raise ConfigError(
+            "leave: expected this client's folder of certificates (--tls), got none. Without TLS anyone could say that "
+            "a client leaves; the server's operator goes on without it: cutlayer forget RUN --client NAME"
+        )
+    said = seal(Leave(own_name(endpoint.tls)))
 
     def call() -> bytes:
         with open_channel(endpoint.address, endpoint.tls) as channel:

@@ -128,6 +128,8 @@ class Listener:
                 message = read(request).message
                 if not isinstance(message, Leave):
                     raise RefusedError(f"expected a client to leave, got {type(message).__name__}")
+                if not self._tls:  # anyone could say this of anyone, and it is for good
+                    raise RefusedError("leave: expected a certificate (--tls) that says who leaves, got none")
                 self._require_own(message.name, who)
                 self.reception.leave(message.name)
         except RefusedError as error:
@@ -153,6 +155,7 @@ class Listener:
         if not isinstance(hello, Hello):
             raise RefusedError(f"expected a Hello first, and nothing else, got {type(hello).__name__}")
         self._require_own(hello.name, who)
+        context.send_initial_metadata(())  # so that a client that is held knows that it has reached a server
         return hello.name, *self.reception.admit(hello, context.is_active)
 
     def _read(self, requests: Iterator[bytes], connection: Connection, refused: list[RefusedError]) -> None:
