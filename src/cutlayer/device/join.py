@@ -12,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 
 from cutlayer.backends.grpc.calls import wait_for_config
-from cutlayer.backends.grpc.link import LinkClosed
 from cutlayer.backends.grpc.rpc import Endpoint
 from cutlayer.backends.grpc.session import Pause, Session, own_name
 from cutlayer.device.choices import NEEDS_TORCH, Choices, frozen_structure
@@ -35,7 +34,6 @@ from cutlayer.wire.messages import (
     Saved,
     Step,
     Weights,
-    Welcome,
 )
 
 log = logging.getLogger("cutlayer.device")
@@ -81,23 +79,13 @@ class Joining:
         while True:
             session = Session(server, self._hello(), FROM_SERVER, known=known)
             with pause.after(session, log):
-                welcome = self._welcome(session)
+                welcome = session.welcomed(give_up_after)
                 known = True
                 pause.welcomed()
                 self.number, self.run = welcome.client, welcome.run
                 self.epochs = {epoch for epoch in self.epochs if epoch <= welcome.restore}
                 if self._obey(session):
                     return
-
-    def _welcome(self, session: Session) -> Welcome:
-        waited, patience = 0.0, self._patience
-        while (welcome := session.wait_welcome(0.5)) is None:
-            if session.link.closed:
-                raise LinkClosed("the server was not ready")
-            waited += 0.5
-            if patience is not None and waited >= patience:
-                raise TimeoutError(f"no connection to {session.address} in {waited:.0f} s: {session.last_error}")
-        return welcome
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         choices = self.choices

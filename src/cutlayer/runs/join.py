@@ -55,7 +55,8 @@ def join(
         method, training: as the server's; what matters to both is compared when they meet.
         policy: what this client is willing to do and to reveal, whatever the server asks.
         on_epoch: called after each epoch of this client, with its exchange ("A" or "B") and its number.
-        give_up_after: seconds without a server after which this raises TimeoutError; None tries for ever.
+        give_up_after: seconds without a server after which this raises TimeoutError; None tries for ever. The time in
+            which a server holds this client before it lets it in is not counted.
         stop: lets another thread, or signals, end this early.
 
     Raises:

@@ -117,7 +117,7 @@ class RemoteClient:
         )
         session = Session(server, self._hello(), limit, known=self._known)
         with self._pause.after(session, log, self.stop.check):
-            welcome = self._wait_welcome(session)
+            welcome = session.welcomed(give_up_after, self.stop.check)
             self._known = True
             self._pause.welcomed()
             try:
@@ -127,20 +127,6 @@ class RemoteClient:
                 raise LinkClosed(f"to tell the server which checkpoints are whole ({damage})") from None
             return self._obey(session)
         return False
-
-    def _wait_welcome(self, session: Session) -> Welcome:
-        waited = 0.0
-        while (welcome := session.wait_welcome(0.5)) is None:
-            if session.link.closed:
-                raise LinkClosed("the server was not ready")
-            self.stop.check()
-            waited += 0.5
-            self._check_patience(session, waited)
-        return welcome
-
-    def _check_patience(self, session: Session, waited: float) -> None:
-        if self._give_up_after is not None and waited >= self._give_up_after:
-            raise TimeoutError(f"no connection to {session.address} in {waited:.0f} s: {session.last_error}")
 
     def _hello(self) -> Hello:
         client = self.client
@@ -255,7 +241,7 @@ class RemoteClient:
             self._alone = None
             return
         self._alone = self._alone or time.monotonic()
-        self._check_patience(session, time.monotonic() - self._alone)
+        session.give_up(time.monotonic() - self._alone, self._give_up_after)
 
     def _send(self, session: Session, frame: bytes) -> None:
         with self.ledger.phase("wait"):

@@ -108,6 +108,7 @@ class Session:
         self.hopeless = False
         self.known, self.connections = known, 0
         self._call: Any = None
+        self._held = False  # whether a server has the Hello and has not answered it
         self._attempts = Attempts(server.address, server.tls)
         self._back_off = back_off
         self._welcomed = threading.Event()
@@ -130,6 +131,35 @@ class Session:
         if self.refusal is not None:
             raise RefusedError(f"{self.address} refused: {self.refusal}")
         return self.welcome
+
+    def welcomed(self, give_up_after: float | None, check: Callable[[], None] = lambda: None) -> Welcome:
+        """The server's Welcome. The time in which a server holds this client before it lets it in is not counted.
+
+        Args:
+            give_up_after: seconds without a server; None waits for ever.
+            check: called meanwhile, and raises what is to end this.
+
+        Raises:
+            LinkClosed: the server was not ready.
+            TimeoutError: there was no server for so long.
+            ConfigError, RefusedError: as in `wait_welcome`.
+        """
+        waited, told = 0.0, False
+        while (welcome := self.wait_welcome(0.5)) is None:
+            if self.link.closed:
+                raise LinkClosed("the server was not ready")
+            check()
+            waited = 0.0 if self._held else waited + 0.5
+            self.give_up(waited, give_up_after)
+            if self._held and not told:
+                told = True
+                log.warning("%s waits to be let in by the server at %s", self.hello.name, self.address)
+        return welcome
+
+    def give_up(self, waited: float, after: float | None) -> None:
+        """Raise TimeoutError if so many seconds without a server are too many."""
+        if after is not None and waited >= after:
+            raise TimeoutError(f"no connection to {self.address} in {waited:.0f} s: {self.last_error or 'no answer'}")
 
     def close(self) -> None:
         """End the session."""
@@ -175,6 +205,8 @@ class Session:
         hello = msgspec.structs.replace(self.hello, session=session, received=self.link.received)
         call = self._call = channel.stream_stream(f"/{SERVICE}/Exchange")(outgoing())
         try:
+            call.initial_metadata()  # which a server sends once it has the Hello; or the call has failed
+            self._held = call.is_active()
             for message in call:
                 if opened:
                     opened[0].take(message)
@@ -194,6 +226,7 @@ class Session:
                 threading.Thread(target=self._end_with, args=(opened[0], call), daemon=True).start()
             self._failed(RefusedError("the server ended the stream"))
         finally:
+            self._held = False
             if opened:
                 opened[0].close()
             ready.set()
