@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cutlayer import Drop, Method, Run, Training, fit, run_experiment, split, with_choices
+from cutlayer import Drop, Method, Run, Task, Training, fit, run_experiment, split, with_choices
 from cutlayer.cli import main
+from cutlayer.describe import describe
 from cutlayer.privacy import Defence
-from cutlayer.report.accuracy import Scored, against_plain
+from cutlayer.records.history import Baseline, EpochRecord, History
+from cutlayer.report.accuracy import Scored, against_plain, not_compared
 from cutlayer.runs.recipes import digits
 
 SMALL = {"train_samples": 200, "test_samples": 80, "epochs": 2, "threads": 1}
@@ -136,3 +138,22 @@ def test_runs_from_python_are_told_by_their_data_and_halves(tmp_path: Path, caps
     other = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
     fit(split(network, "1"), other, data, training=Training(epochs=2), run=tmp_path / "plain")
     assert "not compared" in shown(capsys, "compare", tmp_path / "plain", tmp_path / "eight bits")
+
+
+def scored(method: Method, facts: dict, **task: object) -> Scored:
+    """A run from Python, as its folder has it."""
+    history = History([EpochRecord(0, "A", 1.0, 8, {"accuracy": 0.5})], Baseline(0, 0))
+    return Scored(history, {"method": describe(method), "task": describe(Task(**task))}, facts)
+
+
+def test_runs_of_which_nothing_is_known_or_that_learn_other_things_are_not_compared() -> None:
+    """A server that was begun from Python does not know the data."""
+    few, known = Method.of(Drop(), "fp8"), {"client half": "Linear", "samples": 8}
+    served = [scored(few, {}), scored(Method(), {})]
+    assert against_plain(served)[0].plain is None
+    (line,) = not_compared({"few": served[0], "plain": served[1]}, {})
+    assert "config.json does not say on which data and network" in line
+    assert "To make one" not in line
+    assert against_plain([scored(few, known), scored(Method(), known)])[0].plain == 1
+    other = scored(Method(), known, loss=nn.functional.binary_cross_entropy_with_logits)
+    assert against_plain([scored(few, known), other])[0].plain is None

@@ -40,10 +40,11 @@ class Scored:
 
     @property
     def task(self) -> Any:
-        """The same for runs of one network and the same data."""
+        """The same for runs of one network and the same data; None if nothing is recorded of these."""
         config = self.config
-        if "data" not in config:  # begun from Python: what can be said of halves and data
-            return {name: value for name, value in self.facts.items() if not name.startswith("batches")}
+        if "data" not in config:  # begun from Python: what can be said of halves and data, and what is learned
+            facts = {name: value for name, value in self.facts.items() if not name.startswith("batches")}
+            return (facts, config.get("task")) if facts else None
         clients, model = config.get("clients", 1), config["model"]
         # The cut changes nothing of the network, unless its layers up to there have a width of their own.
         free = {*AT_CUT} if model.get("client_width") is not None else {*AT_CUT, "cut"}
@@ -87,6 +88,8 @@ def _against(place: int, runs: Sequence[Scored]) -> Against:
     run = runs[place]
     if run.plain:
         return Against(place, {})
+    if run.task is None:
+        return Against(None, {})
     fitting = [
         other
         for other, each in enumerate(runs)
@@ -146,9 +149,13 @@ def not_compared(runs: Mapping[str, Scored], commands: Mapping[str, str]) -> lis
         if against.plain is None and metrics_of([run.history]):
             without.setdefault(repr((run.task, len(run.history.epochs))), []).append(name)
     return [
-        f"The accuracy of {some(names, 3)} is not compared: among these is no run of plain split learning on the "
-        f"same data and network, of as many epochs. To make one: "
-        + commands.get(names[0], "the same call with method=Method()")
+        f"The accuracy of {some(names, 3)} is not compared: "
+        + (
+            "config.json does not say on which data and network, as in a run that is served from Python"
+            if runs[names[0]].task is None
+            else "among these is no run of plain split learning on the same data and network, of as many epochs. "
+            f"To make one: {commands.get(names[0], 'the same call with method=Method()')}"
+        )
         for names in without.values()
     ]
 
