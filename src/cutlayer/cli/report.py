@@ -52,7 +52,7 @@ def report(arguments: Sequence[str], console: Console) -> None:
     if page.suffix != ".html":
         raise ConfigError(f"output: expected a name that ends in .html, got {page}")
     page.parent.mkdir(parents=True, exist_ok=True)
-    commands = [plain_command(view.config) for view in views]
+    commands = [plain_command(view.config, view.history) for view in views]
     for file, content in (
         (page, html(views, title, commands)),
         (page.with_suffix(".md"), markdown(views, title, commands)),

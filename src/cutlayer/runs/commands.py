@@ -9,9 +9,11 @@ from typing import Any
 
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method
+from cutlayer.records.history import History
 from cutlayer.runs.choices import CONFIG_PATHS, SEVERAL, Choices, with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.recipes import RECIPES
+from cutlayer.stopping import EarlyStopping
 
 
 def command_of(config: RunConfig) -> str:
@@ -27,19 +29,25 @@ def command_of(config: RunConfig) -> str:
 
 
 def plain_commands(runs: Mapping[str, Any]) -> dict[str, str]:
-    """`plain_command` of each of several runs that has one, by name; each has a `config`."""
-    found = {name: plain_command(run.config) for name, run in runs.items()}
+    """`plain_command` of each of several runs that has one, by name; each has a `config` and a `history`."""
+    found = {name: plain_command(run.config, run.history) for name, run in runs.items()}
     return {name: command for name, command in found.items() if command is not None}
 
 
-def plain_command(config: Mapping[str, Any]) -> str | None:
-    """The call for plain split learning in 32 bits, otherwise as in a run's config; None for one begun from Python."""
+def plain_command(config: Mapping[str, Any], history: History) -> str | None:
+    """The call for plain split learning in 32 bits, otherwise as in a run's config; None for one begun from Python.
+
+    It does not end early, as it is compared after as many epochs: those of the run, if that ended early.
+    """
     if "data" not in config:
         return None
     clients = config.get("clients", 1)
     try:
         run = RunConfig.from_dict({**config, "clients": clients if isinstance(clients, int) else len(clients)})
-        plain = dataclasses.replace(run, client_half=None, method=Method(fleet=run.method.fleet))
+        ended = run.training.early_stopping.stops(history.epochs)
+        epochs = len(history.epochs) if ended else run.training.epochs
+        training = dataclasses.replace(run.training, epochs=epochs, early_stopping=EarlyStopping())
+        plain = dataclasses.replace(run, client_half=None, method=Method(fleet=run.method.fleet), training=training)
         return command_of(with_choices(plain, narrow=1, padding=0, bind=1))
     except ConfigError:  # changed by hand, or of a version that knew more
         return None
