@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
+import re
 import shutil
 import tempfile
 import weakref
@@ -12,6 +14,17 @@ from pathlib import Path
 from typing import Self
 
 PREFIX = "cutlayer-temporary-"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def _system() -> str:
+    """Whom this process shares locks of files with: those under one running kernel; if it has no id, of one host."""
+    with suppress(OSError):
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    return re.sub(r"[^0-9A-Za-z.]", "_", platform.node()) or "unknown"
+
+
+SYSTEM = _system()
 
 
 class TemporaryFolder:
@@ -19,6 +32,8 @@ class TemporaryFolder:
 
     A process that is killed (SIGKILL) removes nothing. So each folder is locked while its process lives, and whoever
     makes one first removes those beside it that nobody holds the lock of. A file system without locks has none removed.
+    Of a folder that machines share each may see its own locks alone, so the name says whose it is, and those of another
+    machine stay, as do those from before this one was started anew.
 
     Args:
         what: is in it, such as "halves", for its name.
@@ -34,7 +49,7 @@ class TemporaryFolder:
         # It gets a name that others look for once it is locked, so that none takes it for left over.
         made = Path(tempfile.mkdtemp(prefix=".cutlayer-", dir=parent))
         lock = _locked(made)
-        self.path = made.rename(parent / f"{PREFIX}{what}-{made.name.removeprefix('.cutlayer-')}")
+        self.path = made.rename(parent / f"{PREFIX}{what}-{SYSTEM}-{made.name.removeprefix('.cutlayer-')}")
         self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
     def close(self) -> None:
@@ -57,7 +72,7 @@ def _remove(path: Path, lock: int | None, owner: int) -> None:
 
 
 def _remove_left_over(parent: Path) -> None:
-    for path in parent.glob(f"{PREFIX}*"):
+    for path in parent.glob(f"{PREFIX}*-{SYSTEM}-*"):
         if (lock := _locked(path)) is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)

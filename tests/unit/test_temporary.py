@@ -104,3 +104,16 @@ def test_what_a_killed_process_left_goes_with_the_next_and_what_a_live_one_has_s
     assert left == [*tmp_path.glob("cutlayer-*")]
     with TemporaryFolder("halves", tmp_path) as folder:
         assert [*tmp_path.glob("cutlayer-*")] == [folder.path]
+
+
+def test_of_a_folder_that_machines_share_each_removes_its_own(tmp_path: Path) -> None:
+    """Locks that another machine holds may not be seen here."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with TemporaryFolder("halves", tmp_path) as folder:
+        name = folder.path.name
+    assert boot in name
+    own, others = tmp_path / f"{name}x", tmp_path / name.replace(boot, boot[::-1])
+    own.mkdir()
+    others.mkdir()
+    TemporaryFolder("halves", tmp_path).close()
+    assert [*tmp_path.iterdir()] == [others]
