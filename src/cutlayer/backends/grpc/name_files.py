@@ -30,6 +30,7 @@ class NameFile:
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
         self._listeners: list[Callable[[set[str]], None]] = []
+        self._lock = threading.Lock()  # of reading and telling, so that the newest names are the last that are told
         self.names = self._read()
 
     def _read(self) -> set[str]:
@@ -40,20 +41,22 @@ class NameFile:
         return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 
     def listen(self, listener: Callable[[set[str]], None]) -> None:
-        """Have this called with all names, now and whenever they change."""
-        self._listeners.append(listener)
-        listener(self.names)
+        """Have this called with all names, now and whenever they change. A listener does not call this file."""
+        with self._lock:
+            self._listeners.append(listener)
+            listener(self.names)
 
     def reread(self) -> None:
-        """Read the file again. If it cannot be read, the names stay as they are."""
-        try:
-            self.names = self._read()
-        except ConfigError as error:
-            log.warning("%s; the names before it still count", error)
-            return
-        log.warning("%s: %s", self.option, ", ".join(sorted(self.names)) or "no one")
-        for listener in self._listeners:
-            listener(self.names)
+        """Read the file again. If it cannot be read, the names stay as they are. From any thread."""
+        with self._lock:
+            try:
+                self.names = self._read()
+            except ConfigError as error:
+                log.warning("%s; the names before it still count", error)
+                return
+            log.warning("%s: %s", self.option, ", ".join(sorted(self.names)) or "no one")
+            for listener in self._listeners:
+                listener(self.names)
 
 
 class Revocations(NameFile):
