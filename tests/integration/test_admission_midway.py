@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import logging
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from cutlayer.backends.grpc.calls import leave, wait_for_config
 from cutlayer.backends.grpc.limits import ClientLimits
 from cutlayer.backends.grpc.name_files import Admissions, Revocations
 from cutlayer.backends.grpc.rpc import SERVICE, Endpoint
+from cutlayer.cli import main
 from cutlayer.errors import RefusedError
 from cutlayer.records.checkpoint import Checkpoints
 from cutlayer.runs.run import Run
@@ -312,6 +314,28 @@ def test_who_does_not_fit_in_is_turned_away_with_the_reason(tls: Path, tmp_path:
     plain = fit(halves(), small.data()[:2], method=method, training=training(6))
     assert served.history.losses == plain.history.losses
     assert not (tmp_path / "server" / "admitted.json").exists()
+
+
+def test_who_was_admitted_begins_anew_if_the_operator_goes_back_to_before(tls: Path, tmp_path: Path, caplog) -> None:
+    """It has its first checkpoint no more, so it is told what to do, and the run goes on with it."""
+    chosen = {"method": Method(Always()), "keep_checkpoints": 4}
+    with Growing(tmp_path, tls, caplog, **chosen) as growing:
+        growing.admit_after(3)
+        growing.scene.stop_after(5)
+        growing.scene.begin(*BEGUN)
+        growing.scene.thread.join(60)
+    own = Checkpoints(tmp_path / "mallory" / "checkpoints")
+    if 0 in own.epochs():
+        shutil.rmtree(own.place(0))
+    assert main(["forget", str(tmp_path / "server"), "--client", "bob", "--back-to", "2"]) == 0
+    with Growing(tmp_path, tls, caplog, **chosen) as growing:
+        scene = growing.scene
+        scene.begin("alice")
+        with pytest.raises(RefusedError, match=r"after \[[45].*give it an empty folder"):
+            scene.join("mallory")
+        shutil.rmtree(tmp_path / "mallory")
+        scene.begin("mallory")
+        assert [record.samples for record in scene.end().history.epochs] == [40, 40, 24, 32, 32, 32]
 
 
 def test_a_run_of_one_client_takes_in_no_other(tmp_path: Path) -> None:

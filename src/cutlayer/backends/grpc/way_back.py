@@ -49,6 +49,8 @@ class WayBack:
             f"checkpoint: expected one of run {self.run} after {restore} epochs, the client has those "
             f"after {list(hello.checkpoints[:100])} epochs of run {hello.run[:32] or '(none)'}"
         )
+        if restore == 0:  # as for one that was admitted later, if the operator went back to before: any run's will do
+            raise RefusedError(f"{lacks}; give it an empty folder: it has nothing to go on from")
         if hello.run != self.run:
             raise RefusedError(f"{lacks}; give it the folder it had in this run, or an empty one and begin a new run")
         else_ = f"restore its folder, or go on without it: stop the server, cutlayer forget RUN --client {hello.name}"
