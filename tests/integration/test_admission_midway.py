@@ -406,6 +406,62 @@ def test_a_client_leaves_while_it_is_waited_for(tls: Path, tmp_path: Path, caplo
 
 
 @pytest.mark.parametrize("state", ["shared", "own"])
+def test_one_that_was_admitted_leaves_in_its_first_epoch(state: str, tls: Path, tmp_path: Path, caplog) -> None:
+    """The checkpoint that the server goes back to is of the clients before it."""
+    method = Method.of(Once(), "fp8", fleet=Fleet(state=state))
+    with Growing(tmp_path, tls, caplog, method=method) as growing:
+        scene = growing.scene
+
+        def come_and_go() -> None:
+            session = scene.session()  # once it is admitted
+            session.link.disconnect()
+            session.close()
+            leave(Endpoint(scene.address, tls / "mallory"))
+
+        coming = threading.Thread(target=come_and_go, daemon=True)
+
+        def begin(exchange: str) -> None:
+            if coming.ident is None:
+                growing.expect("mallory")
+                coming.start()
+                while WAITS not in caplog.text:
+                    time.sleep(0.01)
+
+        scene.watch(begin)
+        scene.stop_after(4)
+        scene.begin(*BEGUN)
+        scene.thread.join(60)
+    changes = Run(tmp_path / "server").read_config()["changes"]
+    assert ["admitted" in change for change in changes] == [True, False]
+    with Growing(tmp_path, tls, caplog, method=method) as growing:  # and so it is after a restart
+        growing.scene.begin(*BEGUN)
+        served = growing.scene.end()
+    assert [record.samples for record in served.history.epochs] == [40] * 6
+
+
+@pytest.mark.parametrize("last", [6, 7])
+def test_nothing_stays_of_who_leaves_in_the_last_epoch_or_after_it(last: int, tls: Path, tmp_path: Path) -> None:
+    with Scene(tmp_path, tls, patience=None, method=Method.of(Once(), "fp8"), epochs=6) as scene:
+        done = []
+
+        def count(exchange: str) -> None:
+            done.append(exchange)
+            if len(done) == last:
+                scene.leave()
+
+        scene.watch(count)
+        scene.begin(*BEGUN)
+        scene.begin("mallory")
+        if last == 7:
+            while len(done) < 6:
+                time.sleep(0.01)
+            scene.leave()
+        scene.thread.join(60)
+        assert not scene.thread.is_alive()
+    assert stored(tmp_path) == [True] * 40 + [False] * 8
+
+
+@pytest.mark.parametrize("state", ["shared", "own"])
 def test_one_that_rests_leaves_between_two_epochs_with_its_samples(
     state: str, tls: Path, tmp_path: Path, caplog
 ) -> None:

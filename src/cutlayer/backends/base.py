@@ -92,8 +92,9 @@ class Clients(ABC):
         """Whether an epoch that needs this client alone is to wait for it."""
         return client not in self.left_out
 
-    def between_epochs(self) -> None:  # noqa: B027
-        """An epoch is about to begin."""
+    def between_epochs(self) -> bool:
+        """An epoch is about to begin, or none is any more. Whether anything of clients that have left was dropped."""
+        return False
 
     def completed(self, epoch: int, clients: Sequence[int]) -> None:  # noqa: B027
         """These did all that the epoch asked of them."""

@@ -118,7 +118,7 @@ class Loop:
             self._restore(state)
             return
         if self.clients.can_lose_state:
-            self._save()
+            self.save()
         self.clients.load_state_dict(self.clients.state_dict())
 
     @property
@@ -247,7 +247,7 @@ class Loop:
             self.folder.append(self.records[-1])
         stops = self.stop is not None and self.stop.requested
         if stops or self.training.saves(epoch) or self.training.ending.saves(self.records):
-            self._save()
+            self.save()
 
     def _scores(self) -> dict[str, float]:
         try:
@@ -264,7 +264,8 @@ class Loop:
         """The epochs of a checkpoint that stays beside the newest, unless only one is to stay."""
         return self.clients.epochs_before_exchange() if self.training.keep_checkpoints > 1 else ()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint, if there is to be any."""
         if self.checkpoints is not None:
             keep, also = (
                 self.training.keep_checkpoints,
@@ -277,7 +278,7 @@ class Loop:
     def _save_once(self) -> None:
         """Save, unless there is a checkpoint after so many epochs already."""
         if self.checkpoints is not None and len(self.records) not in self.checkpoints.epochs():
-            self._save()
+            self.save()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """The parts are loaded; the rest of the state follows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 
 from cutlayer.backends.grpc.clients import GrpcClients
@@ -10,6 +11,8 @@ from cutlayer.errors import ConfigError, StoreFullError
 from cutlayer.records.folder import RunFolder
 from cutlayer.records.history import EpochRecord
 from cutlayer.runs.loop import Loop
+
+log = logging.getLogger("cutlayer.server")
 
 
 class Rounds:
@@ -36,7 +39,8 @@ class Rounds:
     @property
     def records(self) -> list[EpochRecord]:
         """Of the epochs that are done."""
-        return self.loop.records if self.loop is not None else self._records
+        loop = self.loop  # another thread may ask, such as that of the metrics
+        return loop.records if loop is not None else self._records
 
     def train(self, listener: Callable[[EpochRecord], None]) -> Loop:
         """Train to the end; the loop that came to it."""
@@ -59,14 +63,28 @@ class Rounds:
         self.clients.group(epochs, newcomer)
         if newcomer is None:
             return self._make()
+        newcomers, loop = self.clients.admission.newcomers, None
         try:
             loop = self._make()
         except (ConfigError, StoreFullError) as error:
-            self.clients.admission.newcomers.turn_away(newcomer.name, str(error))
-            self.clients.group(epochs)
-            return self._make()
-        self.clients.members.admit(newcomer)
-        return loop
+            log.warning("client %s cannot be admitted: %s", newcomer.name, error)
+            full = isinstance(error, StoreFullError)
+            newcomers.turn_away(newcomer.name, "the server's store has no room for it" if full else str(error))
+        if loop is not None and newcomers.waits(newcomer):
+            self.clients.members.admit(newcomer)
+            return loop
+        # What was made with it goes before the disk and the memory are asked for the same again.
+        loop = None
+        self.clients.let_go()
+        gc.collect()
+        self.clients.group(epochs)
+        return self._make()
+
+    def drop_leavers(self, loop: Loop) -> None:
+        """Of those that left in or after the last epoch nothing stays, either."""
+        if self.clients.between_epochs():
+            loop.save()
+            self._note(loop)
 
     def _note(self, loop: Loop) -> None:
         """Have the run's manifest say who came and who went."""

@@ -134,6 +134,7 @@ def serve(
         save_halves(folder.folder, loop.server.half, loop.server.shared.tensors, joined.run)
         half.load_state_dict(loop.server.half.state_dict())
         joined.say_farewell(loop.server, len(loop.records), delivered(folder.folder), waits.linger)
+        rounds.drop_leavers(loop)
     return Served(History(loop.records, loop.baseline, folder.given_up()), half, dict(joined.refusals.counts))
 
 

@@ -142,12 +142,14 @@ class GrpcClients(Clients):
         there = self.waits.patience is None or self.names[client] in self.admission.present()
         return super().may_come(client) and there
 
-    def between_epochs(self) -> None:
+    def between_epochs(self) -> bool:
         """Of those that are left out nothing stays."""
-        for number in self.members.forgotten - self._dropped:
+        leavers = self.members.forgotten - self._dropped
+        for number in leavers:
             if self._server is not None and number < len(self.summaries):
                 self._server.forget(number)
             self._dropped.add(number)
+        return bool(leavers)
 
     def server(self, job: Job, ledger: Ledger) -> Server:
         """The server for these clients, which knows what their half must look like."""
@@ -255,9 +257,9 @@ class GrpcClients(Clients):
         known, count = len(state["took_part"]), max(len(self.names), len(self.summaries))
         self._took_part = [*state["took_part"], *(0,) * (count - known)]
         self._dropped.clear()
-        self.between_epochs()
-        if self._server is not None:
+        if self._server is not None:  # who was admitted since may have left since, too
             self._server.states.welcome(range(known, len(self.summaries)))
+        self.between_epochs()
         self.admission.open(self._took_part)
 
     # --- the end ---

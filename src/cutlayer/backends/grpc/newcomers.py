@@ -113,6 +113,13 @@ class Newcomers:
             there = (hello for hello, alive in self._held.values() if hello.name not in self._turned_away and alive())
             return next((hello for hello in there if hello.name not in self._roll.barred), None)
 
+    def waits(self, hello: Hello) -> bool:
+        """Whether this one still waits, and may come."""
+        with self._condition:
+            held, alive = self._held.get(hello.name, (None, bool))
+            barred = hello.name in self._turned_away or hello.name in self._roll.barred
+            return held is hello and hello.name in self.expected and not barred and alive()
+
     def admit(self, hello: Hello) -> None:
         """One is a member from now on, with the next number."""
         with self._condition:
