@@ -293,27 +293,52 @@ class Vanishing:
             raise TimeoutError
 
 
-def test_who_does_not_fit_in_is_turned_away_with_the_reason(tls: Path, tmp_path: Path, caplog) -> None:
-    """What an epoch of all clients may cost is known once it has come."""
-    method = Method.of(Budget(megabytes=0.05), "fp8")
-    with Growing(tmp_path, tls, caplog, method=method) as growing:
-        reasons, scene = [], growing.scene
+@pytest.mark.parametrize("megabytes", [0.03, 0.039])
+def test_a_newcomer_that_a_budget_does_not_pay_for_is_turned_away(
+    megabytes: float, tls: Path, tmp_path: Path, caplog
+) -> None:
+    """Be it too small for three from the first epoch on, or spent by now."""
+    method = Method.of(Budget(megabytes=megabytes), "fp8")
+    with Growing(tmp_path, tls, caplog, method=method, epochs=16) as growing:
+        scene = growing.scene
+        growing.admit_after(14)
+        scene.begin(*BEGUN)
+        scene.thread.join(60)
+        served = scene.served
+        assert served is not None
+    reason = "do not pay for the first epochs" if megabytes == 0.03 else "what is left of it does not pay for an epoch"
+    assert "client mallory cannot be admitted: budget: " in str(scene.errors["mallory"])
+    assert reason in str(scene.errors["mallory"])
+    undisturbed = {"names": BEGUN, "all_names": NAMES, "patience": None, "method": method, "epochs": 16}
+    with Attacked(tmp_path / "undisturbed", tls, **undisturbed) as scene:
+        scene.begin(*BEGUN)
+        assert scene.end().history.losses == served.history.losses
+    assert not (tmp_path / "server" / "admitted.json").exists()
+
+
+def test_a_newcomer_claims_no_more_of_a_budget_than_its_samples_cost(tls: Path, tmp_path: Path, caplog) -> None:
+    """And an honest one is paid for by it: the ledger ends at or below."""
+    budget, reasons = 0.07, {}
+    with Growing(tmp_path, tls, caplog, method=Method.of(Budget(megabytes=budget), "fp8"), epochs=20) as growing:
+        scene, done = growing.scene, []
 
         def ask(exchange: str) -> None:
-            if not reasons:
+            done.append(exchange)
+            if len(done) == 2:
                 growing.expect("mallory")
-                huge = scene.hello(epoch_bytes=1 << 24, epoch_samples=8)
-                threading.Thread(target=lambda: reasons.append(scene.refusal(huge)), daemon=True).start()
-                reasons.append("")
-                time.sleep(1.0)
+                for field in ("epoch_bytes", "epoch_flops", "epoch_forward", "epoch_labels", "epoch_samples"):
+                    reasons[field] = scene.refusal(scene.hello(**{field: 20_000}))
+                growing.come()
 
         scene.watch(ask)
         scene.begin(*BEGUN)
+        scene.end()
         served = scene.end()
-    assert "client mallory cannot be admitted: budget: 0.05 MB do not pay for the first epochs" in reasons[1]
-    plain = fit(halves(), small.data()[:2], method=method, training=training(6))
-    assert served.history.losses == plain.history.losses
-    assert not (tmp_path / "server" / "admitted.json").exists()
+    assert all(f"{field}: expected at most" in reason for field, reason in reasons.items())
+    epochs = served.history.epochs
+    assert epochs[2].samples == 48
+    assert 0.5 * budget * 1e6 < served.history.bytes() <= budget * 1e6
+    assert "C" in served.history.exchanges
 
 
 def test_who_was_admitted_begins_anew_if_the_operator_goes_back_to_before(tls: Path, tmp_path: Path, caplog) -> None:

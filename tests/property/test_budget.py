@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Always, Budget, ConfigError, Fleet, Halves, History, Method, Optimizer, Training, fit
+from cutlayer.schedule import Cost, Exchange, Outlook, State
 from cutlayer.strategies import STRATEGIES
+from cutlayer.training.states import States
 from tests.helpers.small import data, halves, training
 
 SGD = Optimizer(lr=1e-3, schedule="constant")
@@ -78,3 +80,15 @@ def test_most_of_it_is_used(codec: str) -> None:
     flops = always.history.flops("client") / 2
     history = ran(Budget(client_gflops=6 * flops / 1e9), [400], codec, "splitfed_v2", 1, epochs=20)
     assert 0.6 * 6 * flops <= history.flops("client") <= 6 * flops
+
+
+@pytest.mark.parametrize(("exchange", "epoch", "most"), [("C", 5, 700), ("B", 5, 700), ("A", 5, 300), ("A", 9, 600)])
+def test_a_client_more_is_paid_for_if_what_comes_with_it_is(exchange: str, epoch: int, most: int) -> None:
+    """Of 1000 bytes an A epoch takes 400 and a B epoch 300; an A epoch that is not the last is to have a B epoch."""
+    for spent in (most, most + 1):
+        states = States(Budget(megabytes=1e-3))
+        states.fit_to(Outlook(10, (), (Cost(400), Cost(300))))
+        states.state = State(Exchange(exchange), epoch, spent=(Cost(100, 0, 1), Cost(spent - 100, 0, 1)))
+        states.welcome([1])
+        assert states.schedule.affords(states.state) is (spent == most)
+        assert states.call([0, 1]) == ({1} if spent == most and exchange == "C" else set())

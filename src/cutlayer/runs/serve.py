@@ -32,6 +32,7 @@ from cutlayer.runs.run import Run
 from cutlayer.runs.weights import save_halves
 from cutlayer.stop_request import Stop
 from cutlayer.training.job import Job
+from cutlayer.training.states import States
 from cutlayer.wire.messages import Saved
 
 __all__ = ["Admissions", "Callbacks", "ClientLimits", "Listening", "Revocations", "Served", "Stop", "Waits", "serve"]
@@ -126,6 +127,8 @@ def serve(
             job = Job(fresh, cut_shape, method, training, task, bfloat16)
             made = Loop(joined, joined.server(job, Ledger()), folder, folder.checkpoints, operation.stop)
             made.open(chosen, {}, resume=True)
+            if len(joined.summaries) > len(joined.names):
+                _require_afforded(made.server.states)
             return made
 
         rounds = Rounds(joined, folder, make)
@@ -146,6 +149,14 @@ def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict
         raise ConfigError("dropout simulates the loss of clients in one process; between processes leave it at 0")
     described = {"method": describe(method), "training": describe(training), "task": describe(task)}
     return {**(config or described), "clients": list(outline.names)}
+
+
+def _require_afforded(states: States) -> None:
+    """Raise ConfigError if no budget is left for the coming epoch with a client more, or for its first activations."""
+    if not states.schedule.affords(states.state):
+        raise ConfigError(
+            "budget: what is left of it does not pay for an epoch with a client more; begin a run with a larger one"
+        )
 
 
 def _oldest(rounds: Rounds) -> Saved:

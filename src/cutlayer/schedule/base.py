@@ -127,6 +127,13 @@ class Schedule(ABC):
         """The schedule in this run; itself unless it depends on the run's length or costs. Raises ConfigError."""
         return self
 
+    def affords(self, state: State) -> bool:
+        """Whether the epoch in this state is paid for with all clients of the run, or a B epoch in place of a C epoch.
+
+        Without a budget it is.
+        """
+        return True
+
     def start(self) -> State:
         """The state of the first epoch."""
         return State()

@@ -87,6 +87,13 @@ class Spending(Schedule):
         total = spent + more
         return total.bytes <= part * self.limits[0] and total.flops <= part * self.limits[1]
 
+    def affords(self, state: State) -> bool:
+        """As in `Schedule`. With an A epoch, for the B epoch as well that is to follow it."""
+        both, activations = self.outlook.most
+        if state.exchange is Exchange.BOTH:
+            activations = both + (activations if self.outlook.epochs - state.epoch > 1 else NOTHING)
+        return self.pays(activations, state.spent[0] + state.spent[1])
+
     def start(self) -> State:
         """The state of the first epoch, which is A."""
         return State(settling=self._settling(0, 0.0, (NOTHING, NOTHING)))

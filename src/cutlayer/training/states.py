@@ -75,9 +75,11 @@ class States:
     def call(self, clients: Collection[int]) -> frozenset[int]:
         """Have those of these clients that owe activations, and would rest in the coming epoch, send them in it.
 
-        Nothing is stored of them, and in a schedule that is in its C epochs for good nothing ever would be. Returns
-        those that are called.
+        Nothing is stored of them, and in a schedule that is in its C epochs for good nothing ever would be. None is
+        called if no budget is left for it. Returns those that are called.
         """
+        if not self.schedule.affords(self.state):
+            clients = ()
         resting = {client for client in clients if self.state_of(client).exchange is Exchange.NONE}
         self._called = frozenset(resting & self.owing)
         return self._called

@@ -15,6 +15,7 @@ from cutlayer.backends.grpc.terms import check_terms, largest_frame, terms_of
 from cutlayer.codecs import evaluation_codec, get_transfer
 from cutlayer.errors import ConfigError, RefusedError
 from cutlayer.method import Method, Training
+from cutlayer.schedule import Budget
 from cutlayer.training.averaging import largest_weights
 from cutlayer.training.checks import ClientSummary
 from cutlayer.training.plain_epoch import PlainEpoch
@@ -22,6 +23,8 @@ from cutlayer.wire.messages import Hello
 
 HALF = "client half"  # the one term that a server may not know by itself
 MOST_FLOPS = 1 << 62
+STEP_BYTES = 1024
+"""More than the headers of a step's frames."""
 ADVICE = {
     "samples": " of this client (the server's --max-samples, --quotas)",
     "test_samples": " of this client (the server's --max-samples, --quotas)",
@@ -114,6 +117,8 @@ class Claims:
         self.check(hello, members[0], None)
         if hello.bfloat16 != (expected := all(member.bfloat16 for member in members)):
             raise RefusedError(f"bfloat16: expected {expected}, as of the run's clients, got {hello.bfloat16}")
+        if isinstance(self.run.method.schedule, Budget):
+            self._check_price(hello, members)
         budget = self._budget_mib << 20
         for field in ("samples", "test_samples"):
             taken = self._sample_bytes * sum(getattr(member, field) for member in members)
@@ -121,6 +126,34 @@ class Claims:
                 raise RefusedError(
                     f"{field}: {getattr(hello, field)} take up to {needed} bytes in the replay store, in which of "
                     f"{budget >> 20} MiB up to {max(0, budget - taken)} bytes are free; raise the budget"
+                )
+
+    def _check_price(self, hello: Hello, members: Sequence[Hello]) -> None:
+        """Whether an epoch of this client costs what one of its size may: the others' budget is to pay for it, too.
+
+        Tensors are as large as the cut says. What goes with them differs with labels and batches, FLOPs with the batch.
+        """
+
+        def each(field: str) -> int:
+            return math.ceil(max(getattr(member, field) / max(1, member.epoch_samples) for member in members))
+
+        def tensors(client: Hello) -> int:
+            return client.epoch_samples * math.prod(self.run.cut_shape) * 4 * (1 if client.frozen else 2)
+
+        samples = hello.epoch_samples
+        around = max((member.epoch_bytes - tensors(member)) / max(1, member.epoch_samples) for member in members)
+        beside = samples * 8 * max(1, math.ceil(around))  # the largest type of numbers, in place of the smallest
+        for field, most in {
+            "epoch_samples": hello.samples,
+            "epoch_steps": samples,
+            "epoch_bytes": tensors(hello) + beside + STEP_BYTES * (hello.epoch_steps + 1),
+            "epoch_labels": beside,
+            **{field: 2 * samples * each(field) for field in ("epoch_flops", "epoch_forward", "epoch_defence")},
+        }.items():
+            if (got := getattr(hello, field)) > most:
+                raise RefusedError(
+                    f"{field}: expected at most {most}, as of a client with {samples} samples in a run with a budget, "
+                    f"got {got}"
                 )
 
     def largest_frame(self, hello: Hello) -> int:
