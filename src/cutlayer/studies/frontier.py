@@ -11,12 +11,13 @@ published. A client that trains by itself while it sends: see `LocalLoss`. A cli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cutlayer.runs.client_half import LocalHead, LocalLoss, Untrained
 from cutlayer.schedule import Always, Once
 from cutlayer.studies.few_exchanges import FEW, FOUR_BITS
 from cutlayer.studies.rows import Row
-from cutlayer.studies.sips2021 import ALWAYS_4, BEST, PAPER, PLAIN, fixed
+from cutlayer.studies.sips2021 import ALWAYS_4, BEST, PAPER, PLAIN, SHALLOW, fixed
 
 SPARSE = [
     Row("topk", "top-k, 10 % in 8 bits", fixed(Always(), "topk0.1>fp8_e4m3/topk0.1>fp8_e5m2")),
@@ -44,6 +45,9 @@ ONE_UPLOAD = [
 ]
 """With a frozen client half A epochs are B epochs."""
 
+PADDED = [replace(row, against="plain") for row in SHALLOW if row.name in ("shallow-pad500", "shallow-pad250")]
+"""Held against plain split learning at the usual cut: bytes count here, not a ratio at a cut that more values cross."""
+
 NOTES = [
     "Yardsticks: *uncut training* of the same network gives the weights of plain split learning in 32 bits, bit for "
     "bit (`tests/parity`), so its accuracy is that of the first row, merged; whoever may upload the images sends 1 "
@@ -52,6 +56,6 @@ NOTES = [
 
 GROUPS: Sequence[Sequence[Row]] = [
     [PLAIN, PAPER],
-    [BEST[name] for name in FEW],
+    [*(BEST[name] for name in FEW), *PADDED],
     [*ONE_UPLOAD, *LOCAL_LOSS, ALWAYS_4, *SMALLER, *SPARSE],
 ]
