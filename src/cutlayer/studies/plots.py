@@ -33,12 +33,13 @@ def plots(study: Study, plan: Plan, folder: Path) -> list[Path]:
         raise ConfigError("plots need matplotlib: pip install 'cutlayer[report]'") from None
     files = []
     for name, (label, measure) in AXES.items():
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+        lines = -(-(len(there) + 1) // 2)  # of the legend, in two columns below: titles may be long
+        figure = Figure(figsize=(8.5, 4.0 + 0.22 * lines), layout="constrained")
         _draw(figure.subplots(), there, label, measure)
         if name == "bytes":
             once = plan.preset.images * plan.preset.image_bytes / 1e6
             figure.axes[0].axvline(once, color="grey", linestyle=":", label="the images, once")
-        figure.legend(loc="outside right upper", fontsize="small")
+        figure.legend(loc="outside lower center", fontsize="small", ncols=2)
         files.append(folder / f"{plan.preset.name}-{name}.svg")
         figure.savefig(files[-1], metadata={"Date": None})
     return files
