@@ -95,17 +95,10 @@ def serve(
         DivergedError, StoreFullError: as in `fit`.
         Stopped: the run was asked to stop; the same call goes on with it.
     """
-    if isinstance(client_half, SelfTraining):
-        raise ConfigError(
-            "client_half: one that trains by itself (LocalLoss) is not served: what a client and a server agree on "
-            "before a run does not say which batches it sends. Train it in one process or on a Ray cluster "
-            "(run_experiment(config, backend=Ray())), or serve a half that is trained with the server"
-        )
     operation = Operation(Listening.of(listen), waits, limits, callbacks, stop or Stop())
     outline = Outline(clients, client_half, cut_shape, method, training)
+    _require_served(outline, operation.listening)
     folder, chosen = Run(run), _chosen(config, outline, task)
-    if operation.listening.admitted is not None and len(clients) < 2:
-        raise ConfigError(ALONE)
     with ExitStack() as stack:
         stack.enter_context(folder.locked())  # before anything of it is read, and before anyone can connect
         if folder.exists():
@@ -139,6 +132,18 @@ def serve(
         joined.say_farewell(loop.server, len(loop.records), delivered(folder.folder), waits.linger)
         rounds.drop_leavers(loop)
     return Served(History(loop.records, loop.baseline, folder.given_up()), half, dict(joined.refusals.counts))
+
+
+def _require_served(outline: Outline, listening: Listening) -> None:
+    """Raise ConfigError for a run that cannot be one between processes."""
+    if isinstance(outline.half, SelfTraining):
+        raise ConfigError(
+            "client_half: one that trains by itself (LocalLoss) is not served: what a client and a server agree on "
+            "before a run does not say which batches it sends. Train it in one process or on a Ray cluster "
+            "(run_experiment(config, backend=Ray())), or serve a half that is trained with the server"
+        )
+    if listening.admitted is not None and len(outline.names) < 2:
+        raise ConfigError(ALONE)
 
 
 def _chosen(config: dict[str, Any] | None, outline: Outline, task: Task) -> dict[str, Any]:
