@@ -11,6 +11,7 @@ from cutlayer.records.history import History, flat
 
 DEFENCES = ("nopeek", "adversary", "noise", "clip", "channel_dropout", "watch")
 AT_CUT = {"narrow": 1, "padding": 0, "bind": 1}
+"""What a model has at its cut that the uncut network has not: the values with which it has nothing."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def rows(runs: Mapping[str, Scored]) -> dict[str, dict[str, str]]:
 
 def in_words(runs: Mapping[str, Scored], name: str, metric: str) -> str:
     """The same of one run and metric; "" for plain split learning itself."""
-    against = against_plain([*runs.values()])[[*runs].index(name)]
+    against = _against([*runs].index(name), [*runs.values()])
     if runs[name].plain:
         return ""
     if not (difference := _difference(metric, against)):

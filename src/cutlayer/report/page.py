@@ -47,13 +47,13 @@ def html(views: Sequence[RunView], title: str, commands: Sequence[str | None]) -
         runs=[_run(letter, view, safe, accuracy.in_words(runs, letter, view.metric)) for letter, view in named],
         charts=[(name, safe(chart)) for name, chart in _charts(views) if chart],
         differing=differing(views) if len(views) > 1 else [],
-        summary=_summary(views),
+        summary=_summary(views, runs),
         confusions=[
             (f"{a} {v.name}", safe(_classes(v.confusion, "true class by class"))) for a, v in named if v.confusion
         ],
         partitions=[(f"{a} {v.name}", safe(_classes(v.clients, "client by class"))) for a, v in named if v.clients],
         attacks=_attacks(views),
-        bound=bound(any(any_short(view.attacks) for view in views)),
+        bound=_bound(views),
         pictures=[(f"{a} {name}", base64.b64encode(png).decode()) for a, v in named for name, png in v.pictures],
     )
 
@@ -66,8 +66,11 @@ def markdown(views: Sequence[RunView], title: str, commands: Sequence[str | None
         parts.append("## Missing\n\n" + "\n".join(f"- {_in_markdown(line)}" for line in missing))
     if len(views) > 1 and (rows := differing(views)):
         parts.append("## Choices that differ\n\n" + _markdown_table(["", *names], [[name, *v] for name, v in rows]))
-    parts.append("## What came of them\n\n" + _markdown_table(["", *names], [[n, *v] for n, v in _summary(views)]))
-    parts += [_in_markdown(line) for line in _not_compared(_scored(views), commands)]
+    runs = _scored(views)
+    parts.append(
+        "## What came of them\n\n" + _markdown_table(["", *names], [[n, *v] for n, v in _summary(views, runs)])
+    )
+    parts += [_in_markdown(line) for line in _not_compared(runs, commands)]
     for about, tables in (("Which class is taken for which", "confusion"), ("Who has what", "clients")):
         for name, view in zip(names, views, strict=True):
             if counts := getattr(view, tables):
@@ -76,8 +79,7 @@ def markdown(views: Sequence[RunView], title: str, commands: Sequence[str | None
                 parts.append(f"## {about}: {name}\n\n" + _markdown_table(header, rows))
     if attacks := _attacks(views):
         table = _markdown_table([*attacks[0]], [[*row.values()] for row in attacks])
-        said = bound(any(any_short(view.attacks) for view in views))
-        parts.append(f"## What attacks got back\n\n{table}\n\n{said}")
+        parts.append(f"## What attacks got back\n\n{table}\n\n{_bound(views)}")
     for name, view in zip(names, views, strict=True):
         if rows := list(epoch_rows(view)):
             columns = [column for column in _columns(rows) if column != "run"]
@@ -114,6 +116,10 @@ def _not_compared(runs: Mapping[str, Scored], commands: Sequence[str | None]) ->
 def _attacks(views: Sequence[RunView]) -> list[dict[str, str]]:
     named = zip(letters(len(views)), views, strict=True)
     return [{"run": f"{letter} {view.name}", **row} for letter, view in named for row in attack_rows(view.attacks)]
+
+
+def _bound(views: Sequence[RunView]) -> str:
+    return bound(any(any_short(view.attacks) for view in views))
 
 
 def _missing(views: Sequence[RunView]) -> list[str]:
@@ -163,8 +169,8 @@ def _classes(counts: Sequence[Sequence[int]], about: str) -> str:
     return heat_map(counts, [str(n) for n in range(len(counts))], [str(n) for n in range(len(counts[0]))], about)
 
 
-def _summary(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
-    cost = {name: [*cells.values()] for name, cells in accuracy.rows(_scored(views)).items()}
+def _summary(views: Sequence[RunView], runs: Mapping[str, Scored]) -> list[tuple[str, list[str]]]:
+    cost = {name: [*cells.values()] for name, cells in accuracy.rows(runs).items()}
     return list(comparison_rows([view.history for view in views], cost))
 
 

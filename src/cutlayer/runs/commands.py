@@ -10,6 +10,7 @@ from typing import Any
 from cutlayer.errors import ConfigError
 from cutlayer.method import Method
 from cutlayer.records.history import History
+from cutlayer.report.accuracy import AT_CUT
 from cutlayer.runs.choices import CONFIG_PATHS, SEVERAL, Choices, with_choices
 from cutlayer.runs.config import RunConfig
 from cutlayer.runs.recipes import RECIPES
@@ -48,7 +49,7 @@ def plain_command(config: Mapping[str, Any], history: History) -> str | None:
         epochs = len(history.epochs) if ended else run.training.epochs
         training = dataclasses.replace(run.training, epochs=epochs, early_stopping=EarlyStopping())
         plain = dataclasses.replace(run, client_half=None, method=Method(fleet=run.method.fleet), training=training)
-        return command_of(with_choices(plain, narrow=1, padding=0, bind=1))
+        return command_of(with_choices(plain, **AT_CUT))
     except ConfigError:  # changed by hand, or of a version that knew more
         return None
 

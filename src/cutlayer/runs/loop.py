@@ -267,10 +267,8 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint, if there is to be any."""
         if self.checkpoints is not None:
-            keep, also = (
-                self.training.keep_checkpoints,
-                {*self.training.ending.kept(self.records), *self.epochs_to_keep()},
-            )
+            keep = self.training.keep_checkpoints
+            also = {*self.training.ending.kept(self.records), *self.epochs_to_keep()}
             state = {**self.server.state_dict(), **self.clients.state_dict()}
             self.checkpoints.save(len(self.records), self.parts, state, keep=keep, also=also)
             self._saved()

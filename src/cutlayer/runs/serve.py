@@ -120,7 +120,7 @@ def serve(
             job = Job(fresh, cut_shape, method, training, task, bfloat16)
             made = Loop(joined, joined.server(job, Ledger()), folder, folder.checkpoints, operation.stop)
             made.open(chosen, {}, resume=True)
-            if len(joined.summaries) > len(joined.names):
+            if joined.tries_newcomer:
                 _require_afforded(made.server.states)
             return made
 

@@ -23,7 +23,6 @@ CLAIM = "1.64x to 106.7x; client 2.86x to 32.1x"
 CLAIMS_OF_CLIENTS = {5: "11.9x", 10: "11.3x"}
 SEVERAL = ("smoke", "cpu60", "full")
 AUGMENTED = ("cpu60", "cpu", "full")
-CASES = {"shallow": "cut after layer2", "wide": "cut after layer2, client half of full width"}
 
 
 def plain(epochs: int) -> Method:
@@ -53,12 +52,21 @@ LOSS_BASED = [
 ]
 
 
+def in_case(row: Row, case: str, about: str = "", **changes: Any) -> Row:
+    """A row in another case, such as another network, beside plain split learning in the same case.
+
+    Args:
+        case: before the row's name.
+        about: before its title.
+        changes: what the case is, by the attributes of a `Row`.
+    """
+    title = f"{about}: {row.title}" if about else row.title
+    return replace(row, name=f"{case}-{row.name}", title=title, against=f"{case}-plain", **changes)
+
+
 def of_network(network: str) -> list[Row]:
     """Plain, the paper's, and the best at 250x, of another network."""
-    return [
-        replace(row, name=f"{network}-{row.name}", network=network, seeds=1, against=f"{network}-plain")
-        for row in (PLAIN, PAPER, BEST["few250"])
-    ]
+    return [in_case(row, network, network=network, seeds=1) for row in (PLAIN, PAPER, BEST["few250"])]
 
 
 def of_clients(clients: int, partition: str, strategy: str) -> list[Row]:
@@ -68,18 +76,16 @@ def of_clients(clients: int, partition: str, strategy: str) -> list[Row]:
     def together(method: Callable[[int], Method]) -> Callable[[int], Method]:
         return lambda epochs: replace(method(epochs), fleet=Fleet(strategy=made))
 
-    case = f"{clients}-{partition.partition(':')[0]}-{strategy}"
     return [
-        replace(
+        in_case(
             row,
-            name=f"{case}-{row.name}",
-            title=f"{clients} clients, {partition}, {strategy}: {row.title}",
+            f"{clients}-{partition.partition(':')[0]}-{strategy}",
+            f"{clients} clients, {partition}, {strategy}",
             method=together(row.method),
             clients=clients,
             partition=partition,
             seeds=1,
             claim=CLAIMS_OF_CLIENTS[clients] if row is PAPER else "",
-            against=f"{case}-plain",
             presets=SEVERAL,
         )
         for row in (PLAIN, PAPER, BEST["few250"])
@@ -87,14 +93,7 @@ def of_clients(clients: int, partition: str, strategy: str) -> list[Row]:
 
 
 UNAUGMENTED = [
-    replace(
-        row,
-        name=f"noaug-{row.name}",
-        title=f"no augmentation: {row.title}",
-        against="noaug-plain",
-        trained=unaugmented,
-        presets=AUGMENTED,
-    )
+    in_case(row, "noaug", "no augmentation", trained=unaugmented, presets=AUGMENTED)
     for row in (PLAIN, PAPER, Row("few", "settle, 4 A + 1 B, 4 bits", lambda epochs: settled_once(4, epochs), seeds=3))
 ]
 """What the paper says of augmentation is not known, and stored activations bear it badly."""
@@ -105,38 +104,23 @@ def _moved_by_client(training: Training) -> Training:
     return replace(training, augment=CropFlip(padding=1))
 
 
-def _padded(case: str, at_cut: Mapping[str, Any], name: str, both: int, activations: int) -> Row:
-    """A shallow cut and padded views: every B epoch brings 25 crops of each image."""
-    return Row(
-        f"{case}-{name}",
-        f"{CASES[case]}: settle, {both} A + {activations} B at once, 4 bits, {activations} padded views",
-        partial(gathered, both, activations),
-        seeds=3,
-        claim=CLAIM,
-        against=f"{case}-plain",
-        presets=AUGMENTED,
-        changes={**at_cut, "padding": 4},
-        trained=_moved_by_client,
-    )
+def _padded(name: str, both: int, activations: int) -> Row:
+    """Padded views: after a shallow cut every B epoch brings 25 crops of each image."""
+    title = f"settle, {both} A + {activations} B at once, 4 bits, {activations} padded views"
+    method = partial(gathered, both, activations)
+    return Row(name, title, method, seeds=3, claim=CLAIM, changes={"padding": 4}, trained=_moved_by_client)
 
 
-def _of_case(case: str, at_cut: Mapping[str, Any]) -> list[Row]:
-    """Plain, the paper's, and padded views, with other halves."""
-    usual = [
-        replace(
-            row,
-            name=f"{case}-{row.name}",
-            title=f"{CASES[case]}: {row.title}",
-            against=f"{case}-plain",
-            presets=AUGMENTED,
-            changes=at_cut,
-        )
-        for row in (PLAIN, PAPER)
-    ]
-    return [*usual, _padded(case, at_cut, "pad500", 2, 4), _padded(case, at_cut, "pad250", 4, 8)]
+def _of_halves(case: str, about: str, changes: Mapping[str, Any]) -> list[Row]:
+    """Plain, the paper's, and padded views, of other halves."""
+    rows = PLAIN, PAPER, _padded("pad500", 2, 4), _padded("pad250", 4, 8)
+    return [in_case(row, case, about, presets=AUGMENTED, changes={**row.changes, **changes}) for row in rows]
 
 
-SHALLOW = [*_of_case("shallow", {"cut": "layer2"}), *_of_case("wide", {"cut": "layer2", "client_width": 1.0})]
+SHALLOW = [
+    *_of_halves("shallow", "cut after layer2", {"cut": "layer2"}),
+    *_of_halves("wide", "cut after layer2, client half of full width", {"cut": "layer2", "client_width": 1.0}),
+]
 
 GROUPS: Sequence[Sequence[Row]] = [
     [PLAIN, PAPER, BEST["few250"], BEST["few500"]],

@@ -45,7 +45,7 @@ def wait_for_config(
         ConfigError: there can be no connection until someone mends something.
         RefusedError: what came is no config, or this client takes part no more.
     """
-    offered = _answered(Endpoint(address, tls, True), lambda: fetch_config(address, tls), give_up_after, check)
+    offered = _answered(Attempts(address, tls), lambda: fetch_config(address, tls), give_up_after, check)
     try:
         config = json.loads(offered)
     except (ValueError, RecursionError) as error:
@@ -56,10 +56,7 @@ def wait_for_config(
 
 
 def leave(
-    server: str | Endpoint,
-    *,
-    give_up_after: float | None = None,
-    check: Callable[[], None] = lambda: None,
+    server: str | Endpoint, *, give_up_after: float | None = None, check: Callable[[], None] = lambda: None
 ) -> None:
     """Leave a run for good: the server goes on without this client, and drops what it stores of it.
 
@@ -86,24 +83,22 @@ def leave(
         with open_channel(endpoint.address, endpoint.tls) as channel:
             return channel.unary_unary(f"/{SERVICE}/Leave")(said, timeout=HELLO_SECONDS)
 
-    message = header_of(_answered(endpoint, call, give_up_after, check))[0].message
+    message = header_of(_answered(Attempts(endpoint.address, endpoint.tls), call, give_up_after, check))[0].message
     if not isinstance(message, Finished):
         raise RefusedError(f"expected the server to say that this client has left, got {type(message).__name__}")
 
 
-def _answered(
-    server: Endpoint, call: Callable[[], T], give_up_after: float | None, check: Callable[[], None] = lambda: None
-) -> T:
+def _answered(attempts: Attempts, call: Callable[[], T], give_up_after: float | None, check: Callable[[], None]) -> T:
     """What a call gives, once the server can be reached."""
-    started, wait, attempts = time.monotonic(), 0.2, Attempts(server.address, server.tls)
+    started, wait = time.monotonic(), 0.2
     while True:
         check()
         try:
             return call()
         except grpc.RpcError as error:
             if isinstance(error, grpc.Call) and error.code() in REFUSALS:
-                raise RefusedError(f"{server.address} refused: {harmless(error.details())}") from None
-            reason = f"no connection to {server.address}: "
+                raise RefusedError(f"{attempts.address} refused: {harmless(error.details())}") from None
+            reason = f"no connection to {attempts.address}: "
             if attempts.failed(error):
                 raise ConfigError(reason + attempts.last) from None
             if give_up_after is not None and time.monotonic() - started > give_up_after:

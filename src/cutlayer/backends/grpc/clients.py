@@ -72,14 +72,14 @@ class GrpcClients(Clients):
         listening, limits = operation.listening, operation.limits
         self._desk = Desk(self.waits, self.waiting, self.refusals, self.stop, limits.slowest, self.traffic)
         folder, self._begun = left_out.file.parent, int(saved.get("epoch", 0))
-        known = known_from(run.names, saved.get("hellos", []), Admitted(folder))
+        admitted = Admitted(folder)
+        known = known_from(run.names, saved.get("hellos", []), admitted)
         self._way_back = WayBack(self.run, checkpoints, limits.goings_back, gone_back(folder))
         self.claims = Claims(run, limits)
         self.admission = Admission(self.claims, self._way_back, self.waits.patience, listening.keepalive, known)
-        self.members, self.names = Members(self.admission, Admitted(folder), left_out), self.admission.names
-        self.slots = Slots(
-            self.names, limits, named=listening.tls is not None, room=ROOM if listening.admitted is not None else 0
-        )
+        self.members, self.names = Members(self.admission, admitted, left_out), self.admission.names
+        room = ROOM if listening.admitted is not None else 0
+        self.slots = Slots(self.names, limits, named=listening.tls is not None, room=room)
         self.stores: dict[str, Store] = {}
         self._took_part = [0] * len(self.names)
         """After how many epochs each client did something last."""
@@ -113,8 +113,9 @@ class GrpcClients(Clients):
         self.group(self._begun)
 
     def group(self, epochs: int, newcomer: Hello | None = None) -> None:
-        """Have those take part that do in the epoch after so many, and perhaps a newcomer."""
+        """Have those take part that do in the epoch after so many, and perhaps a newcomer, who is no member yet."""
         hellos = [self.admission.hellos[number] for number in range(self.members.count(epochs))]
+        self.tries_newcomer = newcomer is not None
         hellos += [newcomer] if newcomer is not None else []
         self.summaries, self.plain = [summary_of(hello) for hello in hellos], [plain_of(hello) for hello in hellos]
         self.weights_bytes = hellos[0].weights_bytes
@@ -157,7 +158,7 @@ class GrpcClients(Clients):
         if self.half is not None:
             server.shared = SharedHalf(self.half.state_dict())
         self.ledger, self._server = ledger, server
-        if self.members.grown or len(self.summaries) > len(self.names):
+        if self.members.grown or self.tries_newcomer:
             server.may_have_grown()
         return server
 

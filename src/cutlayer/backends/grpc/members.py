@@ -52,8 +52,8 @@ class Members:
     def __init__(self, admission: Admission, admitted: Admitted, left_out: Noted) -> None:
         self.admission, self.names, self.epochs = admission, admission.names, 0
         self._admitted, self._left_out, self._lock = admitted, left_out, threading.Lock()
-        since = [client.since for client in admitted.read()]
-        self._since = [*(0,) * (len(self.names) - len(since)), *since]
+        self._came = admitted.read()  # as on the disk, where no one else writes meanwhile; so are the reasons
+        self._reasons: dict[str, str] = {}
         self._revoked: set[str] = set()
         self._bar()
 
@@ -62,20 +62,22 @@ class Members:
     @property
     def grown(self) -> bool:
         """Whether anyone was admitted."""
-        return len(self.names) > len(self.admission.claims.run.names)
+        return bool(self._came)
 
     def count(self, epochs: int) -> int:
         """How many take part in the epoch after so many."""
-        return sum(since <= epochs for since in self._since)
+        return len(self.admission.claims.run.names) + sum(client.since <= epochs for client in self._came)
 
     def newcomer(self) -> Hello | None:
         """Who is to be admitted now, if anyone; no one while epochs from before the last are trained again."""
-        return self.admission.newcomers.first() if self.epochs >= self._since[-1] else None
+        again = bool(self._came) and self.epochs < self._came[-1].since
+        return None if again else self.admission.newcomers.first()
 
     def admit(self, hello: Hello) -> None:
         """A newcomer takes part from the coming epoch on. It is on the disk before the client hears of it."""
-        self._admitted.add(AdmittedClient(hello.name, self.epochs, as_json(hello)))
-        self._since.append(self.epochs)
+        client = AdmittedClient(hello.name, self.epochs, as_json(hello))
+        self._admitted.add(client)
+        self._came.append(client)
         self.admission.newcomers.admit(hello)
         log.warning("client %s was admitted after %d epochs", hello.name, self.epochs)
 
@@ -117,18 +119,17 @@ class Members:
         """Let these in no more, nor any others in place of them that were revoked before. From any thread."""
         with self._lock:
             before, self._revoked = self._revoked, set(names)
-            left_out = self._left_out.read()
             for name in before | names:
                 if name in names:
                     self.admission.bar(name, REVOKED)
-                elif name in left_out:  # and stays so, whether it was revoked as well or not
-                    self.admission.bar(name, left_out[name])
+                elif name in self._reasons:  # and stays so, whether it was revoked as well or not
+                    self.admission.bar(name, self._reasons[name])
                 else:
                     self.admission.barred.pop(name, None)
 
     def _bar(self) -> None:
         """Let those in no more that left_out.json names."""
-        reasons = self._left_out.read()
+        reasons = self._reasons = self._left_out.read()
         self.forgotten = {number for number, name in enumerate(self.names) if name in reasons}
         if len(self.forgotten) == len(self.names):
             raise ConfigError(f"all clients of the run are left out, as {self._left_out.file} says")
@@ -141,6 +142,6 @@ class Members:
         came = [
             f"after {each.since} epochs: client {each.name} was admitted, with {each.hello['samples']} samples and "
             f"{each.hello['test_samples']} test samples; scores count these from then on"
-            for each in self._admitted.read()
+            for each in self._came
         ]
-        return [*came, *(f"client {name} takes part no more: {why}" for name, why in self._left_out.read().items())]
+        return [*came, *(f"client {name} takes part no more: {why}" for name, why in self._reasons.items())]

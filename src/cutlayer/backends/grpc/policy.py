@@ -48,8 +48,8 @@ class Policy:
 
     def check_config(self, values: dict[str, object]) -> None:
         """Check the sizes in a server's config before anything is built from it, and its cut. Raises RefusedError."""
-        most_of = {"width": self.width, "client_width": self.width}
-        for name, most in {**most_of, "batch_size": self.batch_size, "threads": self.threads}.items():
+        widths = {"width": self.width, "client_width": self.width}
+        for name, most in {**widths, "batch_size": self.batch_size, "threads": self.threads}.items():
             got = values.get(name)
             if got is not None and not (isinstance(got, (int, float)) and 0 < got <= most):
                 raise RefusedError(f"{name}: this client takes at most {most}, the server asks for {got!r}")
